@@ -1,0 +1,17 @@
+"""The one small exception tree. `UserError` is the caller's mistake (exit 2); anything else is ours (exit 1)."""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message states what was expected, what was found, and the remedy, in one line."""
+
+
+class ArtifactError(UserError):
+    """The artifact is missing, damaged, of a newer format, or not what its manifest says."""
+
+
+class ContextOverflowError(UserError):
+    """The prompt, or prompt plus answer, does not fit the context."""
+
+
+class DeviceError(UserError):
+    """The device that was asked for cannot be used on this machine."""

@@ -1,0 +1,221 @@
+"""The manifest `dovetail.json`: what an artifact holds, as frozen dataclasses, and the strict reader and writer of them.
+
+An artifact is untrusted input. The reader accepts exactly the fields below with exactly these types: no unknown or duplicate keys, no NaN,
+no number out of range, file names only of the plain relative kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from typing import Any, TypeVar
+
+from dovetail.runtime.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "dovetail.json"
+MAX_MANIFEST_BYTES = 1 << 20
+TARGET_MODEL = "target/openvino_model.xml"
+TARGET_WEIGHTS = "target/openvino_model.bin"
+DRAFT_MODEL = "draft/model.onnx"
+TOKENIZER = "tokenizer/tokenizer.json"
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+GENERATION_CONFIG = "tokenizer/generation_config.json"
+FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99}){0,3}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def _require(condition: bool, expected: str, got: object) -> None:
+    if not condition:
+        raise ArtifactError(f"{MANIFEST_NAME}: expected {expected}, got {got!r:.80}; export the artifact again")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    _require(low <= value <= high, f"{name} between {low:g} and {high:g}", value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size and hash of one file of the artifact."""
+
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _in_range("bytes", self.bytes, 0, 1 << 50)
+        _require(_SHA256.match(self.sha256) is not None, "sha256 as 64 hexadecimal digits", self.sha256)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TreeShape:
+    """How far a tree grows: `nodes` counts the root, `depth` the drafted levels, `width` the children tried per node and level."""
+
+    nodes: int
+    depth: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _in_range("tree nodes", self.nodes, 1, 1024)
+        _in_range("tree depth", self.depth, 0, 64)
+        _in_range("tree width", self.width, 1, 64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """The target as exported. `weight_format` is `int8`, `int4`, `fp16` or `fp32`; `architecture` is transformers' `model_type`."""
+
+    architecture: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    context_length: int
+    parameters: int
+    weight_format: str
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "vocab_size", "context_length"):
+            _in_range(name, getattr(self, name), 1, 1 << 24)
+        _in_range("parameters", self.parameters, 1, 1 << 50)
+        formats = ("int8", "int4", "fp16", "fp32")
+        _require(self.weight_format in formats, f"weight_format as one of {', '.join(formats)}", self.weight_format)
+        _require(0 < len(self.architecture) <= 100, "an architecture name", self.architecture)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftInfo:
+    """The draft as exported: what the runtime must know to own its cache. `top_k` children come out of the graph per row."""
+
+    kind: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    top_k: int
+    parameters: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("dgf",), "draft kind dgf", self.kind)
+        _require(self.precision in ("float16", "float32"), "draft precision float16 or float32", self.precision)
+        for name in ("hidden_size", "vocab_size", "num_kv_heads", "head_dim"):
+            _in_range(name, getattr(self, name), 1, 1 << 24)
+        _in_range("draft num_layers", self.num_layers, 1, 1024)
+        _in_range("draft top_k", self.top_k, 1, 64)
+        _in_range("draft parameters", self.parameters, 1, 1 << 50)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExportChecks:
+    """What the export measured when it reopened the artifact beside torch on held-out text. KL in nats per token."""
+
+    tokens: int
+    target_kl_mean: float
+    target_argmax_agreement: float
+    draft_max_difference: float | None
+
+    def __post_init__(self) -> None:
+        _in_range("tokens", self.tokens, 0, 1 << 50)
+        _in_range("target_kl_mean", self.target_kl_mean, -1e-3, 1e6)
+        _in_range("target_argmax_agreement", self.target_argmax_agreement, 0, 1)
+        if self.draft_max_difference is not None:
+            _in_range("draft_max_difference", self.draft_max_difference, 0, 1e9)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """`dovetail.json`, validated. `files` lists every file of the artifact except the manifest itself."""
+
+    format_version: int
+    name: str
+    target: TargetInfo
+    draft: DraftInfo | None
+    default_tree: TreeShape
+    checks: ExportChecks
+    tool_versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+    def __post_init__(self) -> None:
+        _require(self.format_version == FORMAT_VERSION, f"format_version {FORMAT_VERSION}", self.format_version)
+        _require(0 < len(self.name) <= 200 and self.name.isprintable(), "a name of 1 to 200 printable characters", self.name)
+        _require(len(self.files) <= 1000, "at most 1000 files", len(self.files))
+        _require(len(self.tool_versions) <= 100, "at most 100 tool versions", len(self.tool_versions))
+        for name in self.files:
+            _require(_FILE_NAME.match(name) is not None, "plain relative file names", name)
+            _require(".." not in name and name != MANIFEST_NAME, "file names inside the artifact", name)
+        needed = [TARGET_MODEL, TARGET_WEIGHTS, TOKENIZER] + ([DRAFT_MODEL] if self.draft else [])
+        for name in needed:
+            _require(name in self.files, f"a files entry {name}", sorted(self.files))
+        if self.draft is not None:
+            for field in ("hidden_size", "vocab_size"):
+                ours, theirs = getattr(self.target, field), getattr(self.draft, field)
+                if ours != theirs:
+                    raise ArtifactError(f"draft {field} {theirs} != target {field} {ours}; re-export with the matching draft")
+
+
+def dumps(manifest: Manifest) -> str:
+    """The manifest as the text that is stored; `loads` reads it back equal."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, allow_nan=False) + "\n"
+
+
+def loads(text: str | bytes) -> Manifest:
+    """Read a manifest strictly. Raises `ArtifactError` naming the field; a newer `format_version` is named before anything else."""
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{MANIFEST_NAME}: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(text)}; export the artifact again")
+    try:
+        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{MANIFEST_NAME}: expected one JSON document, got {error}; export the artifact again") from None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{MANIFEST_NAME}: expected format_version {FORMAT_VERSION}, got the newer {version}; upgrade dovetail"
+        )
+    return _read(Manifest, document, "manifest")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r:.80} twice")
+    return dict(pairs)
+
+
+def _no_constants(name: str) -> float:
+    raise ValueError(f"the number {name}")
+
+
+T = TypeVar("T")
+
+
+def _read(cls: type[T], value: Any, where: str) -> T:
+    """`value` as the dataclass `cls`: every field there, none besides, each of its annotated type."""
+    assert dataclasses.is_dataclass(cls)
+    _require(isinstance(value, dict), f"{where} as an object", value)
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    _require(set(value) == names, f"{where} with the fields {', '.join(sorted(names))}", sorted(set(value) ^ names))
+    return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in value})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        inner = [h for h in typing.get_args(hint) if h is not type(None)]
+        return None if value is None else _typed(inner[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _read(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is dict:
+        _require(isinstance(value, dict), f"{where} as an object", value)
+        item = typing.get_args(hint)[1]
+        return {key: _typed(item, entry, f"{where}[{key!r:.80}]") for key, entry in value.items()}
+    if hint is float:
+        _require(type(value) in (int, float) and math.isfinite(value), f"{where} as a number", value)
+        return float(value)
+    _require(type(value) is hint, f"{where} as {hint.__name__}", value)
+    return value
