@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from dovetail.runtime import strict_json
 from dovetail.runtime.errors import ArtifactError
 
 FORMAT_VERSION = 1
@@ -27,17 +28,26 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 GENERATION_CONFIG = "tokenizer/generation_config.json"
 FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99}){0,3}\Z")
+_PART = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|\Z))[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?"
+_FILE_NAME = re.compile(
+    rf"{_PART}(?:/{_PART}){{0,3}}\Z"
+)  # up to three folders deep, no name that some system reserves or trims
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def _require(condition: bool, expected: str, got: object) -> None:
     if not condition:
-        raise ArtifactError(f"{MANIFEST_NAME}: expected {expected}, got {got!r:.80}; export the artifact again")
+        raise ArtifactError(
+            f"{MANIFEST_NAME}: expected {expected}, got {strict_json.shown(got)}; export the artifact again"
+        )
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     _require(low <= value <= high, f"{name} between {low:g} and {high:g}", value)
+
+
+def _is_label(text: str, length: int) -> bool:
+    return 0 < len(text) <= length and text.isprintable()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,12 +89,14 @@ class TargetInfo:
     weight_format: str
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "vocab_size", "context_length"):
-            _in_range(name, getattr(self, name), 1, 1 << 24)
+        _in_range("hidden_size", self.hidden_size, 1, 1 << 20)
+        _in_range("num_layers", self.num_layers, 1, 4096)
+        _in_range("vocab_size", self.vocab_size, 1, 1 << 24)
+        _in_range("context_length", self.context_length, 1, 1 << 24)
         _in_range("parameters", self.parameters, 1, 1 << 50)
         formats = ("int8", "int4", "fp16", "fp32")
         _require(self.weight_format in formats, f"weight_format as one of {', '.join(formats)}", self.weight_format)
-        _require(0 < len(self.architecture) <= 100, "an architecture name", self.architecture)
+        _require(_is_label(self.architecture, 100), "an architecture name", self.architecture)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,9 +116,11 @@ class DraftInfo:
     def __post_init__(self) -> None:
         _require(self.kind in ("dgf",), "draft kind dgf", self.kind)
         _require(self.precision in ("float16", "float32"), "draft precision float16 or float32", self.precision)
-        for name in ("hidden_size", "vocab_size", "num_kv_heads", "head_dim"):
-            _in_range(name, getattr(self, name), 1, 1 << 24)
+        _in_range("draft hidden_size", self.hidden_size, 1, 1 << 20)
+        _in_range("draft vocab_size", self.vocab_size, 1, 1 << 24)
         _in_range("draft num_layers", self.num_layers, 1, 1024)
+        _in_range("draft num_kv_heads", self.num_kv_heads, 1, 1024)
+        _in_range("draft head_dim", self.head_dim, 1, 4096)
         _in_range("draft top_k", self.top_k, 1, 64)
         _in_range("draft parameters", self.parameters, 1, 1 << 50)
 
@@ -143,12 +157,22 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _require(self.format_version == FORMAT_VERSION, f"format_version {FORMAT_VERSION}", self.format_version)
-        _require(0 < len(self.name) <= 200 and self.name.isprintable(), "a name of 1 to 200 printable characters", self.name)
+        _require(_is_label(self.name, 200), "a name of 1 to 200 printable characters", self.name)
         _require(len(self.files) <= 1000, "at most 1000 files", len(self.files))
         _require(len(self.tool_versions) <= 100, "at most 100 tool versions", len(self.tool_versions))
+        for tool, tool_version in self.tool_versions.items():
+            _require(
+                _is_label(tool, 100) and _is_label(tool_version, 100), "printable tool versions", (tool, tool_version)
+            )
         for name in self.files:
-            _require(_FILE_NAME.match(name) is not None, "plain relative file names", name)
-            _require(".." not in name and name != MANIFEST_NAME, "file names inside the artifact", name)
+            _require(_FILE_NAME.match(name) is not None and ".." not in name, "plain relative file names", name)
+            _require(name.casefold() != MANIFEST_NAME, "file names besides the manifest's own", name)
+        names = [*self.files, *folders_of(self.files)]
+        _require(
+            len({name.casefold() for name in names}) == len(names),
+            "file names that differ in more than case",
+            sorted(names),
+        )
         needed = [TARGET_MODEL, TARGET_WEIGHTS, TOKENIZER] + ([DRAFT_MODEL] if self.draft else [])
         for name in needed:
             _require(name in self.files, f"a files entry {name}", sorted(self.files))
@@ -156,7 +180,14 @@ class Manifest:
             for field in ("hidden_size", "vocab_size"):
                 ours, theirs = getattr(self.target, field), getattr(self.draft, field)
                 if ours != theirs:
-                    raise ArtifactError(f"draft {field} {theirs} != target {field} {ours}; re-export with the matching draft")
+                    raise ArtifactError(
+                        f"draft {field} {theirs} != target {field} {ours}; re-export with the matching draft"
+                    )
+
+
+def folders_of(names: Iterable[str]) -> set[str]:
+    """Every folder that the relative file names `names` imply, without a closing slash."""
+    return {name[:cut] for name in names for cut, char in enumerate(name) if char == "/"}
 
 
 def dumps(manifest: Manifest) -> str:
@@ -166,29 +197,14 @@ def dumps(manifest: Manifest) -> str:
 
 def loads(text: str | bytes) -> Manifest:
     """Read a manifest strictly. Raises `ArtifactError` naming the field; a newer `format_version` is named before anything else."""
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{MANIFEST_NAME}: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(text)}; export the artifact again")
-    try:
-        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{MANIFEST_NAME}: expected one JSON document, got {error}; export the artifact again") from None
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    document = strict_json.parse(data, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     version = document.get("format_version") if isinstance(document, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise ArtifactError(
             f"{MANIFEST_NAME}: expected format_version {FORMAT_VERSION}, got the newer {version}; upgrade dovetail"
         )
     return _read(Manifest, document, "manifest")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r:.80} twice")
-    return dict(pairs)
-
-
-def _no_constants(name: str) -> float:
-    raise ValueError(f"the number {name}")
 
 
 T = TypeVar("T")
@@ -213,9 +229,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is dict:
         _require(isinstance(value, dict), f"{where} as an object", value)
         item = typing.get_args(hint)[1]
-        return {key: _typed(item, entry, f"{where}[{key!r:.80}]") for key, entry in value.items()}
+        return {key: _typed(item, entry, f"{where}[{strict_json.shown(key)}]") for key, entry in value.items()}
     if hint is float:
-        _require(type(value) in (int, float) and math.isfinite(value), f"{where} as a number", value)
+        _require(type(value) in (int, float), f"{where} as a number", value)
         return float(value)
     _require(type(value) is hint, f"{where} as {hint.__name__}", value)
     return value

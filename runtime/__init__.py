@@ -1,0 +1,25 @@
+"""Runs a Dovetail artifact: numpy, OpenVINO and ONNX Runtime, no torch.
+
+    from dovetail.runtime import SamplingParams, load
+    pipe = load("artifacts/pystd")
+    print(pipe.generate("def main():\\n", SamplingParams(temperature=0.8, seed=1)).text)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dovetail.runtime.pipeline import Pipeline, load
+    from dovetail.runtime.sampling import SamplingParams
+
+__all__ = ["Pipeline", "SamplingParams", "load"]
+
+_HOMES = {"Pipeline": "pipeline", "load": "pipeline", "SamplingParams": "sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line must answer before numpy and the engines are loaded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,44 @@
+"""Accepting: which part of a drafted tree the target keeps. Pure; the whole of the lossless argument is in these lines.
+
+At every node the target's own next token is drawn from the target's own row, whatever the draft proposed. A drawn token that happens to be a
+child was verified in the same pass, so the walk goes on there; the first that is not ends the round. The draft decides only how far a round
+gets, never what is emitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from dovetail.runtime.tree import Float32s, Tree
+
+Sampler = Callable[[Float32s, list[int]], int]
+"""(logits row [V], tokens already accepted in this round) -> the target's next token."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a round keeps. `path` starts at the root; `tokens` are the accepted drafted tokens followed by the bonus token."""
+
+    path: list[int]  # node numbers, len == accept_length + 1
+    tokens: list[int]  # len == accept_length + 1
+
+    @property
+    def accept_length(self) -> int:
+        """Accepted drafted tokens, the bonus token not counted."""
+        return len(self.path) - 1
+
+
+def accept(tree: Tree, logits: Float32s, sampler: Sampler, limit: int | None = None) -> Accepted:
+    """Walk from the root along the target's own draws. `logits` [N, V]: row i is the target's for the token after node i.
+
+    At most `limit` tokens are drawn (the caller's room); the walk also ends there.
+    """
+    path, tokens = [0], [sampler(logits[0], [])]
+    while len(tokens) != limit:
+        child = tree.children(path[-1]).get(tokens[-1])
+        if child is None:
+            break
+        path.append(child)
+        tokens.append(sampler(logits[child], tokens))
+    return Accepted(path, tokens)

@@ -1,0 +1,203 @@
+"""The draft: an ONNX graph that proposes a token tree, and the key/value cache it needs. ONNX Runtime only.
+
+Letters: T tokens in a call, P tokens already in the cache, R rows wanted, K children per row, W rows expanded at a level, D hidden size,
+L draft layers, H key/value heads, E head size.
+
+The draft reads pairs (EAGLE, Li et al. 2024, arXiv 2401.15077, section 4.1): the target's feature of position t goes with the token of position
+t + 1. Inside a drafted branch the target's features do not exist yet, and the draft's own predictions stand in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovetail.runtime.errors import DeviceError
+from dovetail.runtime.manifest import DraftInfo, TreeShape
+from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
+
+PREFILL_CHUNK = 256
+TREE_ROWS = 1024  # cache room for the expanded candidates of one tree
+
+
+class Draft(Protocol):
+    """Guesses the target's next tokens for one text."""
+
+    @property
+    def native_s(self) -> float: ...  # seconds spent inside the draft's engine so far
+    @property
+    def bytes_in(self) -> int: ...  # handed to the draft's engine for this text so far, its cache not counted
+    @property
+    def bytes_out(self) -> int: ...
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        """A tree rooted at `tokens[-1]`.
+
+        `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position before; m == n, except on the
+        first call of a text, where m == n - 1: the first token follows nothing.
+        """
+        ...
+
+
+class NoDraft:
+    """Plain decoding: the tree is its root."""
+
+    native_s = 0.0
+    bytes_in = bytes_out = 0
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        """The last token alone."""
+        return root_only(int(tokens[-1]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftOutput:
+    """One call's results for the R rows wanted."""
+
+    top_tokens: Int64s  # [R, K]
+    top_log_probs: Float32s  # [R, K] descending
+    features: npt.NDArray[np.float16]  # [R, D] predicted
+
+
+class DraftModel:
+    """The ONNX session. Sequences share it; calls come from one thread at a time."""
+
+    def __init__(self, path: Path, info: DraftInfo, *, device: str, threads: int, context_length: int) -> None:
+        """Load the graph at `path`. `device` is `cpu`, `cuda` or `cuda:i`. Raises `DeviceError` if the session did not get it."""
+        import onnxruntime as ort
+
+        self.info = info
+        self.context_length = context_length
+        self.native_s = 0.0
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Idle workers that spin would take the target's cores between two draft calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(str(path), options, providers=_providers(device))
+        provider = self._session.get_providers()[0]
+        if device.startswith("cuda") and provider != "CUDAExecutionProvider":
+            raise DeviceError(f"--draft-device {device}: expected the CUDA provider, the session got {provider}; install the CUDA libraries or use cpu")
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.cache_names = [f"{kind}.{i}" for i in range(info.num_layers) for kind in ("key", "value")]
+
+    def sequence(self) -> DraftSequence:
+        """A new text."""
+        return DraftSequence(self)
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """One call of the graph; arrays in and out are the host's."""
+        start = time.perf_counter()
+        values = self._session.run(None, feeds)
+        self.native_s += time.perf_counter() - start
+        return dict(zip(self._outputs, values, strict=True))
+
+
+class DraftSequence:
+    """The draft's side of one text: its cache of verified pairs, and the tree it grows on top of them."""
+
+    def __init__(self, model: DraftModel) -> None:
+        self._model = model
+        info = model.info
+        # Token-major, so that the rows in use are one contiguous view and a call copies nothing. Keys and values of layer i: 2i, 2i + 1.
+        capacity = model.context_length + TREE_ROWS
+        self._cache = np.zeros((2 * info.num_layers, capacity, info.num_kv_heads, info.head_dim), np.float16)  # [2L, P, H, E]
+        self.length = 0  # verified pairs
+        self.bytes_in = self.bytes_out = 0
+
+    @property
+    def native_s(self) -> float:
+        """Seconds spent inside ONNX Runtime so far, over all sequences of the model."""
+        return self._model.native_s
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        """See `Draft.propose`. `shape.depth` calls of the graph; the first also takes in the newly verified pairs."""
+        root = int(tokens[-1])
+        if len(features) == 0 or shape.depth == 0 or shape.nodes == 1:
+            self._absorb(tokens, features)
+            return root_only(root)
+        out = self._absorb(tokens, features)
+        assert out is not None
+        width = min(shape.width, out.top_tokens.shape[1])
+        builder = TreeBuilder(root)
+        builder.extend(np.zeros(1, np.int64), out.top_tokens[:, :width], out.top_log_probs[:, :width])
+        visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
+        for level in range(1, shape.depth):
+            chosen = builder.frontier(width)  # [W]
+            source = (chosen - builder.newest) // width  # the row of the last call that each is a child of
+            visible = np.concatenate([visible[source], np.eye(len(chosen), dtype=np.bool_)], axis=1)
+            mask = np.concatenate([np.ones((len(chosen), self.length), np.bool_), visible], axis=1)
+            behind = mask.shape[1] - len(chosen)
+            positions = np.full(len(chosen), self.length + level - 1)
+            out = self._call(builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(len(chosen)), behind)
+            builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
+        return builder.best(shape.nodes)
+
+    def _absorb(self, tokens: Int64s, features: Float32s) -> DraftOutput | None:
+        """Take verified pairs into the cache; returns the last row's output."""
+        tokens, pairs, out = tokens[len(tokens) - len(features) :], features.astype(np.float16), None
+        for begin in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[begin : begin + PREFILL_CHUNK]
+            size = len(chunk)
+            mask = np.tri(size, self.length + size, self.length, dtype=np.bool_)
+            positions = self.length + np.arange(size)
+            last = np.array([size - 1])
+            out = self._call(chunk, pairs[begin : begin + size], positions, mask, last, self.length)
+            self.length += size
+        return out
+
+    def _call(
+        self, tokens: Int64s, features: npt.NDArray[np.float16], positions: Int64s, mask: Bools, rows: Int64s, behind: int
+    ) -> DraftOutput:
+        """Run T tokens on top of the first `behind` cache rows and write theirs after them."""
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "input_ids": tokens,
+            "features": features,
+            "position_ids": positions,
+            "attention_mask": mask,
+            "logit_rows": rows,
+        }
+        self.bytes_in += sum(array.nbytes for array in feeds.values())
+        for name, cache in zip(self._model.cache_names, self._cache, strict=True):
+            feeds[f"past_{name}"] = cache[:behind]
+        out = self._model.run(feeds)
+        for name, cache in zip(self._model.cache_names, self._cache, strict=True):
+            cache[behind : behind + len(tokens)] = out[f"new_{name}"]
+        done = DraftOutput(out["top_token_ids"], out["top_log_probs"], out["hidden_states"])
+        self.bytes_out += done.top_tokens.nbytes + done.top_log_probs.nbytes + done.features.nbytes
+        return done
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as the device it stands for on this machine; anything else as it is."""
+    return "cpu" if device == "auto" else device
+
+
+def _providers(device: str) -> list[Any]:
+    import onnxruntime as ort
+
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    name, _, index = device.partition(":")
+    if name != "cuda" or (index and not index.isdigit()):
+        raise DeviceError(f"--draft-device: expected auto, cpu, cuda or cuda:INDEX, got {device!r:.40}")
+    if "CUDAExecutionProvider" not in ort.get_available_providers() or not _cuda_driver():
+        raise DeviceError(f"--draft-device {device}: expected an NVIDIA GPU with its driver, found none on this machine; use --draft-device cpu")
+    ort.preload_dlls()
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)})]
+
+
+def _cuda_driver() -> bool:
+    """Whether the NVIDIA driver's library can be loaded: the CUDA provider is compiled in whether or not it can ever run."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

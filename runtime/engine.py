@@ -1,0 +1,89 @@
+"""The loop: propose, verify, accept, commit, emit."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from dovetail.runtime.accept import Accepted, accept
+from dovetail.runtime.draft import Draft
+from dovetail.runtime.policy import Policy
+from dovetail.runtime.sampling import Sampler
+from dovetail.runtime.tree import Float32s, Int64s, Tree
+
+
+class Verification(Protocol):
+    """The target's answer to a tree of N nodes."""
+
+    @property
+    def logits(self) -> Float32s: ...  # [N, V]
+    @property
+    def features(self) -> Float32s: ...  # [N, D]
+
+
+class Target(Protocol):
+    """One text in the model whose words count."""
+
+    @property
+    def native_s(self) -> float: ...  # seconds spent inside the target's engine so far
+
+    def prefill(self, tokens: Int64s) -> Float32s: ...
+    def verify(self, tree: Tree) -> Verification: ...
+    def commit(self, path: Sequence[int]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Round:
+    """What one round did and what it cost, in milliseconds. `host_ms` is all that is neither the target's engine nor the draft's."""
+
+    tokens: list[int]  # accepted drafted tokens, then the bonus token
+    nodes: int
+    draft_ms: float
+    verify_ms: float
+    host_ms: float
+
+    @property
+    def accept_length(self) -> int:
+        """Accepted drafted tokens, the bonus token not counted."""
+        return len(self.tokens) - 1
+
+
+def rounds(target: Target, draft: Draft, policy: Policy, sampler: Sampler, prompt: Int64s, max_new_tokens: int) -> Iterator[Round]:
+    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, a round at a time. The caller stops it early by not asking on."""
+    features = target.prefill(prompt[:-1])
+    tokens, emitted = prompt, 0
+    clock = Stopwatch(target, draft)
+    while emitted < max_new_tokens:
+        clock.start()
+        room = max_new_tokens - emitted
+        tree = draft.propose(tokens, features, policy.shape(room))
+        out = target.verify(tree)
+        accepted = accept(tree, out.logits, sampler.at(emitted), room)
+        target.commit(accepted.path)
+        tokens, features = np.array(accepted.tokens), out.features[accepted.path]
+        emitted += len(tokens)
+        yield clock.lap(tree, accepted)
+
+
+class Stopwatch:
+    """Splits each round's time into draft, target and host. What a consumer does between two rounds is not counted."""
+
+    def __init__(self, target: Target, draft: Draft) -> None:
+        self._target, self._draft = target, draft
+        self._started = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        return time.perf_counter(), self._target.native_s, self._draft.native_s
+
+    def start(self) -> None:
+        """A round begins."""
+        self._started = self._now()
+
+    def lap(self, tree: Tree, accepted: Accepted) -> Round:
+        """The round that began last, with its times."""
+        wall, verify, draft = (1e3 * (now - then) for now, then in zip(self._now(), self._started, strict=True))
+        return Round(accepted.tokens, len(tree), draft, verify, wall - verify - draft)

@@ -1,0 +1,80 @@
+"""One generation's result: the text, why it ended, and what its rounds did and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dovetail.runtime.engine import Round
+
+
+@dataclasses.dataclass(slots=True)
+class RoundTotals:
+    """Sums over the rounds of one text. Times in milliseconds."""
+
+    rounds: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    host_ms: float = 0.0
+    accept_histogram: list[int] = dataclasses.field(default_factory=list)
+    """Entry a counts the rounds that accepted a drafted tokens."""
+
+    def add(self, done: Round) -> None:
+        """Count one round."""
+        self.rounds += 1
+        self.drafted_tokens += done.nodes - 1
+        self.accepted_tokens += done.accept_length
+        self.draft_ms += done.draft_ms
+        self.verify_ms += done.verify_ms
+        self.host_ms += done.host_ms
+        missing = done.accept_length + 1 - len(self.accept_histogram)
+        self.accept_histogram += [0] * missing
+        self.accept_histogram[done.accept_length] += 1
+
+    @property
+    def accept_length_mean(self) -> float:
+        """Accepted drafted tokens per round, the bonus token not counted."""
+        return self.accepted_tokens / self.rounds if self.rounds else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished text. `decode_ms` runs from the end of the target's prefill to the last token; it contains the draft's reading of the prompt.
+
+    `finish_reason` is `stop` (end-of-sequence token), `length`, or `cancelled`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    totals: RoundTotals
+    prefill_ms: float
+    decode_ms: float
+    bytes_to_draft: int
+    bytes_from_draft: int
+    target_device: str
+    draft_device: str
+    numerics: str
+    seed: int
+    threads: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens per second of decoding, prefill not counted."""
+        return 1e3 * len(self.token_ids) / self.decode_ms if self.decode_ms else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of `--json`: totals flattened, host time also per round."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "totals"}
+        totals = self.totals
+        return {
+            **fields,
+            "completion_tokens": len(self.token_ids),
+            **dataclasses.asdict(totals),
+            "accept_length_mean": totals.accept_length_mean,
+            "host_ms_per_round": totals.host_ms / totals.rounds if totals.rounds else 0.0,
+            "tokens_per_second": self.tokens_per_second,
+        }

@@ -1,0 +1,234 @@
+"""The target on the CPU: OpenVINO, PagedAttention with a tree mask, and key/value caches that numpy owns.
+
+Letters: S sequences in a call, T tokens in a call over all of them, N tokens of one sequence, R rows of logits wanted, L layers,
+V vocabulary, D hidden size, P tokens already in a sequence's cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino._offline_transformations import paged_attention_transformation
+from openvino.frontend import FrontEndManager
+
+from dovetail.runtime.blocks import BlockPool, BlockTable
+from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.manifest import FEATURES_OUTPUT, TargetInfo
+from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree
+
+Numerics = Literal["fast", "exact"]
+
+PREFILL_CHUNK = 256  # tokens a call: an interrupt is only seen between calls
+MAX_TREE_NODES = 128  # room kept beyond the context, so that the last tree of a full context still fits
+LOGIT_ROWS = "logit_rows"
+
+# Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
+_PRECISION: dict[str, dict[str, str]] = {
+    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "f16"},
+    "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
+}
+_CACHE_DTYPES = {"f32": np.float32, "f16": np.float16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """What one sequence feeds into a call: N tokens behind the `length` tokens its table holds."""
+
+    table: BlockTable
+    tokens: Int64s  # [N]
+    positions: Int64s  # [N]
+    mask: Bools | None  # [N, N] ancestor-or-self; None: causal
+    logit_rows: Int64s  # [R] rows of this step, 0..N-1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one sequence gets back. Views of the engine's memory: valid until the next call."""
+
+    logits: Float32s  # [R, V]
+    features: Float32s  # [N, D] last hidden state, after the final norm
+
+
+class TargetModel:
+    """The compiled target and its cache pool. Several sequences may live in it and share a call; calls come from one thread at a time."""
+
+    def __init__(self, path: Path, info: TargetInfo, *, numerics: Numerics, threads: int, cache_tokens: int) -> None:
+        """Load the IR at `path` for `numerics`; the pool has room for `cache_tokens` tokens over all sequences, and one tree.
+
+        Raises `ArtifactError` when the IR is not a stateful decoder with a `hidden_states` result.
+        """
+        self.info = info
+        self.numerics = numerics
+        self.native_s = 0.0  # seconds spent inside OpenVINO so far
+        model = restrict_logits(to_paged_attention(read_ir(path)))
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": str(threads),
+            **_PRECISION[numerics],
+        }
+        compiled = ov.Core().compile_model(model, "CPU", config)
+        self._request = compiled.create_infer_request()
+        ports = [port for port in compiled.inputs if "_cache." in port.any_name]
+        shapes = [tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in ports]
+        if not ports or len(set(shapes)) != 1:
+            raise ArtifactError(f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported")
+        kv_heads, block_size, head_dim = shapes[0]
+        dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
+        self.pool = BlockPool(-(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
+        # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
+        self._cache = np.zeros((len(ports), self.pool.num_blocks, kv_heads, block_size, head_dim), dtype)  # [2L, ...]
+        for port, cache in zip(ports, self._cache, strict=True):
+            self._request.set_tensor(port.any_name, ov.Tensor(cache, shared_memory=True))
+
+    def sequence(self) -> TargetSequence:
+        """A new, empty sequence."""
+        return TargetSequence(self)
+
+    def forward(self, steps: Sequence[SequenceStep]) -> list[StepOutput]:
+        """One pass over the weights for all `steps`. Writes each step's keys and values behind its table's `length`, which stays."""
+        for step in steps:
+            step.table.reserve(len(step.tokens))
+        counts = [len(step.tokens) for step in steps]
+        begins = _offsets(counts)  # [S + 1]
+        masks = [np.zeros(0, np.uint8) if s.mask is None else s.mask.astype(np.uint8).ravel() for s in steps]
+        mask = np.concatenate(masks)
+        rows = [step.logit_rows + begin for step, begin in zip(steps, begins, strict=False)]
+        self._infer(
+            {
+                "input_ids": np.concatenate([s.tokens for s in steps]),
+                "position_ids": np.concatenate([s.positions for s in steps]),
+                "past_lens": np.array([s.table.length for s in steps], np.int32),
+                "subsequence_begins": begins,
+                "block_indices": np.concatenate([np.array(s.table.blocks, np.int32) for s in steps]),
+                "block_indices_begins": _offsets([len(s.table.blocks) for s in steps]),
+                "max_context_len": np.array(max(s.table.length + n for s, n in zip(steps, counts, strict=True)), np.int32),
+                "qq_bias": mask,
+                "qq_bias_begins": _offsets([len(m) for m in masks]) if len(mask) else np.zeros(0, np.int32),
+                LOGIT_ROWS: np.concatenate(rows),
+            }
+        )
+        logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [sum R, V]
+        features = self._request.get_tensor(FEATURES_OUTPUT).data.reshape(-1, self.info.hidden_size)  # [T, D]
+        row_begins = _offsets([len(r) for r in rows])
+        return [
+            StepOutput(logits[r0:r1], features[t0:t1])
+            for (r0, r1), (t0, t1) in zip(itertools.pairwise(row_begins), itertools.pairwise(begins), strict=True)
+        ]
+
+    def move_rows(self, table: BlockTable, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy cache rows between slots of one sequence, in every layer; all are read before any is written."""
+        source_blocks, source_offsets = zip(*(table.slot(s) for s in sources), strict=True)
+        target_blocks, target_offsets = zip(*(table.slot(s) for s in targets), strict=True)
+        self._cache[:, target_blocks, :, target_offsets] = self._cache[:, source_blocks, :, source_offsets]
+
+    def _infer(self, feeds: dict[str, npt.NDArray[Any]]) -> None:
+        for name, value in feeds.items():
+            self._request.set_tensor(name, ov.Tensor(value))
+        start = time.perf_counter()
+        self._request.infer()
+        self.native_s += time.perf_counter() - start
+
+
+class TargetSequence:
+    """One text in the target's cache. The last emitted token is never in it: it is the root of the next tree."""
+
+    def __init__(self, model: TargetModel) -> None:
+        self._model = model
+        self._table = BlockTable(model.pool)
+
+    @property
+    def native_s(self) -> float:
+        """Seconds spent inside OpenVINO so far, over all sequences of the model."""
+        return self._model.native_s
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._table.length
+
+    def prefill(self, tokens: Int64s) -> Float32s:
+        """Append `tokens` [N] to the cache, a chunk a call; returns their features [N, D]. No row goes through the LM head."""
+        features = np.empty((len(tokens), self._model.info.hidden_size), np.float32)
+        for begin in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[begin : begin + PREFILL_CHUNK]
+            positions = self._table.length + np.arange(len(chunk))
+            step = SequenceStep(self._table, chunk, positions, None, np.zeros(0, np.int64))
+            features[begin : begin + len(chunk)] = self._model.forward([step])[0].features
+            self._table.length += len(chunk)
+        return features
+
+    def step(self, tree: Tree) -> SequenceStep:
+        """The tree as this sequence's part of a call."""
+        size, past = len(tree), self._table.length
+        mask = tree.ancestors() if size > 1 else None
+        positions = past + (tree.depths() if size > 1 else np.zeros(1, np.int64))
+        return SequenceStep(self._table, tree.tokens, positions, mask, np.arange(size))
+
+    def verify(self, tree: Tree) -> StepOutput:
+        """Logits [N, V] and features [N, D] of every node, in one pass. The cache grows only by what `commit` keeps."""
+        return self._model.forward([self.step(tree)])[0]
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows of the nodes `path` (root first, of the tree verified last) and drop the others."""
+        past = self._table.length
+        moved = [(past + node, past + kept) for kept, node in enumerate(path) if node != kept]
+        if moved:
+            self._model.move_rows(self._table, *zip(*moved, strict=True))
+        self._table.length += len(path)
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        self._table.truncate(length)
+
+    def close(self) -> None:
+        """Give the blocks back."""
+        self._table.release()
+
+
+def read_ir(path: Path) -> ov.Model:
+    """Read an OpenVINO IR with the IR front end only: `read_model` would go by content and start other parsers."""
+    front_end = FrontEndManager().load_by_framework("ir")
+    return front_end.convert(front_end.load(str(path)))
+
+
+def to_paged_attention(model: ov.Model) -> ov.Model:
+    """Rewrite every attention of a stateful decoder to PagedAttention with a tree mask (`qq_bias`)."""
+    if not model.get_sinks():
+        raise ArtifactError("expected a stateful decoder IR, got one without state; export it with optimum-intel's text-generation-with-past")
+    allow_qq_bias = True
+    paged_attention_transformation(model, False, False, False, False, False, False, allow_qq_bias)
+    names = {name for port in model.inputs for name in port.get_names()}
+    assert {"qq_bias", "key_cache.0", "value_cache.0"} <= names, "the PagedAttention transformation changed its inputs"
+    return model
+
+
+def restrict_logits(model: ov.Model) -> ov.Model:
+    """Add the input `logit_rows` [R]: only these rows go through the LM head, so that a prompt pays for none."""
+    logits = next((port for port in model.outputs if "logits" in port.get_names()), None)
+    hidden = next((port for port in model.outputs if FEATURES_OUTPUT in port.get_names()), None)
+    if logits is None or hidden is None:
+        raise ArtifactError(f"expected an IR with the results logits and {FEATURES_OUTPUT}; export it with dovetail-export model")
+    features = hidden.node.input_value(0)
+    readers = [port for port in features.get_target_inputs() if port.get_node().get_type_name() == "MatMul"]
+    assert len(readers) == 1, "the hidden states feed exactly one MatMul, the LM head"
+    rows = ov.op.Parameter(ov.Type.i64, ov.PartialShape([-1]))
+    rows.set_friendly_name(LOGIT_ROWS)
+    rows.output(0).get_tensor().set_names({LOGIT_ROWS})
+    gather = ov.opset13.gather(features, rows, ov.op.Constant(np.array(0, np.int64)))
+    readers[0].replace_source_output(gather.output(0))
+    model.add_parameters([rows])
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
