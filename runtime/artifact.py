@@ -1,6 +1,7 @@
 """The artifact on disk: open it, hold it against its manifest, and refuse it before any native parser has seen a byte.
 
-What is checked is the folder as it lies there at opening time; whoever can write to it afterwards wins, so artifacts are read-only.
+What is checked is the folder as it lies there at opening time; whoever can write to it afterwards wins, so artifacts
+are read-only.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def open_artifact(
     """Read and verify the artifact in the folder `path`; `trust` skips the hashes (sizes and names are still checked).
 
     `progress` is called with the bytes hashed since its last call; they add up to the sizes of all listed files.
-    Raises `ArtifactError` unless the folder holds exactly the listed files, regular and of the listed size and hash. Links are refused
-    everywhere below `path`. Hard links are not: they can only show content that has the listed hash anyway, and installers and backup
-    tools make them of honest files.
+    Raises `ArtifactError` unless the folder holds exactly the listed files, regular and of the listed size and hash.
+    Links are refused everywhere below `path`. Hard links are not: they can only show content that has the listed hash
+    anyway, and installers and backup tools make them of honest files.
     """
     root = Path(path)
     try:
@@ -175,7 +176,8 @@ def _check_hash(path: Path, expected: str, size: int, progress: Callable[[int], 
 def cache_folder(digest: str) -> Path:
     """The user's private folder for compiled models of the artifact `digest`; made when missing, with mode 0700.
 
-    A compiled model is code, and its reader believes it: so the folder must be ours and writable by nobody else, or `UserError`.
+    A compiled model is code, and its reader believes it: so the folder must be ours and writable by nobody else, or
+    `UserError`.
     """
     import platformdirs
 

@@ -1,7 +1,7 @@
 """The manifest `dovetail.json`: what an artifact holds, as frozen dataclasses, and the strict reader and writer of them.
 
-An artifact is untrusted input. The reader accepts exactly the fields below with exactly these types: no unknown or duplicate keys, no NaN,
-no number out of range, file names only of the plain relative kind.
+An artifact is untrusted input. The reader accepts exactly the fields below with exactly these types: no unknown or
+duplicate keys, no NaN, no number out of range, file names only of the plain relative kind.
 """
 
 from __future__ import annotations

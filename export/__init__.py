@@ -1,0 +1,1 @@
+"""Checkpoint -> frozen artifact: everything that needs torch. The runtime imports nothing from here."""

@@ -1,0 +1,73 @@
+"""What every command shares: errors as one line, results on stdout, notices on stderr, bars only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dovetail.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a click command as a program: exit 0 done, 2 the user's mistake in one line, 130 on Ctrl-C; our own faults keep their traceback."""
+    try:
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()}", f"; see {name} --help")
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader went away: nobody to tell, and nothing left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, hint: str = "") -> None:
+    line = " ".join(message.split()).rstrip(".")
+    click.echo(f"error: {line}{hint}", err=True)
+    sys.exit(2)
+
+
+def notice(line: str) -> None:
+    """Tell the person, not the pipe."""
+    click.echo(line, err=True)
+
+
+def stderr_console() -> Console:
+    """Rich on stderr; plain off a terminal and under NO_COLOR."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The last line of stdout: one JSON document."""
+    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def on_terminal() -> bool:
+    """Whether progress may move on the screen."""
+    return sys.stderr.isatty()
+
+
+def hashing_bar(total: int) -> tuple[Callable[[int], object] | None, Callable[[], None]]:
+    """A progress bar for verifying hashes, and how to end it; none off a terminal or where it would be over at once."""
+    if not on_terminal() or total < 1 << 30:
+        return None, lambda: None
+    from rich.progress import Progress
+
+    progress = Progress(console=stderr_console(), transient=True)
+    task = progress.add_task("verifying hashes", total=total)
+    progress.start()
+    return lambda count: progress.advance(task, count), progress.stop

@@ -1,0 +1,125 @@
+"""Text to tokens and back: a tokenizer read with care from an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dovetail.runtime import strict_json, tokenizer_file
+from dovetail.runtime.artifact import Artifact
+from dovetail.runtime.detokenize import Pieces, TextStream, read_decoder
+from dovetail.runtime.errors import ArtifactError, ContextOverflowError, UserError
+from dovetail.runtime.generation_config import GenerationConfig, load_generation_config
+from dovetail.runtime.manifest import TOKENIZER
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_TEXT_BYTES = 8 << 20  # what one tokenization may cost: the library needs seconds for a megabyte of some texts
+_BYTES_PER_TOKEN = 128  # no real text has longer tokens on average, so more bytes than this times the context can't fit
+
+T = TypeVar("T")
+
+
+class Tokenizer:
+    """One artifact's tokenizer. `eos_token_ids` and `generation` come from its `generation_config.json`."""
+
+    def __init__(
+        self,
+        document: dict[str, Any],
+        native: tokenizers.Tokenizer,
+        generation: GenerationConfig,
+        target_vocab_size: int,
+        max_text_bytes: int,
+    ) -> None:
+        """`document`: the checked `tokenizer.json` that `native` was made from."""
+        self._native = native
+        self._target_vocab_size = target_vocab_size
+        self._max_text_bytes = max_text_bytes
+        self._special_ids = frozenset(token["id"] for token in document["added_tokens"] if token["special"])
+        self._pieces = Pieces(read_decoder(document["decoder"]), native.id_to_token)
+        self.generation = generation
+        self.eos_token_ids = generation.eos_token_ids
+        self.vocab_size: int = native.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, in which control tokens are plain text; `add_special_tokens` adds what the tokenizer puts around a text.
+
+        Raises `ContextOverflowError` for a text too long to be tried, `UserError` for one that is not text.
+        """
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"expected text in UTF-8, got a stray byte or half a character at position {error.start}; check the input's encoding"
+            ) from None
+        if size > self._max_text_bytes:
+            raise ContextOverflowError(
+                f"expected at most {self._max_text_bytes} bytes of text (more can't fit the context), got {size}; shorten the prompt"
+            )
+        if "\0" in text:
+            raise UserError(
+                f"expected text, got a NUL character at position {text.index(chr(0))}; is the prompt a binary file?"
+            )
+        # encode() would hold the interpreter lock all the while, encode_batch does not
+        ids: list[int] = _natively(lambda: self._native.encode_batch([text], add_special_tokens=add_special_tokens))[
+            0
+        ].ids
+        if ids and max(ids) >= self._target_vocab_size:  # some checkpoints add tokens that their weights don't know
+            raise UserError(
+                f"expected token ids below the target's vocabulary of {self._target_vocab_size}, "
+                f"got {max(ids)} for {strict_json.shown(self._native.id_to_token(max(ids)))}; take that token out of the text"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; bytes that make no character become U+FFFD."""
+        return _natively(lambda: self._native.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """A fresh stream, for showing an answer while it is made; in the end it has shown what `decode` returns."""
+        return TextStream(self._pieces, self._special_ids if skip_special_tokens else frozenset())
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """Check `tokenizer.json` and its companion, then hand it to the native library. Raises `ArtifactError`.
+
+    `truncation` and `padding` are dropped, not refused: many published files carry them, they say how a training
+    batch was made, and a prompt is never cut or filled here.
+    """
+    entry = artifact.manifest.files[TOKENIZER]
+    if entry.bytes > tokenizer_file.MAX_TOKENIZER_BYTES:
+        raise ArtifactError(
+            f"{TOKENIZER}: expected at most {tokenizer_file.MAX_TOKENIZER_BYTES} bytes, got {entry.bytes}; export the artifact again"
+        )
+    document = strict_json.parse(artifact.file(TOKENIZER).read_bytes(), TOKENIZER, tokenizer_file.MAX_TOKENIZER_BYTES)
+    tokenizer_file.check(document)
+    read_decoder(document["decoder"])
+    generation = load_generation_config(artifact)
+
+    import tokenizers
+
+    text = json.dumps(document | {"truncation": None, "padding": None})
+    native = _natively(lambda: tokenizers.Tokenizer.from_str(text))
+    native.encode_special_tokens = True
+    for token in document["added_tokens"]:
+        if native.token_to_id(token["content"]) != token["id"]:
+            got = f"{native.token_to_id(token['content'])} for {strict_json.shown(token['content'])}"
+            raise ArtifactError(
+                f"{TOKENIZER}: expected the added token's id {token['id']}, got {got}; export the artifact again"
+            )
+    limit = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
+    return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, limit)
+
+
+def _natively(call: Callable[[], T]) -> T:
+    """Run a call of the native library; its errors and panics (not an `Exception`) are the tokenizer file's fault."""
+    try:
+        return call()
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ArtifactError(
+                f"{TOKENIZER}: expected a sound tokenizer, got {str(error)[:160]!r} from tokenizers; export the artifact again"
+            ) from None
+        raise

@@ -1,0 +1,65 @@
+"""Proves the acceptance walk on hand-written trees: never, always and sometimes accepting, repeated siblings, and the caller's limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dovetail.runtime.accept import accept
+from dovetail.runtime.tree import Float32s, Tree
+
+V = 8
+# 0 ─┬─ 1 (token 3) ─┬─ 3 (token 5) ── 5 (token 7)
+#    └─ 2 (token 4)  └─ 4 (token 6)
+TREE = Tree(np.array([2, 3, 4, 5, 6, 7]), np.array([-1, 0, 0, 1, 1, 3]))
+
+
+def greedy(row: Float32s, drawn: list[int]) -> int:
+    return int(row.argmax())
+
+
+def logits(*wanted: int) -> Float32s:
+    """[N, V] whose row i prefers token wanted[i]."""
+    rows = np.zeros((len(wanted), V), np.float32)
+    rows[np.arange(len(wanted)), list(wanted)] = 5
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("wanted", "path", "tokens"),
+    [
+        pytest.param((1, 0, 0, 0, 0, 0), [0], [1], id="never"),
+        pytest.param((3, 5, 0, 7, 0, 1), [0, 1, 3, 5], [3, 5, 7, 1], id="always"),
+        pytest.param((4, 5, 0, 7, 0, 1), [0, 2], [4, 0], id="sometimes: the second sibling"),
+        pytest.param((3, 6, 0, 7, 2, 1), [0, 1, 4], [3, 6, 2], id="sometimes: a branch, then a miss"),
+        pytest.param((5, 5, 5, 5, 5, 5), [0], [5], id="a grandchild's token is no child"),
+    ],
+)
+def test_walk(wanted: tuple[int, ...], path: list[int], tokens: list[int]) -> None:
+    accepted = accept(TREE, logits(*wanted), greedy)
+    assert accepted.path == path
+    assert accepted.tokens == tokens
+    assert accepted.accept_length == len(tokens) - 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
+def test_limit_ends_the_walk(limit: int) -> None:
+    accepted = accept(TREE, logits(3, 5, 0, 7, 0, 1), greedy, limit)
+    assert accepted.tokens == [3, 5, 7, 1][:limit]
+    assert len(accepted.path) == len(accepted.tokens)
+
+
+def test_siblings_with_one_token_are_one_choice() -> None:
+    twins = Tree(np.array([2, 3, 3, 6]), np.array([-1, 0, 0, 2]))
+    assert accept(twins, logits(3, 6, 6, 1), greedy).path == [0, 1]  # the first twin has no children
+
+
+def test_sampler_sees_the_tokens_of_its_path() -> None:
+    seen: list[list[int]] = []
+
+    def recording(row: Float32s, drawn: list[int]) -> int:
+        seen.append(list(drawn))
+        return int(row.argmax())
+
+    accept(TREE, logits(3, 5, 0, 7, 0, 1), recording)
+    assert seen == [[], [3], [3, 5], [3, 5, 7]]
