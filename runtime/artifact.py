@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An opened artifact. `digest` is the sha256 of `dovetail.json`, which holds every other file's hash: it names the whole content."""
+    """An opened artifact. `digest` is the sha256 of `dovetail.json`, holding all other hashes: it names the content."""
 
     path: Path
     manifest: Manifest
@@ -108,7 +108,7 @@ def _require_regular(path: Path, mode: int) -> None:
 
 
 def _open_regular(path: Path) -> int:
-    """A descriptor of `path`, never waiting for a pipe's other end. Raises `ArtifactError` unless it is a regular file."""
+    """A descriptor of the regular file `path`, or `ArtifactError`; never waits for a pipe's other end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         _require_regular(path, os.fstat(descriptor).st_mode)
@@ -119,7 +119,7 @@ def _open_regular(path: Path) -> int:
 
 
 def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, int]]:
-    """Name (relative to the artifact) and mode of what lies below `folder`. Only `folders` are entered, so the walk is bounded."""
+    """Name (relative to the artifact) and mode of all below `folder`. Enters only `folders`, so it is bounded."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
@@ -139,7 +139,7 @@ def _check_names(root: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"{root / name}: expected a folder, got {_kind(mode)}; copy the artifact again")
         if name not in manifest.files and name != MANIFEST_NAME:
             raise ArtifactError(
-                f"{root}: expected only the files that {MANIFEST_NAME} lists, got also {name[:100]!r}; copy the artifact again"
+                f"{root}: expected only the files listed in {MANIFEST_NAME}, got also {name[:100]!r}; copy it again"
             )
         _require_regular(root / name, mode)
         missing.discard(name)

@@ -102,9 +102,8 @@ def generate(
 
     tree = _tree(opened.manifest.default_tree, tree_nodes, tree_depth, tree_width)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    given = {name: value for name, value in given.items() if value is not None}
     seed = secrets.randbits(32) if seed is None else seed
-    SamplingParams(**given, seed=seed)  # type: ignore[arg-type]  # refuse bad values before the model is loaded
+    SamplingParams(**{k: v for k, v in given.items() if v is not None}, seed=seed)  # type: ignore[arg-type]  # refused before loading
     pipe = Pipeline(
         opened,
         draft="none" if no_draft or draft == "none" else "artifact",
@@ -115,8 +114,7 @@ def generate(
         tree=tree,
         notice=notice,
     )
-    params = SamplingParams(**{**pipe.tokenizer.sampling_defaults, **given}, seed=seed)
-    stream = pipe.stream(text, params, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    stream = pipe.stream(text, pipe.sampling_params(seed=seed, **given), max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
     interrupted = False
     try:
         for chunk in stream:

@@ -1,4 +1,4 @@
-"""Tokens back to text as they come: a stream that shows no broken character, takes nothing back, and costs the same for every token.
+"""Tokens back to text as they come: never a broken character, nothing taken back, the same cost for every token.
 
 The native library decodes whole lists only. A tokenizer's decoder is one of three shapes, each simple enough to run
 one token at a time:
@@ -25,7 +25,7 @@ _REPLACEMENT = "\ufffd"
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character that byte-level vocabularies write for each byte (GPT-2): itself where it prints, else 256 and up."""
+    """The printable character that GPT-2 and its heirs write for each byte: the same if it prints, else 256 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -33,7 +33,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What turns tokens into text. `metaspace` is the marker ("" for none); `lead` and `lead_count` say what a text may lose at its start."""
+    """What turns tokens into text. `metaspace`: the marker, "" for none. `lead`: what a text loses at its start,
+    `lead_count` times at most."""
 
     byte_level: bool = False
     metaspace: str = ""
@@ -55,7 +56,7 @@ def read_decoder(document: dict[str, Any]) -> Decoder:
         return Decoder(metaspace=steps[0]["replacement"], metaspace_drops_first=scheme != "never")
     if not re.fullmatch(r"(Replace )*(ByteFallback )?(Fuse (Strip )?)?", "".join(f"{kind} " for kind in kinds)):
         raise ArtifactError(
-            f"tokenizer.json decoder: expected ByteLevel, Metaspace, or Replace, ByteFallback, Fuse, Strip in this order, "
+            f"tokenizer.json decoder: expected ByteLevel, Metaspace, or Replace, ByteFallback, Fuse, Strip in order, "
             f"got {', '.join(kinds)}; export again with a tokenizer of a supported kind"
         )
     strip = steps[-1] if kinds and kinds[-1] == "Strip" else {}
@@ -109,7 +110,7 @@ class Pieces:
 
 
 class TextStream:
-    """The text of one answer while its tokens arrive. All that `push` and `finish` returned, joined, is the decoded answer.
+    """The text of one answer while its tokens arrive: what `push` and `finish` return, joined, is the decoded one.
 
     Bytes of an unfinished character wait for the next token. A run of `<0xNN>` tokens waits for its end, because by
     the library's rule one bad byte spoils the whole run.

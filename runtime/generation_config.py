@@ -25,7 +25,7 @@ class GenerationConfig:
 
 
 def load_generation_config(artifact: Artifact) -> GenerationConfig:
-    """Read the file if the artifact has one; fields besides those of `GenerationConfig` are left alone. Raises `ArtifactError`."""
+    """Read the file if the artifact has one; fields unknown here are ignored. Raises `ArtifactError`."""
     if not artifact.has(GENERATION_CONFIG):
         return GenerationConfig()
     document = strict_json.parse(artifact.file(GENERATION_CONFIG).read_bytes(), GENERATION_CONFIG, _MAX_BYTES)

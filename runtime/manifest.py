@@ -1,4 +1,4 @@
-"""The manifest `dovetail.json`: what an artifact holds, as frozen dataclasses, and the strict reader and writer of them.
+"""The manifest `dovetail.json`: what an artifact holds, as frozen dataclasses with a strict reader and a writer.
 
 An artifact is untrusted input. The reader accepts exactly the fields below with exactly these types: no unknown or
 duplicate keys, no NaN, no number out of range, file names only of the plain relative kind.
@@ -64,7 +64,7 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TreeShape:
-    """How far a tree grows: `nodes` counts the root, `depth` the drafted levels, `width` the children tried per node and level."""
+    """How far a tree grows: `nodes` with the root, `depth` drafted levels, `width` children tried per node."""
 
     nodes: int
     depth: int
@@ -78,7 +78,7 @@ class TreeShape:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """The target as exported. `weight_format` is `int8`, `int4`, `fp16` or `fp32`; `architecture` is transformers' `model_type`."""
+    """The target as exported. `weight_format`: int8, int4, fp16 or fp32; `architecture`: transformers' `model_type`."""
 
     architecture: str
     hidden_size: int
@@ -101,7 +101,7 @@ class TargetInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftInfo:
-    """The draft as exported: what the runtime must know to own its cache. `top_k` children come out of the graph per row."""
+    """The draft as exported: what the runtime must know to own its cache. The graph gives `top_k` children per row."""
 
     kind: str
     hidden_size: int
@@ -196,7 +196,7 @@ def dumps(manifest: Manifest) -> str:
 
 
 def loads(text: str | bytes) -> Manifest:
-    """Read a manifest strictly. Raises `ArtifactError` naming the field; a newer `format_version` is named before anything else."""
+    """Read a manifest strictly. Raises `ArtifactError` naming the field; a newer `format_version` comes first."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     document = strict_json.parse(data, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     version = document.get("format_version") if isinstance(document, dict) else None

@@ -114,6 +114,13 @@ class Pipeline:
             artifact.file(TARGET_MODEL), manifest.target, numerics=numerics, threads=self.threads, cache_tokens=self.ctx_size
         )
 
+    def sampling_params(self, *, seed: int, **given: float | None) -> SamplingParams:
+        """The artifact's own sampling settings, with those of `given` (temperature, top_k, top_p) that are not None put over them."""
+        own = self.tokenizer.generation
+        settings = {"temperature": own.temperature if own.do_sample else 0.0, "top_k": own.top_k, "top_p": own.top_p}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(**settings, seed=seed)  # type: ignore[arg-type]  # one dictionary for numbers of two types
+
     def generate(
         self, prompt: str | list[int], params: SamplingParams, *, max_new_tokens: int | None = None, ignore_eos: bool = False
     ) -> Generation:

@@ -44,6 +44,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
+        self._uniforms = uniforms(params.seed, 256)
 
     def at(self, position: int) -> Callable[[Float32s, list[int]], int]:
         """The draws of a round whose first token has output position `position`, in the form that `accept` takes."""
@@ -55,10 +56,15 @@ class Sampler:
             return int(logits.argmax())
         probabilities = processed(logits, self._params)
         cumulative = np.cumsum(probabilities)
-        point = uniform(self._params.seed, position) * cumulative[-1]
+        point = self._uniform(position) * cumulative[-1]
         # side="right": a token of probability 0 spans nothing and cannot be drawn.
         token = int(np.searchsorted(cumulative, point, side="right"))
         return min(token, int(np.flatnonzero(probabilities)[-1]))  # point == cumulative[-1] by rounding
+
+    def _uniform(self, position: int) -> float:
+        if position >= len(self._uniforms):
+            self._uniforms = uniforms(self._params.seed, 2 * position)
+        return float(self._uniforms[position])
 
 
 def processed(logits: Float32s, params: SamplingParams) -> npt.NDArray[np.float64]:
@@ -79,7 +85,9 @@ def processed(logits: Float32s, params: SamplingParams) -> npt.NDArray[np.float6
     return probabilities
 
 
-def uniform(seed: int, position: int) -> float:
-    """The uniform number in [0, 1) of an output position: Philox (Salmon et al. 2011), keyed by the seed, counted by the position."""
-    bits = np.random.Philox(key=seed, counter=position).random_raw()
-    return float(bits >> 11) * 2.0**-53
+def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
+    """[count] numbers in [0, 1), one per output position: the stream of Philox (Salmon et al. 2011) keyed by the seed.
+
+    A longer stream starts with the shorter one.
+    """
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)

@@ -1,4 +1,4 @@
-"""Strict JSON for files that nobody vouches for: UTF-8 without a byte order mark, no duplicate keys, no NaN, no endless number, bounded size."""
+"""Strict JSON for files that nobody vouches for: plain UTF-8, no duplicate keys, no NaN, bounded numbers and size."""
 
 from __future__ import annotations
 

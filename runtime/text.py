@@ -44,19 +44,20 @@ class Tokenizer:
         self.vocab_size: int = native.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, in which control tokens are plain text; `add_special_tokens` adds what the tokenizer puts around a text.
+        """Token ids of `text`, in which control tokens are plain text.
 
+        `add_special_tokens` adds what the tokenizer puts around a text.
         Raises `ContextOverflowError` for a text too long to be tried, `UserError` for one that is not text.
         """
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise UserError(
-                f"expected text in UTF-8, got a stray byte or half a character at position {error.start}; check the input's encoding"
+                f"expected text in UTF-8, got a stray byte at position {error.start}; check the input's encoding"
             ) from None
         if size > self._max_text_bytes:
             raise ContextOverflowError(
-                f"expected at most {self._max_text_bytes} bytes of text (more can't fit the context), got {size}; shorten the prompt"
+                f"expected at most {self._max_text_bytes} bytes of text for this context, got {size}; shorten it"
             )
         if "\0" in text:
             raise UserError(
@@ -69,13 +70,14 @@ class Tokenizer:
         if ids and max(ids) >= self._target_vocab_size:  # some checkpoints add tokens that their weights don't know
             raise UserError(
                 f"expected token ids below the target's vocabulary of {self._target_vocab_size}, "
-                f"got {max(ids)} for {strict_json.shown(self._native.id_to_token(max(ids)))}; take that token out of the text"
+                f"got {max(ids)} for {strict_json.shown(self._native.id_to_token(max(ids)))}; take it out of the text"
             )
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that make no character become U+FFFD."""
-        return _natively(lambda: self._native.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        text: str = _natively(lambda: self._native.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return text
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A fresh stream, for showing an answer while it is made; in the end it has shown what `decode` returns."""
@@ -89,11 +91,12 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
     batch was made, and a prompt is never cut or filled here.
     """
     entry = artifact.manifest.files[TOKENIZER]
-    if entry.bytes > tokenizer_file.MAX_TOKENIZER_BYTES:
+    limit = tokenizer_file.MAX_TOKENIZER_BYTES
+    if entry.bytes > limit:
         raise ArtifactError(
-            f"{TOKENIZER}: expected at most {tokenizer_file.MAX_TOKENIZER_BYTES} bytes, got {entry.bytes}; export the artifact again"
+            f"{TOKENIZER}: expected at most {limit} bytes, got {entry.bytes}; export the artifact again"
         )
-    document = strict_json.parse(artifact.file(TOKENIZER).read_bytes(), TOKENIZER, tokenizer_file.MAX_TOKENIZER_BYTES)
+    document = strict_json.parse(artifact.file(TOKENIZER).read_bytes(), TOKENIZER, limit)
     tokenizer_file.check(document)
     read_decoder(document["decoder"])
     generation = load_generation_config(artifact)
@@ -109,8 +112,8 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
             raise ArtifactError(
                 f"{TOKENIZER}: expected the added token's id {token['id']}, got {got}; export the artifact again"
             )
-    limit = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
-    return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, limit)
+    max_text_bytes = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
+    return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, max_text_bytes)
 
 
 def _natively(call: Callable[[], T]) -> T:
@@ -120,6 +123,6 @@ def _natively(call: Callable[[], T]) -> T:
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ArtifactError(
-                f"{TOKENIZER}: expected a sound tokenizer, got {str(error)[:160]!r} from tokenizers; export the artifact again"
+                f"{TOKENIZER}: expected a sound tokenizer, got {str(error)[:160]!r}; export the artifact again"
             ) from None
         raise

@@ -12,7 +12,7 @@ def default_threads() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
-    return max(1, min(_physical_cores(allowed), math.ceil(_cgroup_cpus())))
+    return max(1, math.ceil(min(_physical_cores(allowed), _cgroup_cpus())))
 
 
 def _physical_cores(cpus: set[int]) -> int:

@@ -1,4 +1,4 @@
-"""`tokenizer.json` as untrusted input: an allow-list of components and fields, checked before the native library reads the file.
+"""`tokenizer.json` as untrusted input: an allow-list of components and fields, held before the native library reads it.
 
 The library trusts its input: some values make it panic, abort, or grow a text without bound. What passes here is what
 the tokenizers of Llama, Qwen, Mistral, Phi, Gemma and DeepSeek use, with every field of the type and range that they
@@ -95,6 +95,7 @@ _METASPACE = {
     "prepend_scheme": _one_of("always", "never", "first"),
     "split": _flag,
 }
+_OPTIONAL = {"str_rep", "add_prefix_space", "prepend_scheme", "split", "trim_offsets", "use_regex", "behavior"}
 _NORMALIZERS: Table = {
     "NFC": {},
     "NFD": {},
@@ -127,7 +128,7 @@ _DECODERS: Table = {
 
 
 def check(document: Any) -> None:
-    """Raise `ArtifactError` unless the parsed `tokenizer.json` holds only what the native library is known to read safely.
+    """Raise `ArtifactError` unless the parsed `tokenizer.json` holds only what the native library reads safely.
 
     `truncation` and `padding` may hold anything: the caller removes them.
     """
@@ -164,7 +165,7 @@ def check(document: Any) -> None:
 
 
 def _check_component(value: Any, table: Table, items: str, where: str, depth: int) -> float:
-    """One component, or a `Sequence` of them under the key `items`. Returns the factor by which it may lengthen a text, in bytes."""
+    """One component, or a `Sequence` of them under the key `items`. Returns how many bytes it may make of one."""
     _require(isinstance(value, dict), where, "an object", value)
     kind = value.get("type")
     if kind == "Sequence":
@@ -184,9 +185,10 @@ def _check_component(value: Any, table: Table, items: str, where: str, depth: in
         return 1.0
     fields = table[kind]
     _require(not value.keys() - fields.keys() - {"type"}, where, f"only the fields {', '.join(fields)}", sorted(value))
+    _require(not fields.keys() - value.keys() - _OPTIONAL, where, f"the fields {', '.join(fields)}", sorted(value))
     for name in value.keys() - {"type"}:
         fields[name](value[name], f"{where}.{name}")
-    if kind == "Replace" and value.keys() >= {"pattern", "content"}:
+    if kind == "Replace":
         added = len(value["content"].encode("utf-8", "surrogatepass"))
         literal = value["pattern"].get("String")
         return 1.0 + added if literal is None else max(1.0, added / len(literal.encode("utf-8", "surrogatepass")))
@@ -245,8 +247,8 @@ def _check_model(model: Any) -> int:
     _require(isinstance(model, dict), "model", "an object", model)
     vocab = model.get("vocab")
     if model.get("type") == "BPE":
-        flags = {name: _flag for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
-        nothing = {name: _null for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")}
+        flags = dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), _flag)
+        nothing = dict.fromkeys(("dropout", "continuing_subword_prefix", "end_of_word_suffix"), _null)
         for name in model.keys() - {"type", "vocab", "merges", "unk_token"}:
             _require(name in flags or name in nothing, "model", "the fields of a BPE model", name)
             (flags | nothing)[name](model[name], f"model.{name}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.sampling import Sampler, SamplingParams, processed, uniform
+from dovetail.runtime.sampling import Sampler, SamplingParams, processed, uniforms
 
 
 @settings(max_examples=150, deadline=None)
@@ -42,18 +42,20 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_a_draw_depends_on_seed_and_position_alone() -> None:
-    assert uniform(1, 5) == uniform(1, 5)
-    values = {uniform(seed, position) for seed in range(20) for position in range(50)}
-    assert len(values) == 1000
-    assert all(0 <= value < 1 for value in values)
+    assert np.array_equal(uniforms(1, 5000)[:300], uniforms(1, 300))
+    assert len(np.unique([uniforms(seed, 50) for seed in range(20)])) == 1000
+    row = np.random.default_rng(0).normal(0, 1, 100).astype(np.float32)
+    params = SamplingParams(temperature=1.0, seed=9)
+    forwards, backwards = Sampler(params), Sampler(params)
+    positions = [0, 1, 255, 256, 257, 3000]
+    assert [forwards.draw(row, i) for i in positions] == [backwards.draw(row, i) for i in positions[::-1]][::-1]
 
 
-def test_a_token_of_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_of_no_probability_is_never_drawn() -> None:
     row = np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32)
     sampler = Sampler(SamplingParams(temperature=1.0))
-    for point in (0.0, 0.5, 1 - 2**-53, 1.0):  # 1.0: what rounding could make of the last point
-        monkeypatch.setattr("dovetail.runtime.sampling.uniform", lambda seed, position, point=point: point)
-        assert sampler.draw(row, 0) in (1, 3)
+    sampler._uniforms = np.array([0.0, 0.5, 1 - 2**-53, 1.0])  # 1.0: what rounding could make of the last point
+    assert {sampler.draw(row, i) for i in range(4)} == {1, 3}
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

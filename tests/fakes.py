@@ -1,0 +1,103 @@
+"""Targets and drafts without a model: the target's rows are a fixed function of the text, so every answer can be computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
+
+D = 4  # feature size
+
+
+def row(context: Sequence[int], vocab: int, salt: int = 0) -> Float32s:
+    """[V] logits for the token after `context`: random, but always the same for the same last three tokens."""
+    return np.random.default_rng([salt, *context[-3:]]).normal(0, 2, vocab).astype(np.float32)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Float32s
+    features: Float32s
+
+
+class FakeTarget:
+    """Keeps the text itself where the real one keeps a cache."""
+
+    native_s = 0.0
+
+    def __init__(self, vocab: int = 12, salt: int = 0) -> None:
+        self.vocab, self.salt = vocab, salt
+        self.text: list[int] = []
+        self.tree = root_only(0)
+
+    def _feature(self, context: Sequence[int]) -> list[float]:
+        return [len(context), *([-1, -1, -1, *context][-3:])]
+
+    def prefill(self, tokens: Int64s) -> Float32s:
+        features = []
+        for token in tokens.tolist():
+            self.text.append(token)
+            features.append(self._feature(self.text))
+        return np.array(features, np.float32).reshape(-1, D)
+
+    def verify(self, tree: Tree) -> Output:
+        self.tree = tree
+        paths: list[list[int]] = []
+        for node in range(len(tree)):
+            before = paths[tree.parents[node]] if node else self.text
+            paths.append([*before, int(tree.tokens[node])])
+        logits = np.stack([row(path, self.vocab, self.salt) for path in paths])
+        return Output(logits, np.array([self._feature(path) for path in paths], np.float32))
+
+    def commit(self, path: Sequence[int]) -> None:
+        self.text += self.tree.tokens[list(path)].tolist()
+
+
+class FakeDraft:
+    """Proposes trees from `children(context) -> tokens`, and checks that it is fed the right features."""
+
+    native_s = 0.0
+    bytes_in = bytes_out = 0
+
+    def __init__(self, children: Callable[[list[int]], list[int]]) -> None:
+        self._children = children
+        self.text: list[int] = []
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        """Breadth first, `shape.width` children a node, until `shape.nodes` or `shape.depth`."""
+        first = not self.text
+        assert len(features) == len(tokens) - first
+        for i, feature in enumerate(features):
+            before = self.text + tokens[: i + first].tolist()
+            assert feature.tolist() == [len(before), *([-1, -1, -1, *before][-3:])], "the feature of the token before"
+        self.text += tokens.tolist()
+        nodes, parents, paths = [self.text[-1]], [-1], [self.text]
+        for node in range(shape.nodes):
+            if node == len(nodes):
+                break
+            if len(paths[node]) - len(self.text) < shape.depth:
+                for token in self._children(paths[node])[: shape.width]:
+                    nodes.append(token)
+                    parents.append(node)
+                    paths.append([*paths[node], token])
+        kept = slice(0, shape.nodes)
+        return Tree(np.array(nodes[kept], np.int64), np.array(parents[kept], np.int64))
+
+
+def good(target: FakeTarget) -> FakeDraft:
+    """Knows the target's most likely tokens."""
+    return FakeDraft(lambda context: np.argsort(-row(context, target.vocab, target.salt))[:4].tolist())
+
+
+def never(target: FakeTarget) -> FakeDraft:
+    """Offers only the token that the target likes least."""
+    return FakeDraft(lambda context: [int(row(context, target.vocab, target.salt).argmin())])
+
+
+def sometimes(target: FakeTarget) -> FakeDraft:
+    """Tokens at random, repeated siblings included."""
+    return FakeDraft(lambda context: np.random.default_rng([7, *context[-2:]]).integers(0, target.vocab, 3).tolist())

@@ -1,0 +1,118 @@
+"""Proves the first law on the loop itself: with any draft and any tree the tokens are those of plain decoding, greedy or sampled; and that a
+broken acceptance rule would be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import fakes
+import numpy as np
+import pytest
+from fakes import FakeDraft, FakeTarget
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dovetail.runtime import engine
+from dovetail.runtime.accept import Accepted
+from dovetail.runtime.draft import Draft, NoDraft
+from dovetail.runtime.engine import rounds
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.sampling import Sampler, SamplingParams
+from dovetail.runtime.tree import Float32s, Tree
+
+DRAFTS = [fakes.good, fakes.never, fakes.sometimes]
+PROMPT = np.array([1, 2, 3, 4], np.int64)
+
+
+def run(
+    make_draft: Callable[[FakeTarget], Draft], shape: TreeShape, params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt: int = 0
+) -> tuple[list[int], list[int]]:
+    """(tokens, accept lengths)"""
+    target = FakeTarget(salt=salt)
+    tokens: list[int] = []
+    lengths = []
+    for done in rounds(target, make_draft(target), FixedPolicy(shape), Sampler(params), prompt, count):
+        tokens += done.tokens
+        lengths.append(done.accept_length)
+        assert target.text == [*prompt.tolist(), *tokens[:-1]], "the last emitted token is never in the cache"
+    return tokens, lengths
+
+
+def plain(params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt: int = 0) -> list[int]:
+    """One token at a time, without the loop."""
+    sampler, text = Sampler(params), prompt.tolist()
+    for position in range(count):
+        text.append(sampler.draw(fakes.row(text, 12, salt), position))
+    return text[len(prompt) :]
+
+
+@given(
+    st.sampled_from(DRAFTS),
+    st.builds(TreeShape, nodes=st.integers(1, 20), depth=st.integers(0, 6), width=st.integers(1, 4)),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 3]),
+        top_p=st.sampled_from([1.0, 0.8]),
+        seed=st.integers(0, 2**64 - 1),
+    ),
+    st.integers(1, 40),
+    st.lists(st.integers(0, 11), min_size=1, max_size=6),
+    st.integers(0, 1000),
+)
+def test_first_law(
+    make_draft: Callable[[FakeTarget], Draft], shape: TreeShape, params: SamplingParams, count: int, prompt: list[int], salt: int
+) -> None:
+    text = np.array(prompt, np.int64)
+    tokens, _ = run(make_draft, shape, params, count, text, salt)
+    assert tokens == plain(params, count, text, salt)
+
+
+def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
+    shape, greedy = TreeShape(nodes=5, depth=4, width=1), SamplingParams()
+    assert run(fakes.good, shape, greedy, 40)[1] == [4] * 8
+    assert run(fakes.never, shape, greedy, 40)[1] == [0] * 40
+    lengths = run(fakes.sometimes, TreeShape(nodes=16, depth=4, width=3), greedy, 200)[1]
+    assert min(lengths) == 0
+    assert max(lengths) > 0
+
+
+def test_no_draft_is_one_token_a_round() -> None:
+    tokens, lengths = run(lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), SamplingParams(temperature=1.0, seed=3), 20)
+    assert tokens == plain(SamplingParams(temperature=1.0, seed=3), 20)
+    assert lengths == [0] * 20
+
+
+def take_the_draft_unseen(tree: Tree, logits: Float32s, sampler: object, limit: int | None = None) -> Accepted:
+    """A mutant: believes the first drafted child at every node, and lets the target speak only at the end."""
+    path, tokens = [0], []
+    while (children := tree.children(path[-1])) and len(tokens) + 1 != limit:
+        token, child = next(iter(children.items()))
+        path.append(child)
+        tokens.append(token)
+    return Accepted(path, [*tokens, int(logits[path[-1]].argmax())])
+
+
+def always_accept_the_runner_up(tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None) -> Accepted:
+    """A mutant: a child among the target's two best counts as agreed."""
+    path, tokens = [0], [sampler(logits[0], [])]
+    while len(tokens) != limit:
+        best = np.argsort(-logits[path[-1]])[:2].tolist()
+        found = [(t, c) for t, c in tree.children(path[-1]).items() if t in best]
+        if not found:
+            break
+        tokens[-1], child = found[-1]
+        path.append(child)
+        tokens.append(sampler(logits[child], tokens))
+    return Accepted(path, tokens)
+
+
+@pytest.mark.parametrize("mutant", [take_the_draft_unseen, always_accept_the_runner_up])
+@pytest.mark.parametrize("make_draft", [fakes.good, fakes.sometimes])
+def test_the_first_law_test_notices_a_broken_accept(
+    mutant: Callable[..., Accepted], make_draft: Callable[[FakeTarget], FakeDraft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "accept", mutant)
+    tokens, _ = run(make_draft, TreeShape(nodes=12, depth=4, width=3), SamplingParams(temperature=1.0, seed=1), 60)
+    assert tokens != plain(SamplingParams(temperature=1.0, seed=1), 60)
