@@ -1,8 +1,8 @@
 """Runs a Dovetail artifact: numpy, OpenVINO and ONNX Runtime, no torch.
 
-    from dovetail.runtime import SamplingParams, load
-    pipe = load("artifacts/pystd")
-    print(pipe.generate("def main():\\n", SamplingParams(temperature=0.8, seed=1)).text)
+from dovetail.runtime import SamplingParams, load
+pipe = load("artifacts/pystd")
+print(pipe.generate("def main():\\n", SamplingParams(temperature=0.8, seed=1)).text)
 """
 
 from typing import TYPE_CHECKING, Any

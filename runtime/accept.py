@@ -1,8 +1,8 @@
 """Accepting: which part of a drafted tree the target keeps. Pure; the whole of the lossless argument is in these lines.
 
-At every node the target's own next token is drawn from the target's own row, whatever the draft proposed. A drawn token that happens to be a
-child was verified in the same pass, so the walk goes on there; the first that is not ends the round. The draft decides only how far a round
-gets, never what is emitted.
+At every node the target's own next token is drawn from the target's own row, whatever the draft proposed. A drawn
+token that happens to be a child was verified in the same pass, so the walk goes on there; the first that is not ends
+the round. The draft decides only how far a round gets, never what is emitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Sampler = Callable[[Float32s, list[int]], int]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a round keeps. `path` starts at the root; `tokens` are the accepted drafted tokens followed by the bonus token."""
+    """What a round keeps. `path` starts at the root; `tokens` are the accepted drafted tokens followed by the bonus
+    token.
+    """
 
     path: list[int]  # node numbers, len == accept_length + 1
     tokens: list[int]  # len == accept_length + 1
@@ -30,7 +32,8 @@ class Accepted:
 
 
 def accept(tree: Tree, logits: Float32s, sampler: Sampler, limit: int | None = None) -> Accepted:
-    """Walk from the root along the target's own draws. `logits` [N, V]: row i is the target's for the token after node i.
+    """Walk from the root along the target's own draws. `logits` [N, V]: row i is the target's for the token after
+    node i.
 
     At most `limit` tokens are drawn (the caller's room); the walk also ends there.
     """

@@ -1,4 +1,5 @@
-"""Pages of the key/value cache: a pool of equal blocks, and per sequence a table of those it holds. Plain Python, no arrays.
+"""Pages of the key/value cache: a pool of equal blocks, and per sequence a table of those it holds. Plain Python, no
+arrays.
 
 A token at slot s of a sequence lives in block `table.blocks[s // block_size]` at offset `s % block_size`
 (PagedAttention, Kwon et al. 2023, arXiv 2309.06180, section 4).
@@ -28,7 +29,9 @@ class BlockPool:
         """`count` free blocks. Raises `ContextOverflowError`, taking none, when there are fewer."""
         if count > len(self._free):
             need, have = count * self.block_size, len(self._free) * self.block_size
-            raise ContextOverflowError(f"the cache needs room for {need} more tokens, {have} are free; raise --ctx-size")
+            raise ContextOverflowError(
+                f"the cache needs room for {need} more tokens, {have} are free; raise --ctx-size"
+            )
         return [self._free.pop() for _ in range(count)]
 
     def give_back(self, blocks: list[int]) -> None:

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from dovetail.runtime.console import notice, print_json, run, stderr_console
 from dovetail.runtime.errors import UserError
 
@@ -49,21 +48,43 @@ def dovetail() -> None:
 @click.argument("artifact", type=click.Path())
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", "file", type=click.Path(), help="Read the prompt from a file; - is stdin.")
-@click.option("-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what the context leaves]")
-@click.option("--temperature", type=float, help="0 decodes greedily.  [default: the artifact's generation_config.json, else 0]")
-@click.option("--top-k", type=int, help="Keep the K most likely tokens; 0 keeps all.  [default: the artifact's, else 0]")
+@click.option(
+    "-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what the context leaves]"
+)
+@click.option(
+    "--temperature", type=float, help="0 decodes greedily.  [default: the artifact's generation_config.json, else 0]"
+)
+@click.option(
+    "--top-k", type=int, help="Keep the K most likely tokens; 0 keeps all.  [default: the artifact's, else 0]"
+)
 @click.option("--top-p", type=float, help="Keep the smallest set of this mass.  [default: the artifact's, else 1]")
 @click.option("--seed", type=int, help="Same seed, same text.  [default: random, and reported]")
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
-@click.option("--draft", type=click.Choice(["artifact", "none"]), default="artifact", show_default=True, help="Which draft guesses ahead.")
+@click.option(
+    "--draft",
+    type=click.Choice(["artifact", "none"]),
+    default="artifact",
+    show_default=True,
+    help="Which draft guesses ahead.",
+)
 @click.option("--no-draft", is_flag=True, help="Plain decoding; the same as --draft none.")
 @click.option("--draft-device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--exact", is_flag=True, help="Token-identical to decoding one token at a time; slower.")
-@click.option("--tree-nodes", type=click.IntRange(1, 128), help="Nodes of the tree that a pass verifies, the root counted.  [default: the artifact's]")
+@click.option(
+    "--tree-nodes",
+    type=click.IntRange(1, 128),
+    help="Nodes of the tree that a pass verifies, the root counted.  [default: the artifact's]",
+)
 @click.option("--tree-depth", type=click.IntRange(0, 64), help="Levels that are drafted.  [default: the artifact's]")
-@click.option("--tree-width", type=click.IntRange(1, 64), help="Children tried per node and level.  [default: the artifact's]")
-@click.option("-t", "--threads", type=int, help="CPU threads.  [default: cores, affinity or container quota, whichever is least]")
-@click.option("-c", "--ctx-size", type=int, help="Room for prompt and answer, in tokens.  [default: the model's context]")
+@click.option(
+    "--tree-width", type=click.IntRange(1, 64), help="Children tried per node and level.  [default: the artifact's]"
+)
+@click.option(
+    "-t", "--threads", type=int, help="CPU threads.  [default: cores, affinity or container quota, whichever is least]"
+)
+@click.option(
+    "-c", "--ctx-size", type=int, help="Room for prompt and answer, in tokens.  [default: the model's context]"
+)
 @click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
 @click.option("--stats", is_flag=True, help="Print a table of what the rounds did.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
@@ -114,7 +135,9 @@ def generate(
         tree=tree,
         notice=notice,
     )
-    stream = pipe.stream(text, pipe.sampling_params(seed=seed, **given), max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    stream = pipe.stream(
+        text, pipe.sampling_params(seed=seed, **given), max_new_tokens=max_new_tokens, ignore_eos=ignore_eos
+    )
     interrupted = False
     try:
         for chunk in stream:
@@ -149,7 +172,9 @@ def inspect(artifact: str, trust: bool, as_json: bool) -> None:
     for name, value in _described(opened.manifest):
         click.echo(f"{name:<14} {value}")
     click.echo(f"{'digest':<14} {opened.digest}")
-    click.echo(f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}")
+    click.echo(
+        f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}"
+    )
 
 
 def _open(path: str, trust: bool) -> Any:
@@ -176,7 +201,9 @@ def _prompt(prompt: str | None, file: str | None) -> str:
         except OSError as error:
             raise UserError(f"--file {file}: expected a readable file, got {error.strerror}; check the path") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"expected a prompt in UTF-8, got {error.reason} at byte {error.start}; convert it") from None
+            raise UserError(
+                f"expected a prompt in UTF-8, got {error.reason} at byte {error.start}; convert it"
+            ) from None
         if len(data) > MAX_PROMPT_FILE_BYTES:
             raise UserError(f"expected a prompt of at most {MAX_PROMPT_FILE_BYTES} bytes, got more; shorten it")
     if not prompt.strip():
@@ -213,7 +240,8 @@ def _summary(result: Generation, stats: bool) -> None:
         "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.target_device}",
         "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.draft_device}",
         "host_ms": f"{totals.host_ms / per_round:.2f} a round",
-        "to / from draft": f"{result.bytes_to_draft / per_round:.0f} / {result.bytes_from_draft / per_round:.0f} bytes a round",
+        "bytes to draft": f"{result.bytes_to_draft / per_round:.0f} a round",
+        "bytes from draft": f"{result.bytes_from_draft / per_round:.0f} a round",
         "numerics": f"{result.numerics}, {result.threads} threads",
     }
     for name, value in rows.items():
@@ -224,27 +252,28 @@ def _summary(result: Generation, stats: bool) -> None:
 def _described(manifest: Manifest) -> list[tuple[str, str]]:
     target, draft, tree, checks = manifest.target, manifest.draft, manifest.default_tree, manifest.checks
     size = sum(entry.bytes for entry in manifest.files.values())
-    lines = [
-        ("name", f"{manifest.name} (format {manifest.format_version}, {size / 1e6:.1f} MB)"),
-        (
-            "target",
-            f"{target.architecture}, {target.parameters / 1e6:.1f} M parameters, {target.weight_format}, {target.num_layers} layers of "
-            f"{target.hidden_size}, vocabulary {target.vocab_size}, context {target.context_length}",
-        ),
-        (
-            "draft",
-            "none"
-            if draft is None
-            else f"{draft.kind}, {draft.parameters / 1e6:.1f} M parameters, {draft.precision}, {draft.num_layers} layers, top {draft.top_k}",
-        ),
-        ("default tree", f"{tree.nodes} nodes, depth {tree.depth}, width {tree.width}"),
-        (
-            "checks",
-            f"mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%} over {checks.tokens} tokens"
-            + ("" if checks.draft_max_difference is None else f"; draft within {checks.draft_max_difference:.2g}"),
-        ),
+    about_target = [
+        f"{target.architecture}, {target.parameters / 1e6:.1f} M parameters, {target.weight_format}",
+        f"{target.num_layers} layers of {target.hidden_size}",
+        f"vocabulary {target.vocab_size}",
+        f"context {target.context_length}",
     ]
-    return lines + [("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items()))]
+    about_draft = "none"
+    if draft is not None:
+        about_draft = f"{draft.kind}, {draft.parameters / 1e6:.1f} M parameters, {draft.precision}, "
+        about_draft += f"{draft.num_layers} layers, top {draft.top_k}"
+    about_checks = f"mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%}"
+    about_checks += f" over {checks.tokens} tokens"
+    if checks.draft_max_difference is not None:
+        about_checks += f"; draft within {checks.draft_max_difference:.2g}"
+    return [
+        ("name", f"{manifest.name} (format {manifest.format_version}, {size / 1e6:.1f} MB)"),
+        ("target", ", ".join(about_target)),
+        ("draft", about_draft),
+        ("default tree", f"{tree.nodes} nodes, depth {tree.depth}, width {tree.width}"),
+        ("checks", about_checks),
+        ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items())),
+    ]
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Run a click command as a program: exit 0 done, 2 the user's mistake in one line, 130 on Ctrl-C; our own faults keep their traceback."""
+    """Run a click command as a program: exit 0 done, 2 the user's mistake in one line, 130 on Ctrl-C; our own faults
+    keep their traceback.
+    """
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Abort:

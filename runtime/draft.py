@@ -1,10 +1,11 @@
 """The draft: an ONNX graph that proposes a token tree, and the key/value cache it needs. ONNX Runtime only.
 
-Letters: T tokens in a call, P tokens already in the cache, R rows wanted, K children per row, W rows expanded at a level, D hidden size,
-L draft layers, H key/value heads, E head size.
+Letters: T tokens in a call, P tokens already in the cache, R rows wanted, K children per row, W rows expanded at a
+level, D hidden size, L draft layers, H key/value heads, E head size.
 
-The draft reads pairs (EAGLE, Li et al. 2024, arXiv 2401.15077, section 4.1): the target's feature of position t goes with the token of position
-t + 1. Inside a drafted branch the target's features do not exist yet, and the draft's own predictions stand in.
+The draft reads pairs (EAGLE, Li et al. 2024, arXiv 2401.15077, section 4.1): the target's feature of position t goes
+with the token of position t + 1. Inside a drafted branch the target's features do not exist yet, and the draft's own
+predictions stand in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
 from dovetail.runtime.errors import DeviceError
 from dovetail.runtime.manifest import DraftInfo, TreeShape
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
@@ -38,8 +38,8 @@ class Draft(Protocol):
     def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
         """A tree rooted at `tokens[-1]`.
 
-        `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position before; m == n, except on the
-        first call of a text, where m == n - 1: the first token follows nothing.
+        `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position
+        before; m == n, except on the first call of a text, where m == n - 1: the first token follows nothing.
         """
         ...
 
@@ -68,7 +68,9 @@ class DraftModel:
     """The ONNX session. Sequences share it; calls come from one thread at a time."""
 
     def __init__(self, path: Path, info: DraftInfo, *, device: str, threads: int, context_length: int) -> None:
-        """Load the graph at `path`. `device` is `cpu`, `cuda` or `cuda:i`. Raises `DeviceError` if the session did not get it."""
+        """Load the graph at `path`. `device` is `cpu`, `cuda` or `cuda:i`. Raises `DeviceError` if the session did
+        not get it.
+        """
         import onnxruntime as ort
 
         self.info = info
@@ -82,7 +84,10 @@ class DraftModel:
         self._session = ort.InferenceSession(str(path), options, providers=_providers(device))
         provider = self._session.get_providers()[0]
         if device.startswith("cuda") and provider != "CUDAExecutionProvider":
-            raise DeviceError(f"--draft-device {device}: expected the CUDA provider, the session got {provider}; install the CUDA libraries or use cpu")
+            raise DeviceError(
+                f"--draft-device {device}: expected the CUDA provider, the session got {provider}; "
+                "install the CUDA libraries or use cpu"
+            )
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.cache_names = [f"{kind}.{i}" for i in range(info.num_layers) for kind in ("key", "value")]
 
@@ -104,9 +109,12 @@ class DraftSequence:
     def __init__(self, model: DraftModel) -> None:
         self._model = model
         info = model.info
-        # Token-major, so that the rows in use are one contiguous view and a call copies nothing. Keys and values of layer i: 2i, 2i + 1.
+        # Token-major, so that the rows in use are one contiguous view and a call copies nothing.
+        # Keys of layer i are at 2i, its values at 2i + 1.
         capacity = model.context_length + TREE_ROWS
-        self._cache = np.zeros((2 * info.num_layers, capacity, info.num_kv_heads, info.head_dim), np.float16)  # [2L, P, H, E]
+        self._cache = np.zeros(
+            (2 * info.num_layers, capacity, info.num_kv_heads, info.head_dim), np.float16
+        )  # [2L, P, H, E]
         self.length = 0  # verified pairs
         self.bytes_in = self.bytes_out = 0
 
@@ -134,7 +142,9 @@ class DraftSequence:
             mask = np.concatenate([np.ones((len(chosen), self.length), np.bool_), visible], axis=1)
             behind = mask.shape[1] - len(chosen)
             positions = np.full(len(chosen), self.length + level - 1)
-            out = self._call(builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(len(chosen)), behind)
+            out = self._call(
+                builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(len(chosen)), behind
+            )
             builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
         return builder.best(shape.nodes)
 
@@ -152,7 +162,13 @@ class DraftSequence:
         return out
 
     def _call(
-        self, tokens: Int64s, features: npt.NDArray[np.float16], positions: Int64s, mask: Bools, rows: Int64s, behind: int
+        self,
+        tokens: Int64s,
+        features: npt.NDArray[np.float16],
+        positions: Int64s,
+        mask: Bools,
+        rows: Int64s,
+        behind: int,
     ) -> DraftOutput:
         """Run T tokens on top of the first `behind` cache rows and write theirs after them."""
         feeds: dict[str, npt.NDArray[Any]] = {
@@ -187,13 +203,18 @@ def _providers(device: str) -> list[Any]:
     if name != "cuda" or (index and not index.isdigit()):
         raise DeviceError(f"--draft-device: expected auto, cpu, cuda or cuda:INDEX, got {device!r:.40}")
     if "CUDAExecutionProvider" not in ort.get_available_providers() or not _cuda_driver():
-        raise DeviceError(f"--draft-device {device}: expected an NVIDIA GPU with its driver, found none on this machine; use --draft-device cpu")
+        raise DeviceError(
+            f"--draft-device {device}: expected an NVIDIA GPU with its driver, found none on this machine; "
+            "use --draft-device cpu"
+        )
     ort.preload_dlls()
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)})]
 
 
 def _cuda_driver() -> bool:
-    """Whether the NVIDIA driver's library can be loaded: the CUDA provider is compiled in whether or not it can ever run."""
+    """Whether the NVIDIA driver's library can be loaded: the CUDA provider is compiled in whether or not it can ever
+    run.
+    """
     import ctypes
 
     try:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-
 from dovetail.runtime.accept import Accepted, accept
 from dovetail.runtime.draft import Draft
 from dovetail.runtime.policy import Policy
@@ -38,7 +37,9 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did and what it cost, in milliseconds. `host_ms` is all that is neither the target's engine nor the draft's."""
+    """What one round did and what it cost, in milliseconds. `host_ms` is all that is neither the target's engine nor
+    the draft's.
+    """
 
     tokens: list[int]  # accepted drafted tokens, then the bonus token
     nodes: int
@@ -52,8 +53,12 @@ class Round:
         return len(self.tokens) - 1
 
 
-def rounds(target: Target, draft: Draft, policy: Policy, sampler: Sampler, prompt: Int64s, max_new_tokens: int) -> Iterator[Round]:
-    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, a round at a time. The caller stops it early by not asking on."""
+def rounds(
+    target: Target, draft: Draft, policy: Policy, sampler: Sampler, prompt: Int64s, max_new_tokens: int
+) -> Iterator[Round]:
+    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, a round at a time. The caller stops it early by
+    not asking on.
+    """
     features = target.prefill(prompt[:-1])
     tokens, emitted = prompt, 0
     clock = Stopwatch(target, draft)

@@ -41,7 +41,8 @@ class RoundTotals:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text. `decode_ms` runs from the end of the target's prefill to the last token; it contains the draft's reading of the prompt.
+    """A finished text. `decode_ms` runs from the end of the target's prefill to the last token; it contains the
+    draft's reading of the prompt.
 
     `finish_reason` is `stop` (end-of-sequence token), `length`, or `cancelled`.
     """

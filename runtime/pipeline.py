@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
 import numpy as np
-
 from dovetail.runtime.artifact import Artifact, open_artifact
 from dovetail.runtime.draft import DraftModel, NoDraft, resolve_device
 from dovetail.runtime.engine import rounds
@@ -50,8 +49,9 @@ def load(
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
-    `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own context; `tree` to the
-    manifest's. `trust` skips the hashes. `notice` is told, a line each, what was chosen. Raises `ArtifactError`, `DeviceError`, `UserError`.
+    `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
+    context; `tree` to the manifest's. `trust` skips the hashes. `notice` is told, a line each, what was chosen.
+    Raises `ArtifactError`, `DeviceError`, `UserError`.
     """
     return Pipeline(
         open_artifact(path, trust=trust),
@@ -92,7 +92,7 @@ class Pipeline:
         self.ctx_size = ctx_size or longest
         self.threads = threads or default_threads()
         self.draft_device = "none"
-        notice(f"target: CPU, {self.threads} thread{'s' * (self.threads > 1)}, numerics {numerics}, context {self.ctx_size}")
+        notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.tokenizer: Tokenizer = load_tokenizer(artifact)
         self.draft: DraftModel | None = None
         if draft == "artifact" and manifest.draft is not None:
@@ -106,29 +106,47 @@ class Pipeline:
             )
             notice(f"draft: {manifest.draft.kind} on {self.draft_device}")
         elif draft_device not in ("auto", "cpu"):
-            raise DeviceError(f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option or the draft's")
+            raise DeviceError(
+                f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
+            )
         else:
             notice("draft: none, plain decoding")
         self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
         self.target = TargetModel(
-            artifact.file(TARGET_MODEL), manifest.target, numerics=numerics, threads=self.threads, cache_tokens=self.ctx_size
+            artifact.file(TARGET_MODEL),
+            manifest.target,
+            numerics=numerics,
+            threads=self.threads,
+            cache_tokens=self.ctx_size,
         )
 
     def sampling_params(self, *, seed: int, **given: float | None) -> SamplingParams:
-        """The artifact's own sampling settings, with those of `given` (temperature, top_k, top_p) that are not None put over them."""
+        """The artifact's own sampling settings, with those of `given` (temperature, top_k, top_p) that are not None
+        put over them.
+        """
         own = self.tokenizer.generation
         settings = {"temperature": own.temperature if own.do_sample else 0.0, "top_k": own.top_k, "top_p": own.top_p}
         settings |= {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**settings, seed=seed)  # type: ignore[arg-type]  # one dictionary for numbers of two types
 
     def generate(
-        self, prompt: str | list[int], params: SamplingParams, *, max_new_tokens: int | None = None, ignore_eos: bool = False
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        max_new_tokens: int | None = None,
+        ignore_eos: bool = False,
     ) -> Generation:
         """Continue `prompt` (text, or token ids as they are) to its end. See `stream`."""
         return self.stream(prompt, params, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos).finish()
 
     def stream(
-        self, prompt: str | list[int], params: SamplingParams, *, max_new_tokens: int | None = None, ignore_eos: bool = False
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        max_new_tokens: int | None = None,
+        ignore_eos: bool = False,
     ) -> Stream:
         """Continue `prompt` chunk by chunk. `max_new_tokens` defaults to 256, or what the context leaves.
 
@@ -137,7 +155,7 @@ class Pipeline:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise UserError("prompt: expected at least one token, got none; give some text")
-        vocab_size = self.artifact.manifest.target.vocab_size
+        vocab_size, longest = self.artifact.manifest.target.vocab_size, self.artifact.manifest.target.context_length
         if not all(0 <= token < vocab_size for token in ids):
             raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {min(ids)} to {max(ids)}")
         room = self.ctx_size - len(ids)
@@ -148,7 +166,7 @@ class Pipeline:
         if max_new_tokens > room:
             raise ContextOverflowError(
                 f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {len(ids)} of prompt and "
-                f"{max_new_tokens} to generate; shorten them or raise --ctx-size (the model's limit: {self.artifact.manifest.target.context_length})"
+                f"{max_new_tokens} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
             )
         return Stream(self, ids, params, max_new_tokens, frozenset() if ignore_eos else self.tokenizer.eos_token_ids)
 
@@ -156,7 +174,9 @@ class Pipeline:
 class Stream:
     """A text being made: iterate it for its chunks; `finish` runs it to its end and gives the whole."""
 
-    def __init__(self, pipe: Pipeline, prompt: list[int], params: SamplingParams, max_new_tokens: int, eos: frozenset[int]) -> None:
+    def __init__(
+        self, pipe: Pipeline, prompt: list[int], params: SamplingParams, max_new_tokens: int, eos: frozenset[int]
+    ) -> None:
         self._pipe, self._prompt, self._params, self._eos = pipe, prompt, params, eos
         self._max_new_tokens = max_new_tokens
         self._token_ids: list[int] = []
@@ -203,7 +223,9 @@ class Stream:
         target = self._pipe.target.sequence()
         draft = self._pipe.draft.sequence() if self._pipe.draft else NoDraft()
         text = self._pipe.tokenizer.stream()
-        loop = rounds(target, draft, self._pipe.policy, Sampler(self._params), np.array(self._prompt), self._max_new_tokens)
+        loop = rounds(
+            target, draft, self._pipe.policy, Sampler(self._params), np.array(self._prompt), self._max_new_tokens
+        )
         try:
             while self._finish_reason() is None:
                 start = time.perf_counter()

@@ -18,7 +18,9 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FixedPolicy:
-    """The same tree every round, cut where the text's end leaves less room: a round emits one token more than it accepts."""
+    """The same tree every round, cut where the text's end leaves less room: a round emits one token more than it
+    accepts.
+    """
 
     tree: TreeShape
 

@@ -1,7 +1,7 @@
 """Drawing the target's next token: processors on one row of logits, then one uniform number per output position.
 
-Output position i of a text uses the uniform number made from (seed, i) and nothing else. So with `exact` numerics the same seed gives the same
-tokens with any draft, any tree, or none. Letters: V vocabulary.
+Output position i of a text uses the uniform number made from (seed, i) and nothing else. So with `exact` numerics the
+same seed gives the same tokens with any draft, any tree, or none. Letters: V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.tree import Float32s
 
@@ -21,7 +20,9 @@ MAX_SEED = (1 << 64) - 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Names, order and meaning as in transformers' `generate`. `temperature == 0` is greedy; `top_k == 0` and `top_p == 1` are off."""
+    """Names, order and meaning as in transformers' `generate`. `temperature == 0` is greedy; `top_k == 0` and `top_p
+    == 1` are off.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -76,7 +77,7 @@ def processed(logits: Float32s, params: SamplingParams) -> npt.NDArray[np.float6
     probabilities = np.exp(scores - scores.max())
     probabilities /= probabilities.sum()
     if params.top_p < 1:
-        # The smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2019, arXiv 1904.09751, section 3.1).
+        # The smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2019, arXiv 1904.09751).
         order = np.argsort(probabilities, kind="stable")
         dropped = np.cumsum(probabilities[order]) <= 1 - params.top_p
         dropped[-1] = False
@@ -90,4 +91,5 @@ def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
 
     A longer stream starts with the shorter one.
     """
-    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+    numbers: npt.NDArray[np.float64] = np.random.Generator(np.random.Philox(key=seed)).random(count)
+    return numbers

@@ -1,7 +1,7 @@
 """The target on the CPU: OpenVINO, PagedAttention with a tree mask, and key/value caches that numpy owns.
 
-Letters: S sequences in a call, T tokens in a call over all of them, N tokens of one sequence, R rows of logits wanted, L layers,
-V vocabulary, D hidden size, P tokens already in a sequence's cache.
+Letters: S sequences in a call, T tokens in a call over all of them, N tokens of one sequence, R rows of logits
+wanted, L layers, V vocabulary, D hidden size, P tokens already in a sequence's cache.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from openvino._offline_transformations import paged_attention_transformation
-from openvino.frontend import FrontEndManager
-
 from dovetail.runtime.blocks import BlockPool, BlockTable
 from dovetail.runtime.errors import ArtifactError
 from dovetail.runtime.manifest import FEATURES_OUTPUT, TargetInfo
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree
+from openvino._offline_transformations import paged_attention_transformation
+from openvino.frontend import FrontEndManager
 
 Numerics = Literal["fast", "exact"]
 
@@ -58,10 +57,13 @@ class StepOutput:
 
 
 class TargetModel:
-    """The compiled target and its cache pool. Several sequences may live in it and share a call; calls come from one thread at a time."""
+    """The compiled target and its cache pool. Several sequences may live in it and share a call; calls come from one
+    thread at a time.
+    """
 
     def __init__(self, path: Path, info: TargetInfo, *, numerics: Numerics, threads: int, cache_tokens: int) -> None:
-        """Load the IR at `path` for `numerics`; the pool has room for `cache_tokens` tokens over all sequences, and one tree.
+        """Load the IR at `path` for `numerics`; the pool has room for `cache_tokens` tokens over all sequences, and
+        one tree.
 
         Raises `ArtifactError` when the IR is not a stateful decoder with a `hidden_states` result.
         """
@@ -80,7 +82,9 @@ class TargetModel:
         ports = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in ports]
         if not ports or len(set(shapes)) != 1:
-            raise ArtifactError(f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported")
+            raise ArtifactError(
+                f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported"
+            )
         kv_heads, block_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
         self.pool = BlockPool(-(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
@@ -94,7 +98,9 @@ class TargetModel:
         return TargetSequence(self)
 
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepOutput]:
-        """One pass over the weights for all `steps`. Writes each step's keys and values behind its table's `length`, which stays."""
+        """One pass over the weights for all `steps`. Writes each step's keys and values behind its table's `length`,
+        which stays.
+        """
         for step in steps:
             step.table.reserve(len(step.tokens))
         counts = [len(step.tokens) for step in steps]
@@ -110,7 +116,9 @@ class TargetModel:
                 "subsequence_begins": begins,
                 "block_indices": np.concatenate([np.array(s.table.blocks, np.int32) for s in steps]),
                 "block_indices_begins": _offsets([len(s.table.blocks) for s in steps]),
-                "max_context_len": np.array(max(s.table.length + n for s, n in zip(steps, counts, strict=True)), np.int32),
+                "max_context_len": np.array(
+                    max(s.table.length + n for s, n in zip(steps, counts, strict=True)), np.int32
+                ),
                 "qq_bias": mask,
                 "qq_bias_begins": _offsets([len(m) for m in masks]) if len(mask) else np.zeros(0, np.int32),
                 LOGIT_ROWS: np.concatenate(rows),
@@ -156,7 +164,9 @@ class TargetSequence:
         return self._table.length
 
     def prefill(self, tokens: Int64s) -> Float32s:
-        """Append `tokens` [N] to the cache, a chunk a call; returns their features [N, D]. No row goes through the LM head."""
+        """Append `tokens` [N] to the cache, a chunk a call; returns their features [N, D]. No row goes through the LM
+        head.
+        """
         features = np.empty((len(tokens), self._model.info.hidden_size), np.float32)
         for begin in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[begin : begin + PREFILL_CHUNK]
@@ -203,7 +213,10 @@ def read_ir(path: Path) -> ov.Model:
 def to_paged_attention(model: ov.Model) -> ov.Model:
     """Rewrite every attention of a stateful decoder to PagedAttention with a tree mask (`qq_bias`)."""
     if not model.get_sinks():
-        raise ArtifactError("expected a stateful decoder IR, got one without state; export it with optimum-intel's text-generation-with-past")
+        raise ArtifactError(
+            "expected a stateful decoder IR, got one without state; "
+            "export it with optimum-intel's task text-generation-with-past"
+        )
     allow_qq_bias = True
     paged_attention_transformation(model, False, False, False, False, False, False, allow_qq_bias)
     names = {name for port in model.inputs for name in port.get_names()}
@@ -216,7 +229,9 @@ def restrict_logits(model: ov.Model) -> ov.Model:
     logits = next((port for port in model.outputs if "logits" in port.get_names()), None)
     hidden = next((port for port in model.outputs if FEATURES_OUTPUT in port.get_names()), None)
     if logits is None or hidden is None:
-        raise ArtifactError(f"expected an IR with the results logits and {FEATURES_OUTPUT}; export it with dovetail-export model")
+        raise ArtifactError(
+            f"expected an IR with the results logits and {FEATURES_OUTPUT}; export it with dovetail-export model"
+        )
     features = hidden.node.input_value(0)
     readers = [port for port in features.get_target_inputs() if port.get_node().get_type_name() == "MatMul"]
     assert len(readers) == 1, "the hidden states feed exactly one MatMul, the LM head"

@@ -1,4 +1,6 @@
-"""How many threads this process may use: physical cores, its CPU affinity and its container's quota, whichever is least."""
+"""How many threads this process may use: physical cores, its CPU affinity and its container's quota, whichever is
+least.
+"""
 
 from __future__ import annotations
 

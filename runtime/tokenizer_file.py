@@ -105,7 +105,7 @@ _NORMALIZERS: Table = {
     "StripAccents": {},
     "Strip": {"strip_left": _flag, "strip_right": _flag},
     "Prepend": {"prepend": _text(1, 16)},
-    "Replace": {"pattern": _pattern, "content": _text(0, 16)},
+    "Replace": {"pattern": _literal, "content": _text(0, 16)},  # a pattern that matches nothing can crash what follows
 }
 _PRE_TOKENIZERS: Table = {
     "ByteLevel": _BYTE_LEVEL,
@@ -189,9 +189,8 @@ def _check_component(value: Any, table: Table, items: str, where: str, depth: in
     for name in value.keys() - {"type"}:
         fields[name](value[name], f"{where}.{name}")
     if kind == "Replace":
-        added = len(value["content"].encode("utf-8", "surrogatepass"))
-        literal = value["pattern"].get("String")
-        return 1.0 + added if literal is None else max(1.0, added / len(literal.encode("utf-8", "surrogatepass")))
+        old, new = (text.encode("utf-8", "surrogatepass") for text in (value["pattern"]["String"], value["content"]))
+        return max(1.0, len(new) / len(old))
     return 1.0
 
 

@@ -63,10 +63,12 @@ def chain(root: int, drafted: list[int]) -> Tree:
 
 
 class TreeBuilder:
-    """Grows candidates level by level and keeps the best (EAGLE-2, Li et al. 2024, arXiv 2406.16858, sections 4.1 and 4.2).
+    """Grows candidates level by level and keeps the best (EAGLE-2, Li et al. 2024, arXiv 2406.16858, sections 4.1 and
+    4.2).
 
-    A candidate's score is the sum of its log-probabilities from the root, the draft's estimate of the log-probability that the whole path
-    is accepted. `frontier` picks which candidates of the newest level to expand, `extend` adds their children, `best` keeps the N-1 best.
+    A candidate's score is the sum of its log-probabilities from the root, the draft's estimate of the log-probability
+    that the whole path is accepted. `frontier` picks which candidates of the newest level to expand, `extend` adds
+    their children, `best` keeps the N-1 best.
     """
 
     def __init__(self, root: int) -> None:
@@ -98,7 +100,8 @@ class TreeBuilder:
     def best(self, nodes: int) -> Tree:
         """The root and the `nodes - 1` best candidates.
 
-        A child never scores above its parent, and the stable sort puts a parent before a child of the same score, so the kept set is a tree.
+        A child never scores above its parent, and the stable sort puts a parent before a child of the same score, so
+        the kept set is a tree.
         """
         scores, parents = np.concatenate(self._scores), np.concatenate(self._parents)
         scores[0] = np.inf

@@ -1,4 +1,6 @@
-"""Targets and drafts without a model: the target's rows are a fixed function of the text, so every answer can be computed by hand."""
+"""Targets and drafts without a model: the target's rows are a fixed function of the text, so every answer can be
+computed by hand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 

@@ -1,10 +1,11 @@
-"""Proves the acceptance walk on hand-written trees: never, always and sometimes accepting, repeated siblings, and the caller's limit."""
+"""Proves the acceptance walk on hand-written trees: never, always and sometimes accepting, repeated siblings, and the
+caller's limit.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from dovetail.runtime.accept import accept
 from dovetail.runtime.tree import Float32s, Tree
 

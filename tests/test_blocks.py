@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from dovetail.runtime.blocks import BlockPool, BlockTable
+from dovetail.runtime.errors import ContextOverflowError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-from dovetail.runtime.blocks import BlockPool, BlockTable
-from dovetail.runtime.errors import ContextOverflowError
 
 
 class Pages(RuleBasedStateMachine):

@@ -1,5 +1,6 @@
-"""Proves the first law on the loop itself: with any draft and any tree the tokens are those of plain decoding, greedy or sampled; and that a
-broken acceptance rule would be noticed."""
+"""Proves the first law on the loop itself: with any draft and any tree the tokens are those of plain decoding, greedy
+or sampled; and that a broken acceptance rule would be noticed.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +9,6 @@ from collections.abc import Callable
 import fakes
 import numpy as np
 import pytest
-from fakes import FakeDraft, FakeTarget
-from hypothesis import given
-from hypothesis import strategies as st
-
 from dovetail.runtime import engine
 from dovetail.runtime.accept import Accepted
 from dovetail.runtime.draft import Draft, NoDraft
@@ -20,13 +17,21 @@ from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.policy import FixedPolicy
 from dovetail.runtime.sampling import Sampler, SamplingParams
 from dovetail.runtime.tree import Float32s, Tree
+from fakes import FakeDraft, FakeTarget
+from hypothesis import given
+from hypothesis import strategies as st
 
 DRAFTS = [fakes.good, fakes.never, fakes.sometimes]
 PROMPT = np.array([1, 2, 3, 4], np.int64)
 
 
 def run(
-    make_draft: Callable[[FakeTarget], Draft], shape: TreeShape, params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt: int = 0
+    make_draft: Callable[[FakeTarget], Draft],
+    shape: TreeShape,
+    params: SamplingParams,
+    count: int,
+    prompt: np.ndarray = PROMPT,
+    salt: int = 0,
 ) -> tuple[list[int], list[int]]:
     """(tokens, accept lengths)"""
     target = FakeTarget(salt=salt)
@@ -62,7 +67,12 @@ def plain(params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt:
     st.integers(0, 1000),
 )
 def test_first_law(
-    make_draft: Callable[[FakeTarget], Draft], shape: TreeShape, params: SamplingParams, count: int, prompt: list[int], salt: int
+    make_draft: Callable[[FakeTarget], Draft],
+    shape: TreeShape,
+    params: SamplingParams,
+    count: int,
+    prompt: list[int],
+    salt: int,
 ) -> None:
     text = np.array(prompt, np.int64)
     tokens, _ = run(make_draft, shape, params, count, text, salt)
@@ -79,7 +89,9 @@ def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
 
 
 def test_no_draft_is_one_token_a_round() -> None:
-    tokens, lengths = run(lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), SamplingParams(temperature=1.0, seed=3), 20)
+    tokens, lengths = run(
+        lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), SamplingParams(temperature=1.0, seed=3), 20
+    )
     assert tokens == plain(SamplingParams(temperature=1.0, seed=3), 20)
     assert lengths == [0] * 20
 
@@ -94,7 +106,9 @@ def take_the_draft_unseen(tree: Tree, logits: Float32s, sampler: object, limit: 
     return Accepted(path, [*tokens, int(logits[path[-1]].argmax())])
 
 
-def always_accept_the_runner_up(tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None) -> Accepted:
+def always_accept_the_runner_up(
+    tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None
+) -> Accepted:
     """A mutant: a child among the target's two best counts as agreed."""
     path, tokens = [0], [sampler(logits[0], [])]
     while len(tokens) != limit:

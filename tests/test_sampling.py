@@ -1,16 +1,17 @@
-"""Proves the processors against transformers' own on random rows, and that draws follow the processed distribution and nothing but (seed, position)."""
+"""Proves the processors against transformers' own on random rows, and that draws follow the processed distribution
+and nothing but (seed, position).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.sampling import Sampler, SamplingParams, processed, uniforms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-from dovetail.runtime.errors import UserError
-from dovetail.runtime.sampling import Sampler, SamplingParams, processed, uniforms
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,7 +65,15 @@ def test_greedy_takes_the_first_of_equals() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}, {"seed": 1 << 64}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+        {"seed": 1 << 64},
+    ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="expected"):

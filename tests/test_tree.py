@@ -1,12 +1,13 @@
-"""Proves that trees are trees: masks, depths and children against slow obvious versions, and that reranking keeps the best connected set."""
+"""Proves that trees are trees: masks, depths and children against slow obvious versions, and that reranking keeps the
+best connected set.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from dovetail.runtime.tree import Tree, TreeBuilder, chain, root_only
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dovetail.runtime.tree import Tree, TreeBuilder, chain, root_only
 
 
 @st.composite
