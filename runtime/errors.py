@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend. The message states what was expected, what was found, and the remedy, in one line."""
+    """Something the user can mend. The message states, in one line, what was expected, found, and the remedy."""
 
 
 class ArtifactError(UserError):

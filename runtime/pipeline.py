@@ -165,8 +165,8 @@ class Pipeline:
             raise UserError(f"max_new_tokens: expected a whole number >= 1, got {max_new_tokens}")
         if max_new_tokens > room:
             raise ContextOverflowError(
-                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {len(ids)} of prompt and "
-                f"{max_new_tokens} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
+                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {len(ids)} of prompt "
+                f"and {max_new_tokens} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
             )
         return Stream(self, ids, params, max_new_tokens, frozenset() if ignore_eos else self.tokenizer.eos_token_ids)
 

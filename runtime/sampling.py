@@ -74,7 +74,7 @@ def processed(logits: Float32s, params: SamplingParams) -> npt.NDArray[np.float6
     if 0 < params.top_k < len(scores):
         threshold = np.partition(scores, -params.top_k)[-params.top_k]
         scores[scores < threshold] = -np.inf
-    probabilities = np.exp(scores - scores.max())
+    probabilities: npt.NDArray[np.float64] = np.exp(scores - scores.max())
     probabilities /= probabilities.sum()
     if params.top_p < 1:
         # The smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2019, arXiv 1904.09751).
@@ -91,5 +91,4 @@ def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
 
     A longer stream starts with the shorter one.
     """
-    numbers: npt.NDArray[np.float64] = np.random.Generator(np.random.Philox(key=seed)).random(count)
-    return numbers
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)

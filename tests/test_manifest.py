@@ -1,4 +1,4 @@
-"""Proves: a manifest survives writing and reading; anything that is not exactly one is refused, quickly and in one line."""
+"""Proves: a manifest survives writing and reading; what is not exactly one is refused, quickly and in one line."""
 
 from __future__ import annotations
 

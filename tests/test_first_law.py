@@ -1,0 +1,153 @@
+"""Proves the first law with real engines: in `exact` numerics the token ids with the draft are those without it,
+greedy and sampled, on held-out text with the shipped artifact, and on a target of random weights with drafts that
+always, never and sometimes guess right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dovetail.export import corpus
+from dovetail.runtime import SamplingParams, engine, load
+from dovetail.runtime.accept import Accepted, accept
+from dovetail.runtime.draft import Draft, NoDraft
+from dovetail.runtime.engine import rounds
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.sampling import Sampler
+from dovetail.runtime.tree import Float32s, Int64s, Tree, chain, root_only
+
+NUM_PROMPTS, NEW_TOKENS = 50, 128
+SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, seed=11)
+
+
+@pytest.fixture(scope="module")
+def shipped(shipped_artifact: Path) -> Pipeline:
+    return load(shipped_artifact, numerics="exact", ctx_size=512)
+
+
+@pytest.fixture(scope="module")
+def shipped_plain(shipped_artifact: Path) -> Pipeline:
+    return load(shipped_artifact, numerics="exact", ctx_size=512, draft="none")
+
+
+@pytest.fixture(scope="module")
+def held_out_prompts() -> list[str]:
+    """The beginnings of functions in files that the shipped models were not trained on."""
+    texts = list(corpus.load_corpus().held_out.values())
+    starts = [text[i : i + 300] for text in texts for i in range(0, len(text) - 300, 4000)]
+    return starts[:: max(1, len(starts) // NUM_PROMPTS)][:NUM_PROMPTS]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+def test_shipped_artifact_with_and_without_its_draft(
+    params: SamplingParams, shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str]
+) -> None:
+    assert len(held_out_prompts) == NUM_PROMPTS
+    accepted = 0
+    for prompt in held_out_prompts:
+        with_draft = shipped.generate(prompt, params, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        without = shipped_plain.generate(prompt, params, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        assert with_draft.token_ids == without.token_ids
+        assert len(without.token_ids) == NEW_TOKENS
+        accepted += with_draft.totals.accepted_tokens
+    assert accepted > NUM_PROMPTS * NEW_TOKENS / 4, "a law about a draft that is never believed would prove nothing"
+
+
+def test_the_law_notices_an_accept_that_takes_the_drafts_token_unseen(
+    shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unseen(
+        tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None
+    ) -> Accepted:
+        accepted = accept(tree, logits, sampler, limit)
+        if accepted.accept_length == 0 and len(tree) > 1 and limit != 1:
+            child = next(iter(tree.children(0).values()))
+            return Accepted([0, child], [int(tree.tokens[child]), sampler(logits[child], [0])])
+        return accepted
+
+    prompt = held_out_prompts[0]
+    expected = shipped_plain.generate(prompt, SAMPLED, max_new_tokens=NEW_TOKENS, ignore_eos=True).token_ids
+    monkeypatch.setattr(engine, "accept", unseen)
+    assert shipped.generate(prompt, SAMPLED, max_new_tokens=NEW_TOKENS, ignore_eos=True).token_ids != expected
+
+
+def test_a_draft_fed_shuffled_features_loses_its_accept_length(
+    shipped: Pipeline, held_out_prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pairing of features and tokens is real: the same draft, fed other positions' features, guesses badly."""
+
+    def accept_length() -> float:
+        runs = [shipped.generate(p, SAMPLED, max_new_tokens=64, ignore_eos=True).totals for p in held_out_prompts[:8]]
+        return sum(t.accepted_tokens for t in runs) / sum(t.rounds for t in runs)
+
+    aligned = accept_length()
+    assert shipped.draft is not None
+    make = shipped.draft.sequence
+    rng = np.random.default_rng(0)
+
+    def shuffled() -> Draft:
+        sequence = make()
+        propose = sequence.propose
+        seen: list[Float32s] = []
+
+        def propose_shuffled(tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+            seen.extend(features)
+            others = np.array([seen[i] for i in rng.integers(0, len(seen), len(features))], np.float32)
+            return propose(tokens, others.reshape(features.shape), shape)
+
+        monkeypatch.setattr(type(sequence), "propose", lambda self, *args: propose_shuffled(*args), raising=True)
+        return sequence
+
+    monkeypatch.setattr(shipped.draft, "sequence", shuffled)
+    assert accept_length() < 0.6 * aligned
+
+
+class Scripted:
+    """A draft that knows the text to come and offers it wholly, never, or now and then."""
+
+    native_s = 0.0
+    bytes_in = bytes_out = 0
+
+    def __init__(self, text: list[int], keep: Callable[[int], bool], vocab_size: int) -> None:
+        self._text, self._keep, self._vocab_size = text, keep, vocab_size
+        self._done = 0
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        self._done += len(tokens) if self._done else 1
+        ahead = self._text[self._done - 1 : self._done - 1 + shape.depth]
+        guesses = [t if self._keep(self._done + i) else (t + 1) % self._vocab_size for i, t in enumerate(ahead)]
+        return chain(int(tokens[-1]), guesses) if guesses else root_only(int(tokens[-1]))
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("keep", "low", "high"),
+    [
+        pytest.param(lambda i: True, 3.5, 5.0, id="always"),
+        pytest.param(lambda i: False, 0.0, 0.0, id="never"),
+        pytest.param(lambda i: i % 3 != 0, 0.5, 2.5, id="sometimes"),
+    ],
+)
+def test_random_weights_with_scripted_drafts(
+    tiny_artifact: Path, params: SamplingParams, keep: Callable[[int], bool], low: float, high: float
+) -> None:
+    pipe = load(tiny_artifact, numerics="exact", draft="none", ctx_size=256)
+    prompt = np.array([5, 9, 300, 7])
+
+    def run(draft: Draft) -> Iterator[engine.Round]:
+        target = pipe.target.sequence()
+        yield from rounds(target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params), prompt, 120)
+        target.close()
+
+    expected = [token for done in run(NoDraft()) for token in done.tokens]
+    lengths, tokens = [], []
+    for done in run(Scripted(expected, keep, pipe.artifact.manifest.target.vocab_size)):
+        tokens += done.tokens
+        lengths.append(done.accept_length)
+    assert tokens == expected
+    assert low <= np.mean(lengths) <= high

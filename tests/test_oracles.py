@@ -1,0 +1,85 @@
+"""Proves plain decoding in `exact` numerics against programs that nobody here wrote: transformers' greedy `generate`
+on a float32 export, and OpenVINO GenAI on the INT8 export. Where a token differs, the two best logits must be a
+near-tie, so that a bug can't hide behind rounding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dovetail.runtime import SamplingParams, load
+from dovetail.runtime.artifact import open_artifact
+from dovetail.runtime.manifest import TARGET_MODEL, TOKENIZER
+from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.tree import root_only
+from transformers import AutoModelForCausalLM
+
+COUNT = 64
+TIE = 1e-3  # logits
+
+
+def plain(pipe: Pipeline, prompt: list[int]) -> list[int]:
+    return pipe.generate(prompt, SamplingParams(), max_new_tokens=COUNT, ignore_eos=True).token_ids
+
+
+def assert_same_or_tied(pipe: Pipeline, prompt: list[int], ours: list[int], theirs: list[int]) -> int:
+    """Tokens compared: up to the first difference, where the margin of the two best logits must be below `TIE`."""
+    assert len(theirs) == COUNT
+    for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        if mine != other:
+            sequence = pipe.target.sequence()
+            text = np.array(prompt + ours[:i])
+            sequence.prefill(text[:-1])
+            logits = sequence.verify(root_only(int(text[-1]))).logits[0]
+            sequence.close()
+            margin = logits[mine] - logits[other]
+            assert 0 <= margin < TIE, f"token {i}: {mine} != {other}, {margin} apart"
+            return i
+    return COUNT
+
+
+def prompts(vocab_size: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, vocab_size, int(n)).tolist() for n in (1, 2, 7, 40, 150)]
+
+
+def test_transformers_greedy(tiny_checkpoint: Path, tiny_artifact_fp32: Path) -> None:
+    pipe = load(tiny_artifact_fp32, draft="none", numerics="exact", ctx_size=256)
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    compared = 0
+    for prompt in prompts(model.config.vocab_size):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False
+            )
+        compared += assert_same_or_tied(pipe, prompt, plain(pipe, prompt), out[0, len(prompt) :].tolist())
+    assert compared > 4 * COUNT, "nearly all of the 5 texts must agree to their end"
+
+
+@pytest.mark.parametrize("kind", ["tiny", "shipped"])
+def test_openvino_genai_greedy(kind: str, request: pytest.FixtureRequest) -> None:
+    import openvino as ov
+    import openvino_genai
+
+    path: Path = request.getfixturevalue(f"{kind}_artifact")
+    pipe = load(path, draft="none", numerics="exact", ctx_size=256)
+    artifact = open_artifact(path)
+    exact = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+    genai = openvino_genai.LLMPipeline(str(artifact.file(TARGET_MODEL).parent), "CPU", **exact)
+    config = openvino_genai.GenerationConfig(max_new_tokens=COUNT, ignore_eos=True, do_sample=False)
+    assert artifact.has(TOKENIZER)
+    compared = 0
+    for prompt in prompts(artifact.manifest.target.vocab_size):
+        ids = ov.Tensor(np.array([prompt], np.int64))
+        inputs = openvino_genai.TokenizedInputs(ids, ov.Tensor(np.ones_like(ids.data)))
+        theirs = list(genai.generate(inputs, config).tokens[0])
+        compared += assert_same_or_tied(pipe, prompt, plain(pipe, prompt), theirs)
+    assert compared > 4 * COUNT, "nearly all of the 5 texts must agree to their end"
