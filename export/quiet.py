@@ -1,14 +1,25 @@
-"""The noise of torch, transformers, optimum and nncf while they trace and convert, silenced where it arises and nowhere else."""
+"""The noise of torch, transformers, optimum and nncf while they trace and convert, silenced while they run and nowhere else."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 
-_LOUD_LOGGERS = ("transformers", "optimum", "nncf", "openvino", "torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+_LOUD_LOGGERS = (
+    "transformers",
+    "optimum",
+    "nncf",
+    "openvino",
+    "torch.onnx",
+    "torch.export",
+    "torch.utils.cpp_extension",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 @contextlib.contextmanager
@@ -25,7 +36,7 @@ def quiet_torch() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # nncf draws its bars on stdout
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,19 +1,26 @@
 """Runs a Dovetail artifact: numpy, OpenVINO and ONNX Runtime, no torch.
 
-from dovetail.runtime import SamplingParams, load
+from dovetail.runtime import load
 pipe = load("artifacts/pystd")
-print(pipe.generate("def main():\\n", SamplingParams(temperature=0.8, seed=1)).text)
+print(pipe.generate("def main():", temperature=0.8, seed=1).text)
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dovetail.runtime.generation import Chunk, Generation
+    from dovetail.runtime.generation_config import GenerationConfig
     from dovetail.runtime.pipeline import Pipeline, load
-    from dovetail.runtime.sampling import SamplingParams
 
-__all__ = ["Pipeline", "SamplingParams", "load"]
+__all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "load"]
 
-_HOMES = {"Pipeline": "pipeline", "load": "pipeline", "SamplingParams": "sampling"}
+_HOMES = {
+    "Chunk": "generation",
+    "Generation": "generation",
+    "GenerationConfig": "generation_config",
+    "Pipeline": "pipeline",
+    "load": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from dovetail.runtime.tree import Float32s, Tree
 
-Sampler = Callable[[Float32s, list[int]], int]
-"""(logits row [V], tokens already accepted in this round) -> the target's next token."""
+Draw = Callable[[Float32s], int]
+"""Logits row [V] -> the target's next token. Called once for every emitted token, in the order of the text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,17 +31,17 @@ class Accepted:
         return len(self.path) - 1
 
 
-def accept(tree: Tree, logits: Float32s, sampler: Sampler, limit: int | None = None) -> Accepted:
+def accept(tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None) -> Accepted:
     """Walk from the root along the target's own draws. `logits` [N, V]: row i is the target's for the token after
     node i.
 
     At most `limit` tokens are drawn (the caller's room); the walk also ends there.
     """
-    path, tokens = [0], [sampler(logits[0], [])]
+    path, tokens = [0], [draw(logits[0])]
     while len(tokens) != limit:
         child = tree.children(path[-1]).get(tokens[-1])
         if child is None:
             break
         path.append(child)
-        tokens.append(sampler(logits[child], tokens))
+        tokens.append(draw(logits[child]))
     return Accepted(path, tokens)

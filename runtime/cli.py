@@ -9,12 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from dovetail.runtime import options
 from dovetail.runtime.console import notice, print_json, run, stderr_console
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.runtime.generation import Generation
-    from dovetail.runtime.manifest import Manifest, TreeShape
+    from dovetail.runtime.manifest import Manifest
+    from dovetail.runtime.stream import Stream
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 MAX_PROMPT_FILE_BYTES = 16 << 20
@@ -48,113 +50,49 @@ def dovetail() -> None:
 @click.argument("artifact", type=click.Path())
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", "file", type=click.Path(), help="Read the prompt from a file; - is stdin.")
-@click.option(
-    "-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what the context leaves]"
-)
-@click.option(
-    "--temperature", type=float, help="0 decodes greedily.  [default: the artifact's generation_config.json, else 0]"
-)
-@click.option(
-    "--top-k", type=int, help="Keep the K most likely tokens; 0 keeps all.  [default: the artifact's, else 0]"
-)
-@click.option("--top-p", type=float, help="Keep the smallest set of this mass.  [default: the artifact's, else 1]")
-@click.option("--seed", type=int, help="Same seed, same text.  [default: random, and reported]")
-@click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
-@click.option(
-    "--draft",
-    type=click.Choice(["artifact", "none"]),
-    default="artifact",
-    show_default=True,
-    help="Which draft guesses ahead.",
-)
-@click.option("--no-draft", is_flag=True, help="Plain decoding; the same as --draft none.")
-@click.option("--draft-device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
-@click.option("--exact", is_flag=True, help="Token-identical to decoding one token at a time; slower.")
-@click.option(
-    "--tree-nodes",
-    type=click.IntRange(1, 128),
-    help="Nodes of the tree that a pass verifies, the root counted.  [default: the artifact's]",
-)
-@click.option("--tree-depth", type=click.IntRange(0, 64), help="Levels that are drafted.  [default: the artifact's]")
-@click.option(
-    "--tree-width", type=click.IntRange(1, 64), help="Children tried per node and level.  [default: the artifact's]"
-)
-@click.option(
-    "-t", "--threads", type=int, help="CPU threads.  [default: cores, affinity or container quota, whichever is least]"
-)
-@click.option(
-    "-c", "--ctx-size", type=int, help="Room for prompt and answer, in tokens.  [default: the model's context]"
-)
-@click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
+@options.controls
+@options.engine
 @click.option("--stats", is_flag=True, help="Print a table of what the rounds did.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
 def generate(
     artifact: str,
     prompt: str | None,
     file: str | None,
-    max_new_tokens: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    ignore_eos: bool,
-    draft: str,
-    no_draft: bool,
-    draft_device: str,
-    exact: bool,
-    tree_nodes: int | None,
-    tree_depth: int | None,
-    tree_width: int | None,
-    threads: int | None,
-    ctx_size: int | None,
-    trust: bool,
     stats: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Continue PROMPT (or a file, or stdin) with the model in ARTIFACT."""
     text = _prompt(prompt, file)
-    if trust:
-        notice("the artifact's hashes are not checked (--trust)")
-    opened = _open(artifact, trust)
+    controls, engine = options.split(given)
+    controls.setdefault("seed", secrets.randbits(32))
+    pipe = options.open_pipeline(artifact, controls, engine)
+    config = pipe.config(**controls)
+    results = []
+    for sequence in range(config.num_return_sequences):
+        if sequence and not as_json:
+            click.echo("---")
+        results.append(_show(pipe.stream(text, config, sequence=sequence), as_json))
+        _summary(results[-1], stats)
+    if as_json:
+        first = results[0].as_dict()
+        print_json(first if len(results) == 1 else {**first, "sequences": [result.as_dict() for result in results]})
+    if results[-1].finish_reason == "cancelled":
+        sys.exit(130)
 
-    # From here on the artifact is what its manifest says; only now are numpy and the engines imported.
-    from dovetail.runtime.pipeline import Pipeline
-    from dovetail.runtime.sampling import SamplingParams
 
-    tree = _tree(opened.manifest.default_tree, tree_nodes, tree_depth, tree_width)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    seed = secrets.randbits(32) if seed is None else seed
-    SamplingParams(**{k: v for k, v in given.items() if v is not None}, seed=seed)  # type: ignore[arg-type]  # refused before loading
-    pipe = Pipeline(
-        opened,
-        draft="none" if no_draft or draft == "none" else "artifact",
-        draft_device=draft_device,
-        numerics="exact" if exact else "fast",
-        threads=threads,
-        ctx_size=ctx_size,
-        tree=tree,
-        notice=notice,
-    )
-    stream = pipe.stream(
-        text, pipe.sampling_params(seed=seed, **given), max_new_tokens=max_new_tokens, ignore_eos=ignore_eos
-    )
-    interrupted = False
+def _show(stream: Stream, quiet: bool) -> Generation:
+    """Print a stream's text as it comes. Ctrl-C ends the text, not the report on it."""
     try:
         for chunk in stream:
-            if not as_json:
+            if not quiet:
                 click.echo(chunk.text, nl=False)
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        interrupted = True
         stream.close()
-    result = stream.finish()
-    if as_json:
-        print_json(result.as_dict())
-    else:
+    if not quiet:
         click.echo()
-    _summary(result, stats)
-    if interrupted:
-        sys.exit(130)
+    return stream.finish()
 
 
 @dovetail.command()
@@ -163,9 +101,7 @@ def generate(
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
 def inspect(artifact: str, trust: bool, as_json: bool) -> None:
     """Show what ARTIFACT holds, and verify every file's hash."""
-    if trust:
-        notice("the artifact's hashes are not checked (--trust)")
-    opened = _open(artifact, trust)
+    opened = options.open_verified(artifact, trust)
     if as_json:
         print_json({**dataclasses.asdict(opened.manifest), "digest": opened.digest, "verified": not trust})
         return
@@ -175,13 +111,6 @@ def inspect(artifact: str, trust: bool, as_json: bool) -> None:
     click.echo(
         f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}"
     )
-
-
-def _open(path: str, trust: bool) -> Any:
-    """Open the artifact, hashes checked (with a bar where that takes a while), before anything native is imported."""
-    from dovetail.runtime.artifact import open_artifact
-
-    return open_artifact(path, trust=trust)
 
 
 def _prompt(prompt: str | None, file: str | None) -> str:
@@ -209,11 +138,6 @@ def _prompt(prompt: str | None, file: str | None) -> str:
     if not prompt.strip():
         raise UserError("expected a prompt, got an empty one; give some text")
     return prompt
-
-
-def _tree(default: TreeShape, nodes: int | None, depth: int | None, width: int | None) -> TreeShape:
-    given = {"nodes": nodes, "depth": depth, "width": width}
-    return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def _summary(result: Generation, stats: bool) -> None:

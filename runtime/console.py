@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,13 +64,25 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def hashing_bar(total: int) -> tuple[Callable[[int], object] | None, Callable[[], None]]:
-    """A progress bar for verifying hashes, and how to end it; none off a terminal or where it would be over at once."""
-    if not on_terminal() or total < 1 << 30:
-        return None, lambda: None
-    from rich.progress import Progress
+@contextlib.contextmanager
+def hashing_bar() -> Iterator[Callable[[int], object] | None]:
+    """What to tell of bytes hashed so far; shown as a bar on a terminal, once it takes over a second."""
+    if not on_terminal():
+        yield None
+        return
+    from rich.progress import Progress, TextColumn, TransferSpeedColumn
 
-    progress = Progress(console=stderr_console(), transient=True)
-    task = progress.add_task("verifying hashes", total=total)
-    progress.start()
-    return lambda count: progress.advance(task, count), progress.stop
+    columns = TextColumn("verifying hashes: {task.completed:,.0f} bytes"), TransferSpeedColumn()
+    progress = Progress(*columns, console=stderr_console(), transient=True)
+    task = progress.add_task("", total=None)
+    start = time.monotonic()
+
+    def advance(count: int) -> None:
+        progress.advance(task, count)
+        if time.monotonic() - start > 1:
+            progress.start()
+
+    try:
+        yield advance
+    finally:
+        progress.stop()

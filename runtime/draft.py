@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from dovetail.runtime.errors import DeviceError
+from dovetail.runtime.errors import DeviceError, DraftError
 from dovetail.runtime.manifest import DraftInfo, TreeShape
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
 
@@ -115,7 +115,8 @@ class DraftSequence:
         self._cache = np.zeros(
             (2 * info.num_layers, capacity, info.num_kv_heads, info.head_dim), np.float16
         )  # [2L, P, H, E]
-        self.length = 0  # verified pairs
+        self.length = 0  # verified pairs in the cache
+        self._unread: list[tuple[Int64s, Float32s]] = []  # verified pairs still to be read
         self.bytes_in = self.bytes_out = 0
 
     @property
@@ -124,14 +125,19 @@ class DraftSequence:
         return self._model.native_s
 
     def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
-        """See `Draft.propose`. `shape.depth` calls of the graph; the first also takes in the newly verified pairs."""
+        """See `Draft.propose`. `shape.depth` calls of the graph; the first also reads the newly verified pairs.
+
+        Where no tree is wanted, nothing is run: the pairs wait for the next call.
+        """
         root = int(tokens[-1])
-        if len(features) == 0 or shape.depth == 0 or shape.nodes == 1:
-            self._absorb(tokens, features)
+        self._unread.append((tokens[len(tokens) - len(features) :], features))
+        if shape.depth == 0 or shape.nodes == 1:
             return root_only(root)
-        out = self._absorb(tokens, features)
-        assert out is not None
+        out = self._read()
+        if out is None:  # the text's first token: nothing to go by
+            return root_only(root)
         width = min(shape.width, out.top_tokens.shape[1])
+        _require_numbers(out)
         builder = TreeBuilder(root)
         builder.extend(np.zeros(1, np.int64), out.top_tokens[:, :width], out.top_log_probs[:, :width])
         visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
@@ -145,12 +151,21 @@ class DraftSequence:
             out = self._call(
                 builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(len(chosen)), behind
             )
+            _require_numbers(out)
             builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
         return builder.best(shape.nodes)
 
-    def _absorb(self, tokens: Int64s, features: Float32s) -> DraftOutput | None:
-        """Take verified pairs into the cache; returns the last row's output."""
-        tokens, pairs, out = tokens[len(tokens) - len(features) :], features.astype(np.float16), None
+    def truncate(self, length: int) -> None:
+        """Forget the pairs from `length` on."""
+        assert 0 <= length <= self.length
+        self.length = length
+        self._unread.clear()
+
+    def _read(self) -> DraftOutput | None:
+        """Take the verified pairs into the cache; returns the last row's output."""
+        tokens, features = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
+        self._unread.clear()
+        pairs, out = features.astype(np.float16), None
         for begin in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[begin : begin + PREFILL_CHUNK]
             size = len(chunk)
@@ -184,9 +199,15 @@ class DraftSequence:
         out = self._model.run(feeds)
         for name, cache in zip(self._model.cache_names, self._cache, strict=True):
             cache[behind : behind + len(tokens)] = out[f"new_{name}"]
-        done = DraftOutput(out["top_token_ids"], out["top_log_probs"], out["hidden_states"])
+        # The view renames ONNX Runtime's "long long" to the int64 that OpenVINO knows.
+        done = DraftOutput(out["top_token_ids"].view(np.int64), out["top_log_probs"], out["hidden_states"])
         self.bytes_out += done.top_tokens.nbytes + done.top_log_probs.nbytes + done.features.nbytes
         return done
+
+
+def _require_numbers(out: DraftOutput) -> None:
+    if not np.isfinite(out.top_log_probs).all():
+        raise DraftError("the draft's log-probabilities are not numbers")
 
 
 def resolve_device(device: str) -> str:

@@ -67,7 +67,7 @@ def rounds(
         room = max_new_tokens - emitted
         tree = draft.propose(tokens, features, policy.shape(room))
         out = target.verify(tree)
-        accepted = accept(tree, out.logits, sampler.at(emitted), room)
+        accepted = accept(tree, out.logits, sampler.draw, room)
         target.commit(accepted.path)
         tokens, features = np.array(accepted.tokens), out.features[accepted.path]
         emitted += len(tokens)

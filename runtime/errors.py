@@ -15,3 +15,11 @@ class ContextOverflowError(UserError):
 
 class DeviceError(UserError):
     """The device that was asked for cannot be used on this machine."""
+
+
+class TargetError(Exception):
+    """The target produced no usable numbers. Nothing is emitted from them."""
+
+
+class DraftError(Exception):
+    """The draft produced no usable numbers. The text goes on without it."""

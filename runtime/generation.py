@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dovetail.runtime.engine import Round
+from dovetail.runtime.sampling import TokenLogprobs
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,22 +41,39 @@ class RoundTotals:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished text. `decode_ms` runs from the end of the target's prefill to the last token; it contains the
-    draft's reading of the prompt.
+class Chunk:
+    """What one round added to a text. `text` may lag behind `token_ids` by an unfinished character or stop string."""
 
-    `finish_reason` is `stop` (end-of-sequence token), `length`, or `cancelled`.
+    text: str
+    token_ids: list[int]
+    drafted: list[bool]  # per token: whether the draft had guessed it
+    logprobs: list[TokenLogprobs]  # per token, if asked for
+    finish_reason: str | None  # on the last chunk
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished text.
+
+    `finish_reason` is `stop` (end-of-sequence token or stop string), `length`, or `cancelled`. `prefill_ms` is the
+    target's reading of the prompt; `decode_ms` runs from there to the last token and contains the draft's reading of
+    it. `draft_failure` says why the draft was given up in the middle, if it was.
     """
 
     text: str
     token_ids: list[int]
+    drafted: list[bool]
+    logprobs: list[TokenLogprobs]
     finish_reason: str
     prompt_tokens: int
+    reused_tokens: int  # of the prompt, found in the cache of an earlier turn
     totals: RoundTotals
     prefill_ms: float
     decode_ms: float
     bytes_to_draft: int
     bytes_from_draft: int
+    draft_failure: str | None
+    draft_rests: int
     target_device: str
     draft_device: str
     numerics: str
@@ -69,10 +87,13 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of `--json`: totals flattened, host time also per round."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "totals"}
+        fields = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("totals", "logprobs")
+        }
         totals = self.totals
         return {
             **fields,
+            "logprobs": [dataclasses.asdict(entry) for entry in self.logprobs],
             "completion_tokens": len(self.token_ids),
             **dataclasses.asdict(totals),
             "accept_length_mean": totals.accept_length_mean,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Literal
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, overload
 
-import numpy as np
 from dovetail.runtime.artifact import Artifact, open_artifact
-from dovetail.runtime.draft import DraftModel, NoDraft, resolve_device
-from dovetail.runtime.engine import rounds
+from dovetail.runtime.conversation import Conversation
+from dovetail.runtime.draft import DraftModel, resolve_device
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.generation import Generation, RoundTotals
+from dovetail.runtime.generation import Generation
+from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
 from dovetail.runtime.policy import FixedPolicy, Policy
-from dovetail.runtime.sampling import Sampler, SamplingParams
+from dovetail.runtime.stream import Stream
 from dovetail.runtime.target import MAX_TREE_NODES, Numerics, TargetModel
 from dovetail.runtime.text import Tokenizer, load_tokenizer
 from dovetail.runtime.threads import default_threads
@@ -24,15 +24,8 @@ from dovetail.runtime.threads import default_threads
 DEFAULT_NEW_TOKENS = 256
 
 DraftChoice = Literal["artifact", "none"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one round added to a text. `text` may lag behind `token_ids` by an unfinished character."""
-
-    text: str
-    token_ids: list[int]
-    drafted: list[bool]  # per token: whether the draft had guessed it
+Prompt = str | Sequence[int]
+"""Text, or token ids as they are."""
 
 
 def load(
@@ -50,8 +43,8 @@ def load(
     """Open the artifact at `path` and load its target and draft.
 
     `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
-    context; `tree` to the manifest's. `trust` skips the hashes. `notice` is told, a line each, what was chosen.
-    Raises `ArtifactError`, `DeviceError`, `UserError`.
+    context; `tree` to the manifest's. `trust` skips the hashes. `notice` is told, a line each, what was chosen and what
+    went wrong with the draft. Raises `ArtifactError`, `DeviceError`, `UserError`.
     """
     return Pipeline(
         open_artifact(path, trust=trust),
@@ -66,7 +59,9 @@ def load(
 
 
 class Pipeline:
-    """Continues texts, one at a time."""
+    """Continues texts, one at a time. Other threads wait their turn; a stream left open in the same thread is
+    refused.
+    """
 
     def __init__(
         self,
@@ -81,9 +76,9 @@ class Pipeline:
         notice: Callable[[str], None],
     ) -> None:
         manifest = artifact.manifest
+        longest = manifest.target.context_length
         if threads is not None and threads < 1:
             raise UserError(f"threads: expected a whole number >= 1, got {threads}")
-        longest = manifest.target.context_length
         if ctx_size is not None and not 2 <= ctx_size <= longest:
             raise UserError(f"ctx_size: expected 2 to {longest} tokens, the model's own context, got {ctx_size}")
         if tree is not None and tree.nodes > MAX_TREE_NODES:
@@ -91,10 +86,14 @@ class Pipeline:
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
         self.threads = threads or default_threads()
-        self.draft_device = "none"
+        self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
+        self._notice = notice
+        self._busy = threading.Lock()
+        self._holder: int | None = None  # the thread whose stream is open
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.tokenizer: Tokenizer = load_tokenizer(artifact)
         self.draft: DraftModel | None = None
+        self.draft_device = "none"
         if draft == "artifact" and manifest.draft is not None:
             self.draft_device = resolve_device(draft_device)
             self.draft = DraftModel(
@@ -111,7 +110,6 @@ class Pipeline:
             )
         else:
             notice("draft: none, plain decoding")
-        self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
         self.target = TargetModel(
             artifact.file(TARGET_MODEL),
             manifest.target,
@@ -120,133 +118,120 @@ class Pipeline:
             cache_tokens=self.ctx_size,
         )
 
-    def sampling_params(self, *, seed: int, **given: float | None) -> SamplingParams:
-        """The artifact's own sampling settings, with those of `given` (temperature, top_k, top_p) that are not None
-        put over them.
-        """
-        own = self.tokenizer.generation
-        settings = {"temperature": own.temperature if own.do_sample else 0.0, "top_k": own.top_k, "top_p": own.top_p}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(**settings, seed=seed)  # type: ignore[arg-type]  # one dictionary for numbers of two types
+    def __enter__(self) -> Pipeline:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free both models. The pipeline can't be used afterwards."""
+        self.draft = None
+        del self.target
+
+    @overload
+    def generate(self, prompt: Prompt, config: GenerationConfig | None = None, **controls: Any) -> Generation: ...
+    @overload
     def generate(
-        self,
-        prompt: str | list[int],
-        params: SamplingParams,
-        *,
-        max_new_tokens: int | None = None,
-        ignore_eos: bool = False,
-    ) -> Generation:
-        """Continue `prompt` (text, or token ids as they are) to its end. See `stream`."""
-        return self.stream(prompt, params, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos).finish()
+        self, prompt: Sequence[Prompt], config: GenerationConfig | None = None, **controls: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], config: GenerationConfig | None = None, **controls: Any
+    ) -> Generation | list[Generation]:
+        """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, one after another.
+
+        With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
+        """
+        many = not isinstance(prompt, str) and any(not isinstance(item, int) for item in prompt)
+        config = self.config(config, **controls)
+        prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
+        made = [
+            self.stream(one, config, sequence=i).finish() for one in prompts for i in range(config.num_return_sequences)
+        ]
+        return made if many or config.num_return_sequences > 1 else made[0]
 
     def stream(
         self,
-        prompt: str | list[int],
-        params: SamplingParams,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
         *,
-        max_new_tokens: int | None = None,
-        ignore_eos: bool = False,
+        conversation: Conversation | None = None,
+        sequence: int = 0,
+        **controls: Any,
     ) -> Stream:
-        """Continue `prompt` chunk by chunk. `max_new_tokens` defaults to 256, or what the context leaves.
+        """Continue `prompt` chunk by chunk. Controls are `GenerationConfig`'s, over `config`, over the artifact's own.
 
-        Raises `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
+        A `conversation` keeps its caches for the next turn. `sequence` numbers the answers to one prompt. Raises
+        `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        config = self.config(config, **controls)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
         if not ids:
             raise UserError("prompt: expected at least one token, got none; give some text")
-        vocab_size, longest = self.artifact.manifest.target.vocab_size, self.artifact.manifest.target.context_length
-        if not all(0 <= token < vocab_size for token in ids):
-            raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {min(ids)} to {max(ids)}")
-        room = self.ctx_size - len(ids)
-        if max_new_tokens is None:
-            max_new_tokens = min(DEFAULT_NEW_TOKENS, max(room, 1))
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens: expected a whole number >= 1, got {max_new_tokens}")
-        if max_new_tokens > room:
+        max_new_tokens = self._room(len(ids), config)
+        own = conversation or Conversation(self.target, self.draft)
+
+        def end() -> None:
+            if conversation is None:
+                own.close()
+            self._holder = None
+            self._busy.release()
+
+        return Stream(
+            own,
+            self.tokenizer,
+            self.policy,
+            config,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sequence=sequence,
+            info=self.artifact.manifest.target,
+            warn=self._notice,
+            begin=self._begin,
+            end=end,
+            describe={
+                "target_device": "CPU",
+                "draft_device": self.draft_device,
+                "numerics": self.target.numerics,
+                "threads": self.threads,
+            },
+        )
+
+    def conversation(self) -> Conversation:
+        """Caches for a text of several turns."""
+        return Conversation(self.target, self.draft)
+
+    def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
+        """`controls` over `config` over the artifact's own defaults, checked against this target."""
+        merged = (config or self.tokenizer.generation).with_changes(**controls)
+        if not merged.eos_token_ids:
+            merged = merged.with_changes(eos_token_ids=self.tokenizer.eos_token_ids)
+        merged.check_vocabulary(self.artifact.manifest.target.vocab_size)
+        return merged
+
+    def _begin(self) -> None:
+        if self._holder == threading.get_ident():
+            raise UserError("this pipeline is already generating in this thread; finish or close that stream first")
+        self._busy.acquire()
+        self._holder = threading.get_ident()
+
+    def _checked(self, prompt: Sequence[int]) -> list[int]:
+        vocab_size = self.artifact.manifest.target.vocab_size
+        for token in prompt:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {token!r:.40}")
+        return list(prompt)
+
+    def _room(self, prompt_tokens: int, config: GenerationConfig) -> int:
+        """How many tokens the answer may have."""
+        left = self.ctx_size - prompt_tokens
+        wanted = config.max_new_tokens or max(config.min_new_tokens, min(DEFAULT_NEW_TOKENS, max(left, 1)))
+        if wanted > left:
+            longest = self.artifact.manifest.target.context_length
             raise ContextOverflowError(
-                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {len(ids)} of prompt "
-                f"and {max_new_tokens} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
+                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
+                f"prompt and {wanted} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
             )
-        return Stream(self, ids, params, max_new_tokens, frozenset() if ignore_eos else self.tokenizer.eos_token_ids)
-
-
-class Stream:
-    """A text being made: iterate it for its chunks; `finish` runs it to its end and gives the whole."""
-
-    def __init__(
-        self, pipe: Pipeline, prompt: list[int], params: SamplingParams, max_new_tokens: int, eos: frozenset[int]
-    ) -> None:
-        self._pipe, self._prompt, self._params, self._eos = pipe, prompt, params, eos
-        self._max_new_tokens = max_new_tokens
-        self._token_ids: list[int] = []
-        self._text = ""
-        self._totals = RoundTotals()
-        self._prefill_ms = self._decode_ms = 0.0
-        self._bytes_to_draft = self._bytes_from_draft = 0
-        self._chunks = self._run()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
-
-    def close(self) -> None:
-        """Stop here and free the cache. `finish` then gives what was made so far, with finish_reason `cancelled`."""
-        self._chunks.close()
-
-    def finish(self) -> Generation:
-        """Run to the end if it is not there yet; the whole generation."""
-        for _ in self._chunks:
-            pass
-        return Generation(
-            text=self._text,
-            token_ids=self._token_ids,
-            finish_reason=self._finish_reason() or "cancelled",
-            prompt_tokens=len(self._prompt),
-            totals=self._totals,
-            prefill_ms=self._prefill_ms,
-            decode_ms=self._decode_ms,
-            bytes_to_draft=self._bytes_to_draft,
-            bytes_from_draft=self._bytes_from_draft,
-            target_device="CPU",
-            draft_device=self._pipe.draft_device,
-            numerics=self._pipe.target.numerics,
-            seed=self._params.seed,
-            threads=self._pipe.threads,
-        )
-
-    def _finish_reason(self) -> str | None:
-        if self._token_ids and self._token_ids[-1] in self._eos:
-            return "stop"
-        return "length" if len(self._token_ids) == self._max_new_tokens else None
-
-    def _run(self) -> Generator[Chunk, None, None]:
-        target = self._pipe.target.sequence()
-        draft = self._pipe.draft.sequence() if self._pipe.draft else NoDraft()
-        text = self._pipe.tokenizer.stream()
-        loop = rounds(
-            target, draft, self._pipe.policy, Sampler(self._params), np.array(self._prompt), self._max_new_tokens
-        )
-        try:
-            while self._finish_reason() is None:
-                start = time.perf_counter()
-                done = next(loop)
-                tokens = self._until_eos(done.tokens)
-                self._token_ids += tokens
-                self._totals.add(done)
-                piece = text.push([token for token in tokens if token not in self._eos])
-                piece += "" if self._finish_reason() is None else text.finish()
-                self._text += piece
-                self._bytes_to_draft, self._bytes_from_draft = draft.bytes_in, draft.bytes_out
-                elapsed_ms = 1e3 * (time.perf_counter() - start)
-                if not self._prefill_ms:
-                    self._prefill_ms = elapsed_ms - done.draft_ms - done.verify_ms - done.host_ms
-                    elapsed_ms -= self._prefill_ms
-                self._decode_ms += elapsed_ms
-                yield Chunk(piece, tokens, [i < done.accept_length for i in range(len(tokens))])
-        finally:
-            target.close()
-
-    def _until_eos(self, tokens: list[int]) -> list[int]:
-        """What a round emits of its tokens: nothing behind an end-of-sequence token."""
-        end = next((i for i, token in enumerate(tokens) if token in self._eos), len(tokens))
-        return tokens[: end + 1]
+        return wanted

@@ -1,94 +1,148 @@
-"""Drawing the target's next token: processors on one row of logits, then one uniform number per output position.
+"""Drawing the target's next token: the processors on one row of logits, then one uniform number per output position.
 
 Output position i of a text uses the uniform number made from (seed, i) and nothing else. So with `exact` numerics the
-same seed gives the same tokens with any draft, any tree, or none. Letters: V vocabulary.
+same seed gives the same tokens with any draft, any tree, or none. V: vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from dovetail.runtime.errors import UserError
+from dovetail.runtime import processors
+from dovetail.runtime.errors import TargetError, UserError
+from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.tree import Float32s
-
-MAX_SEED = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """Names, order and meaning as in transformers' `generate`. `temperature == 0` is greedy; `top_k == 0` and `top_p
-    == 1` are off.
-    """
+class TokenLogprobs:
+    """Natural logarithms of probabilities after processing: of the drawn token, and of the most likely ones."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature: expected a number >= 0, got {self.temperature}; 0 decodes greedily")
-        if self.top_k < 0:
-            raise UserError(f"top_k: expected a whole number >= 0, got {self.top_k}; 0 switches it off")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: expected a number above 0 and at most 1, got {self.top_p}; 1 switches it off")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"seed: expected a whole number from 0 to {MAX_SEED}, got {self.seed}")
+    logprob: float
+    top: list[tuple[int, float]]  # token, logprob; best first
 
 
 class Sampler:
-    """Draws tokens from processed target rows."""
+    """Draws the tokens of one text, in order. Every draw is emitted, so the sampler's text is the text."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._uniforms = uniforms(params.seed, 256)
+    def __init__(self, config: GenerationConfig, prompt: Sequence[int], vocab_size: int, sequence: int = 0) -> None:
+        """`sequence` numbers the texts of one request; each has uniform numbers of its own."""
+        self._config = config
+        self._text = list(prompt)
+        self._prompt_length = len(self._text)
+        self._key = config.seed + (sequence << 64)
+        self._uniforms = uniforms(self._key, 256)
+        self._seen = np.zeros(vocab_size, np.bool_)
+        self._seen[self._text] = True
+        self._counts = np.zeros(vocab_size, np.int64)
+        self.logprobs: list[TokenLogprobs] = []  # one per draw, if the config asks for them
 
-    def at(self, position: int) -> Callable[[Float32s, list[int]], int]:
-        """The draws of a round whose first token has output position `position`, in the form that `accept` takes."""
-        return lambda logits, drawn: self.draw(logits, position + len(drawn))
+    def draw(self, logits: Float32s) -> int:
+        """The token at the next output position from the target's row `logits` [V]."""
+        if not np.isfinite(logits.max()) or np.isnan(logits.min()):
+            raise TargetError(
+                f"expected finite logits at output position {self._position}, got NaN or infinity from the target; "
+                "the weights are damaged or overflow, export the artifact again"
+            )
+        config = self._config
+        if config.temperature == 0 and self._plain and config.logprobs is None:
+            token = int(logits.argmax())
+        else:
+            scores = self.processed(logits)
+            token = self._pick(scores)
+            if config.logprobs is not None:
+                self.logprobs.append(_logprobs(scores, token, config.logprobs))
+        self._text.append(token)
+        self._seen[token] = True
+        self._counts[token] += 1
+        return token
 
-    def draw(self, logits: Float32s, position: int) -> int:
-        """The token at output position `position` from the target's row `logits` [V]."""
-        if self._params.temperature == 0:
-            return int(logits.argmax())
-        probabilities = processed(logits, self._params)
+    def processed(self, logits: Float32s) -> processors.Scores:
+        """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""
+        config, scores = self._config, logits.astype(np.float64)
+        if config.logit_bias:
+            scores = processors.bias(scores, config.logit_bias)
+        if config.repetition_penalty != 1:
+            scores = processors.penalise_repetition(scores, self._seen, config.repetition_penalty)
+        if config.presence_penalty or config.frequency_penalty:
+            scores = processors.penalise_presence_and_frequency(
+                scores, self._counts, config.presence_penalty, config.frequency_penalty
+            )
+        if config.no_repeat_ngram_size:
+            scores = processors.ban_repeated_ngrams(scores, self._text, config.no_repeat_ngram_size)
+        if config.bad_words_ids:
+            scores = processors.ban_words(scores, self._text, config.bad_words_ids)
+        if self._position < config.min_new_tokens and config.eos_token_ids:
+            scores = processors.ban(scores, sorted(config.eos_token_ids))
+        if scores.max() == -np.inf:
+            raise UserError(
+                f"expected at least one token that may follow at output position {self._position}, got none: bans and "
+                "biases exclude the whole vocabulary; relax no_repeat_ngram_size, bad_words_ids or logit_bias"
+            )
+        if config.temperature > 0:
+            scores = self._warped(scores)
+        return scores
+
+    def _warped(self, scores: processors.Scores) -> processors.Scores:
+        config = self._config
+        scores /= config.temperature
+        if config.top_k:
+            scores = processors.keep_top_k(scores, config.top_k)
+        if config.top_p < 1:
+            scores = processors.keep_top_p(scores, config.top_p)
+        if config.min_p:
+            scores = processors.keep_min_p(scores, config.min_p)
+        if config.typical_p < 1:
+            scores = processors.keep_typical(scores, config.typical_p)
+        return scores
+
+    @property
+    def _position(self) -> int:
+        return len(self._text) - self._prompt_length
+
+    @property
+    def _plain(self) -> bool:
+        """Whether no processor would change which token is the best."""
+        config = self._config
+        return (
+            config.repetition_penalty == 1
+            and not config.presence_penalty
+            and not config.frequency_penalty
+            and not config.logit_bias
+            and not config.no_repeat_ngram_size
+            and not config.bad_words_ids
+            and not (config.eos_token_ids and self._position < config.min_new_tokens)
+        )
+
+    def _pick(self, scores: processors.Scores) -> int:
+        if self._config.temperature == 0:
+            return int(scores.argmax())
+        probabilities = processors.softmax(scores)
         cumulative = np.cumsum(probabilities)
-        point = self._uniform(position) * cumulative[-1]
+        point = self._uniform() * cumulative[-1]
         # side="right": a token of probability 0 spans nothing and cannot be drawn.
         token = int(np.searchsorted(cumulative, point, side="right"))
         return min(token, int(np.flatnonzero(probabilities)[-1]))  # point == cumulative[-1] by rounding
 
-    def _uniform(self, position: int) -> float:
-        if position >= len(self._uniforms):
-            self._uniforms = uniforms(self._params.seed, 2 * position)
-        return float(self._uniforms[position])
+    def _uniform(self) -> float:
+        if self._position >= len(self._uniforms):
+            self._uniforms = uniforms(self._key, 2 * self._position)
+        return float(self._uniforms[self._position])
 
 
-def processed(logits: Float32s, params: SamplingParams) -> npt.NDArray[np.float64]:
-    """[V] probabilities after temperature, top-k and top-p, in this order; `params.temperature` must be above 0."""
-    scores = logits.astype(np.float64) / params.temperature
-    if 0 < params.top_k < len(scores):
-        threshold = np.partition(scores, -params.top_k)[-params.top_k]
-        scores[scores < threshold] = -np.inf
-    probabilities: npt.NDArray[np.float64] = np.exp(scores - scores.max())
-    probabilities /= probabilities.sum()
-    if params.top_p < 1:
-        # The smallest set of most likely tokens whose mass reaches top_p (Holtzman et al. 2019, arXiv 1904.09751).
-        order = np.argsort(probabilities, kind="stable")
-        dropped = np.cumsum(probabilities[order]) <= 1 - params.top_p
-        dropped[-1] = False
-        probabilities[order[dropped]] = 0
-        probabilities /= probabilities.sum()
-    return probabilities
+def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:
+    with np.errstate(divide="ignore"):
+        values = np.log(processors.softmax(scores))
+    best = np.argsort(-values, kind="stable")[:count]
+    return TokenLogprobs(float(values[token]), [(int(i), float(values[i])) for i in best if values[i] > -np.inf])
 
 
-def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
-    """[count] numbers in [0, 1), one per output position: the stream of Philox (Salmon et al. 2011) keyed by the seed.
+def uniforms(key: int, count: int) -> npt.NDArray[np.float64]:
+    """[count] numbers in [0, 1), one per output position: the stream of Philox (Salmon et al. 2011) under `key`.
 
     A longer stream starts with the shorter one.
     """
-    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)

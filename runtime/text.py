@@ -38,6 +38,7 @@ class Tokenizer:
         self._target_vocab_size = target_vocab_size
         self._max_text_bytes = max_text_bytes
         self._special_ids = frozenset(token["id"] for token in document["added_tokens"] if token["special"])
+        self._control_ids = self._special_ids - {tokenizer_file.unknown_id(document["model"])}
         self._pieces = Pieces(read_decoder(document["decoder"]), native.id_to_token)
         self.generation = generation
         self.eos_token_ids = generation.eos_token_ids
@@ -64,9 +65,12 @@ class Tokenizer:
                 f"expected text, got a NUL character at position {text.index(chr(0))}; is the prompt a binary file?"
             )
         # encode() would hold the interpreter lock all the while, encode_batch does not
-        ids: list[int] = _natively(lambda: self._native.encode_batch([text], add_special_tokens=add_special_tokens))[
-            0
-        ].ids
+        encoding = _natively(lambda: self._native.encode_batch([text], add_special_tokens=add_special_tokens))[0]
+        ids: list[int] = encoding.ids
+        own = (i for i, added in zip(ids, encoding.special_tokens_mask, strict=True) if not added)
+        if found := self._control_ids.intersection(own):  # a Unigram model knows them as plain pieces too
+            control = strict_json.shown(self._native.id_to_token(min(found)))
+            raise UserError(f"expected text, got the control token {control} in it; take it out of the text")
         if ids and max(ids) >= self._target_vocab_size:  # some checkpoints add tokens that their weights don't know
             raise UserError(
                 f"expected token ids below the target's vocabulary of {self._target_vocab_size}, "

@@ -282,6 +282,14 @@ def _check_model(model: Any) -> int:
     return len(vocab)
 
 
+def unknown_id(model: dict[str, Any]) -> int | None:
+    """The id that a checked model gives to characters that it does not know, if it has one."""
+    if model["type"] == "BPE":
+        unknown: int | None = model["vocab"].get(model.get("unk_token"))
+        return unknown
+    return int(model["unk_id"])
+
+
 def _is_merge(merge: Any) -> bool:
     if type(merge) is str:
         return merge.count(" ") == 1

@@ -1,4 +1,4 @@
-"""Proves: an artifact opens when it is exactly what its manifest says, and is refused in one line whatever else lies there."""
+"""Proves: an artifact opens when it is exactly what its manifest says, and is refused in one line when it is not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dovetail.runtime import artifact as artifact_module
 from dovetail.runtime import manifest
 from dovetail.runtime.artifact import cache_folder, open_artifact
 from dovetail.runtime.errors import ArtifactError, UserError
+from plain_artifact import write_artifact
 
 CONTENT = {
     manifest.TARGET_MODEL: b"<net/>",
@@ -27,23 +28,7 @@ CONTENT = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that is an artifact as far as names, sizes and hashes go."""
-    root = tmp_path / "artifact"
-    for name, data in CONTENT.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    described = manifest.Manifest(
-        format_version=1,
-        name="plain",
-        target=manifest.TargetInfo("llama", 64, 2, 300, 2048, 1000, "int8"),
-        draft=None,
-        default_tree=manifest.TreeShape(1, 0, 1),
-        checks=manifest.ExportChecks(0, 0.0, 1.0, None),
-        tool_versions={},
-        files={name: manifest.FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()},
-    )
-    (root / manifest.MANIFEST_NAME).write_text(manifest.dumps(described))
-    return root
+    return write_artifact(tmp_path / "artifact", CONTENT)
 
 
 def refusal(path: Path | str, *, trust: bool = False) -> str:
@@ -81,7 +66,8 @@ def test_no_artifact_there(tmp_path: Path, folder: Path) -> None:
     assert "manifest" in refusal(tmp_path)
     assert "something else" in refusal(folder / "README.md")
     assert "nothing there" in refusal("")
-    refusal("a\0b")
+    with pytest.raises(ArtifactError):
+        open_artifact("a\0b")
     refusal("x" * 5000)
 
 

@@ -13,9 +13,10 @@ from dovetail.runtime import engine
 from dovetail.runtime.accept import Accepted
 from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
+from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.policy import FixedPolicy
-from dovetail.runtime.sampling import Sampler, SamplingParams
+from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Tree
 from fakes import FakeDraft, FakeTarget
 from hypothesis import given
@@ -28,7 +29,7 @@ PROMPT = np.array([1, 2, 3, 4], np.int64)
 def run(
     make_draft: Callable[[FakeTarget], Draft],
     shape: TreeShape,
-    params: SamplingParams,
+    params: GenerationConfig,
     count: int,
     prompt: np.ndarray = PROMPT,
     salt: int = 0,
@@ -37,18 +38,21 @@ def run(
     target = FakeTarget(salt=salt)
     tokens: list[int] = []
     lengths = []
-    for done in rounds(target, make_draft(target), FixedPolicy(shape), Sampler(params), prompt, count):
+    for done in rounds(
+        target, make_draft(target), FixedPolicy(shape), Sampler(params, prompt.tolist(), 12), prompt, count
+    ):
         tokens += done.tokens
         lengths.append(done.accept_length)
         assert target.text == [*prompt.tolist(), *tokens[:-1]], "the last emitted token is never in the cache"
     return tokens, lengths
 
 
-def plain(params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt: int = 0) -> list[int]:
+def plain(params: GenerationConfig, count: int, prompt: np.ndarray = PROMPT, salt: int = 0) -> list[int]:
     """One token at a time, without the loop."""
-    sampler, text = Sampler(params), prompt.tolist()
-    for position in range(count):
-        text.append(sampler.draw(fakes.row(text, 12, salt), position))
+    text = prompt.tolist()
+    sampler = Sampler(params, text, 12)
+    for _ in range(count):
+        text.append(sampler.draw(fakes.row(text, 12, salt)))
     return text[len(prompt) :]
 
 
@@ -56,7 +60,7 @@ def plain(params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt:
     st.sampled_from(DRAFTS),
     st.builds(TreeShape, nodes=st.integers(1, 20), depth=st.integers(0, 6), width=st.integers(1, 4)),
     st.builds(
-        SamplingParams,
+        GenerationConfig,
         temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
         top_k=st.sampled_from([0, 3]),
         top_p=st.sampled_from([1.0, 0.8]),
@@ -69,7 +73,7 @@ def plain(params: SamplingParams, count: int, prompt: np.ndarray = PROMPT, salt:
 def test_first_law(
     make_draft: Callable[[FakeTarget], Draft],
     shape: TreeShape,
-    params: SamplingParams,
+    params: GenerationConfig,
     count: int,
     prompt: list[int],
     salt: int,
@@ -80,7 +84,7 @@ def test_first_law(
 
 
 def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
-    shape, greedy = TreeShape(nodes=5, depth=4, width=1), SamplingParams()
+    shape, greedy = TreeShape(nodes=5, depth=4, width=1), GenerationConfig()
     assert run(fakes.good, shape, greedy, 40)[1] == [4] * 8
     assert run(fakes.never, shape, greedy, 40)[1] == [0] * 40
     lengths = run(fakes.sometimes, TreeShape(nodes=16, depth=4, width=3), greedy, 200)[1]
@@ -90,13 +94,13 @@ def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
 
 def test_no_draft_is_one_token_a_round() -> None:
     tokens, lengths = run(
-        lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), SamplingParams(temperature=1.0, seed=3), 20
+        lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), GenerationConfig(temperature=1.0, seed=3), 20
     )
-    assert tokens == plain(SamplingParams(temperature=1.0, seed=3), 20)
+    assert tokens == plain(GenerationConfig(temperature=1.0, seed=3), 20)
     assert lengths == [0] * 20
 
 
-def take_the_draft_unseen(tree: Tree, logits: Float32s, sampler: object, limit: int | None = None) -> Accepted:
+def take_the_draft_unseen(tree: Tree, logits: Float32s, draw: object, limit: int | None = None) -> Accepted:
     """A mutant: believes the first drafted child at every node, and lets the target speak only at the end."""
     path, tokens = [0], []
     while (children := tree.children(path[-1])) and len(tokens) + 1 != limit:
@@ -107,10 +111,10 @@ def take_the_draft_unseen(tree: Tree, logits: Float32s, sampler: object, limit: 
 
 
 def always_accept_the_runner_up(
-    tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None
+    tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None
 ) -> Accepted:
     """A mutant: a child among the target's two best counts as agreed."""
-    path, tokens = [0], [sampler(logits[0], [])]
+    path, tokens = [0], [draw(logits[0])]
     while len(tokens) != limit:
         best = np.argsort(-logits[path[-1]])[:2].tolist()
         found = [(t, c) for t, c in tree.children(path[-1]).items() if t in best]
@@ -118,7 +122,7 @@ def always_accept_the_runner_up(
             break
         tokens[-1], child = found[-1]
         path.append(child)
-        tokens.append(sampler(logits[child], tokens))
+        tokens.append(draw(logits[child]))
     return Accepted(path, tokens)
 
 
@@ -128,5 +132,5 @@ def test_the_first_law_test_notices_a_broken_accept(
     mutant: Callable[..., Accepted], make_draft: Callable[[FakeTarget], FakeDraft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "accept", mutant)
-    tokens, _ = run(make_draft, TreeShape(nodes=12, depth=4, width=3), SamplingParams(temperature=1.0, seed=1), 60)
-    assert tokens != plain(SamplingParams(temperature=1.0, seed=1), 60)
+    tokens, _ = run(make_draft, TreeShape(nodes=12, depth=4, width=3), GenerationConfig(temperature=1.0, seed=1), 60)
+    assert tokens != plain(GenerationConfig(temperature=1.0, seed=1), 60)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dovetail.export import corpus
-from dovetail.runtime import SamplingParams, engine, load
+from dovetail.runtime import GenerationConfig, engine, load
 from dovetail.runtime.accept import Accepted, accept
 from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
@@ -22,7 +22,7 @@ from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree, chain, root_only
 
 NUM_PROMPTS, NEW_TOKENS = 50, 128
-SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, seed=11)
+SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def held_out_prompts() -> list[str]:
     return starts[:: max(1, len(starts) // NUM_PROMPTS)][:NUM_PROMPTS]
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [GenerationConfig(), SAMPLED], ids=["greedy", "sampled"])
 def test_shipped_artifact_with_and_without_its_draft(
-    params: SamplingParams, shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str]
+    params: GenerationConfig, shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str]
 ) -> None:
     assert len(held_out_prompts) == NUM_PROMPTS
     accepted = 0
@@ -61,19 +61,17 @@ def test_shipped_artifact_with_and_without_its_draft(
 def test_the_law_notices_an_accept_that_takes_the_drafts_token_unseen(
     shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unseen(
-        tree: Tree, logits: Float32s, sampler: Callable[[Float32s, list[int]], int], limit: int | None = None
-    ) -> Accepted:
-        accepted = accept(tree, logits, sampler, limit)
-        if accepted.accept_length == 0 and len(tree) > 1 and limit != 1:
-            child = next(iter(tree.children(0).values()))
-            return Accepted([0, child], [int(tree.tokens[child]), sampler(logits[child], [0])])
-        return accepted
+    def unseen(tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None) -> Accepted:
+        children = tree.children(0)
+        if not children or limit == 1:
+            return accept(tree, logits, draw, limit)
+        token, child = next(iter(children.items()))
+        return Accepted([0, child], [token, draw(logits[child])])
 
-    prompt = held_out_prompts[0]
-    expected = shipped_plain.generate(prompt, SAMPLED, max_new_tokens=NEW_TOKENS, ignore_eos=True).token_ids
+    greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    expected = [shipped_plain.generate(prompt, greedy).token_ids for prompt in held_out_prompts[:5]]
     monkeypatch.setattr(engine, "accept", unseen)
-    assert shipped.generate(prompt, SAMPLED, max_new_tokens=NEW_TOKENS, ignore_eos=True).token_ids != expected
+    assert [shipped.generate(prompt, greedy).token_ids for prompt in held_out_prompts[:5]] != expected
 
 
 def test_a_draft_fed_shuffled_features_loses_its_accept_length(
@@ -124,7 +122,7 @@ class Scripted:
         return chain(int(tokens[-1]), guesses) if guesses else root_only(int(tokens[-1]))
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [GenerationConfig(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
     ("keep", "low", "high"),
     [
@@ -134,19 +132,22 @@ class Scripted:
     ],
 )
 def test_random_weights_with_scripted_drafts(
-    tiny_artifact: Path, params: SamplingParams, keep: Callable[[int], bool], low: float, high: float
+    tiny_artifact: Path, params: GenerationConfig, keep: Callable[[int], bool], low: float, high: float
 ) -> None:
     pipe = load(tiny_artifact, numerics="exact", draft="none", ctx_size=256)
     prompt = np.array([5, 9, 300, 7])
+    vocab = pipe.artifact.manifest.target.vocab_size
 
     def run(draft: Draft) -> Iterator[engine.Round]:
         target = pipe.target.sequence()
-        yield from rounds(target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params), prompt, 120)
+        yield from rounds(
+            target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params, prompt.tolist(), vocab), prompt, 120
+        )
         target.close()
 
     expected = [token for done in run(NoDraft()) for token in done.tokens]
     lengths, tokens = [], []
-    for done in run(Scripted(expected, keep, pipe.artifact.manifest.target.vocab_size)):
+    for done in run(Scripted(expected, keep, vocab)):
         tokens += done.tokens
         lengths.append(done.accept_length)
     assert tokens == expected

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dovetail.runtime import SamplingParams, load
+from dovetail.runtime import load
 from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.manifest import TARGET_MODEL, TOKENIZER
 from dovetail.runtime.pipeline import Pipeline
@@ -22,7 +22,7 @@ TIE = 1e-3  # logits
 
 
 def plain(pipe: Pipeline, prompt: list[int]) -> list[int]:
-    return pipe.generate(prompt, SamplingParams(), max_new_tokens=COUNT, ignore_eos=True).token_ids
+    return pipe.generate(prompt, temperature=0, max_new_tokens=COUNT, ignore_eos=True).token_ids
 
 
 def assert_same_or_tied(pipe: Pipeline, prompt: list[int], ours: list[int], theirs: list[int]) -> int:

@@ -1,80 +1,192 @@
-"""Proves the processors against transformers' own on random rows, and that draws follow the processed distribution
+"""Proves every processor against transformers' own on random rows, and that draws follow the processed distribution
 and nothing but (seed, position).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from dovetail.runtime.errors import UserError
-from dovetail.runtime.sampling import Sampler, SamplingParams, processed, uniforms
+import transformers as hf
+from dovetail.runtime.errors import TargetError, UserError
+from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.sampling import Sampler, uniforms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+V = 60
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(2, 300),
-    st.floats(0.2, 3),
-    st.integers(0, 50),
-    st.sampled_from([1.0, 0.99, 0.9, 0.5, 0.05, 1e-6]),
-)
-def test_processors_equal_transformers(seed: int, vocab: int, temperature: float, top_k: int, top_p: float) -> None:
-    row = np.random.default_rng(seed).normal(0, 3, vocab).astype(np.float32)
-    scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(row)[None].double())
-    if top_k:
-        scores = TopKLogitsWarper(top_k)(None, scores)
-    if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(None, scores)
-    expected = torch.softmax(scores, -1)[0].numpy()
-    np.testing.assert_allclose(processed(row, SamplingParams(temperature, top_k, top_p)), expected, atol=1e-6)
+def sampler(prompt: list[int], generated: list[int] = [], **controls: Any) -> Sampler:  # noqa: B006  # never written
+    """A sampler that has already drawn `generated`."""
+    made = Sampler(GenerationConfig(**controls), prompt, V)
+    for token in generated:
+        made.draw(np.where(np.arange(V) == token, 100, -100).astype(np.float32))
+    assert made._text == prompt + generated
+    return made
+
+
+def theirs(processors: list[Any], text: list[int], row: np.ndarray) -> np.ndarray:
+    scores = torch.from_numpy(row)[None].double()
+    for processor in processors:
+        scores = processor(torch.tensor([text]), scores)
+    return scores[0].numpy()
+
+
+CONTROLS = [
+    pytest.param({"temperature": 0.7}, lambda _: [hf.TemperatureLogitsWarper(0.7)], id="temperature"),
+    pytest.param({"top_k": 5}, lambda _: [hf.TopKLogitsWarper(5)], id="top_k"),
+    pytest.param({"top_k": V + 1}, lambda _: [], id="top_k of more than all"),
+    pytest.param({"top_p": 0.9}, lambda _: [hf.TopPLogitsWarper(0.9)], id="top_p"),
+    pytest.param({"top_p": 1e-9}, lambda _: [hf.TopPLogitsWarper(1e-9)], id="top_p of nearly nothing"),
+    pytest.param({"min_p": 0.1}, lambda _: [hf.MinPLogitsWarper(0.1)], id="min_p"),
+    pytest.param({"typical_p": 0.6}, lambda _: [hf.TypicalLogitsWarper(0.6)], id="typical_p"),
+    pytest.param(
+        {"repetition_penalty": 1.3}, lambda _: [hf.RepetitionPenaltyLogitsProcessor(1.3)], id="repetition_penalty"
+    ),
+    pytest.param({"no_repeat_ngram_size": 1}, lambda _: [hf.NoRepeatNGramLogitsProcessor(1)], id="1-gram"),
+    pytest.param({"no_repeat_ngram_size": 3}, lambda _: [hf.NoRepeatNGramLogitsProcessor(3)], id="3-gram"),
+    pytest.param(
+        {"bad_words_ids": ((7,), (1, 2), (3, 1, 4))},
+        lambda _: [hf.NoBadWordsLogitsProcessor([[7], [1, 2], [3, 1, 4]], eos_token_id=[])],
+        id="bad_words_ids",
+    ),
+    pytest.param(
+        {"logit_bias": {3: 2.5, 9: -4.0}},
+        lambda _: [hf.SequenceBiasLogitsProcessor([[[3], 2.5], [[9], -4.0]])],
+        id="logit_bias",
+    ),
+    pytest.param(
+        {"min_new_tokens": 4, "eos_token_ids": frozenset({2, 5})},
+        lambda prompt: [hf.MinNewTokensLengthLogitsProcessor(len(prompt), 4, [2, 5], device="cpu")],
+        id="min_new_tokens",
+    ),
+    pytest.param(
+        {"repetition_penalty": 0.8, "no_repeat_ngram_size": 2, "temperature": 1.7, "top_k": 20, "top_p": 0.8}
+        | {"min_p": 0.02, "typical_p": 0.9, "logit_bias": {3: 1.0}, "bad_words_ids": ((8,),)},
+        lambda _: [
+            hf.SequenceBiasLogitsProcessor([[[3], 1.0]]),
+            hf.RepetitionPenaltyLogitsProcessor(0.8),
+            hf.NoRepeatNGramLogitsProcessor(2),
+            hf.NoBadWordsLogitsProcessor([[8]], eos_token_id=[]),
+            hf.TemperatureLogitsWarper(1.7),
+            hf.TopKLogitsWarper(20),
+            hf.TopPLogitsWarper(0.8),
+            hf.MinPLogitsWarper(0.02),
+            hf.TypicalLogitsWarper(0.9),
+        ],
+        id="all, in order",
+    ),
+]
+
+
+@pytest.mark.parametrize(("controls", "make"), CONTROLS)
+def test_processors_equal_transformers(controls: dict[str, Any], make: Any) -> None:
+    rng = np.random.default_rng(0)
+    changed = 0
+    for _ in range(40):
+        prompt = rng.integers(0, 10, int(rng.integers(2, 20))).tolist()
+        row = rng.normal(0, 3, V).astype(np.float32)
+        expected = theirs(make(prompt), prompt, row)
+        got = sampler(prompt, **{"temperature": 1.0, **controls}).processed(row)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        changed += not np.allclose(got, row)
+    assert changed > 0 or controls.get("top_k", 0) > V, "a control that changes nothing is not tested"
+
+
+def test_penalties_count_generated_tokens_only() -> None:
+    row = np.zeros(V, np.float32)
+    got = sampler([1, 2, 2], [3, 3, 4], presence_penalty=0.5, frequency_penalty=0.25).processed(row)
+    expected = np.zeros(V)
+    expected[3], expected[4] = -0.5 - 2 * 0.25, -0.5 - 0.25
+    np.testing.assert_allclose(got, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))
+def test_ngram_ban_against_the_obvious_version(text: list[int], size: int) -> None:
+    banned = {
+        text[i + size - 1]
+        for i in range(len(text) - size + 1)
+        if text[i : i + size - 1] == text[len(text) - size + 1 :]
+    }
+    got = sampler(text, no_repeat_ngram_size=size).processed(np.zeros(V, np.float32))
+    assert set(np.flatnonzero(np.isinf(got)).tolist()) == banned
+
+
+def test_min_new_tokens_ends() -> None:
+    row = np.where(np.arange(V) == 2, 5, 0).astype(np.float32)
+    made = sampler([1], min_new_tokens=3, eos_token_ids=frozenset({2}))
+    drawn = [made.draw(row) for _ in range(4)]
+    assert drawn[:3] == [0, 0, 0]
+    assert drawn[3] == 2
+
+
+def test_everything_banned_is_said() -> None:
+    made = sampler([0], logit_bias={token: float("-inf") for token in range(V)})
+    with pytest.raises(UserError, match="got none"):
+        made.draw(np.zeros(V, np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_target_that_yields_no_numbers_is_an_error(bad: float, temperature: float) -> None:
+    row = np.zeros(V, np.float32)
+    row[7] = bad
+    with pytest.raises(TargetError, match="expected finite logits at output position 0"):
+        sampler([1], temperature=temperature).draw(row)
 
 
 def test_draws_follow_the_distribution() -> None:
-    row = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=7))
-    counts = np.bincount([sampler.draw(row, i) for i in range(20_000)], minlength=4)
-    expected = 20_000 * np.array([0.5, 0.25, 0.15, 0.1])
+    probabilities = np.array([0.5, 0.25, 0.15, 0.1])
+    row = np.full(V, -np.inf, np.float32)
+    row[:4] = np.log(probabilities)
+    made = sampler([1], temperature=1.0, seed=7)
+    counts = np.bincount([made.draw(row) for _ in range(20_000)], minlength=4)
+    expected = 20_000 * probabilities
     chi_square = float((((counts - expected) ** 2) / expected).sum())
     assert chi_square < 21.1  # 3 degrees of freedom: one fair sampler in 10,000 is above
 
 
-def test_a_draw_depends_on_seed_and_position_alone() -> None:
+def test_a_draw_depends_on_seed_sequence_and_position_alone() -> None:
     assert np.array_equal(uniforms(1, 5000)[:300], uniforms(1, 300))
-    assert len(np.unique([uniforms(seed, 50) for seed in range(20)])) == 1000
-    row = np.random.default_rng(0).normal(0, 1, 100).astype(np.float32)
-    params = SamplingParams(temperature=1.0, seed=9)
-    forwards, backwards = Sampler(params), Sampler(params)
-    positions = [0, 1, 255, 256, 257, 3000]
-    assert [forwards.draw(row, i) for i in positions] == [backwards.draw(row, i) for i in positions[::-1]][::-1]
+    assert len(np.unique([uniforms(key, 50) for key in [*range(20), 1 << 64, 2 << 64]])) == 1100
+    rows = np.random.default_rng(0).normal(0, 1, (600, V)).astype(np.float32)
+    config = GenerationConfig(temperature=1.0, seed=9)
+    first, again = Sampler(config, [1], V), Sampler(config, [5, 6, 7], V)
+    other = Sampler(config, [1], V, sequence=1)
+    drawn = [first.draw(row) for row in rows]
+    assert drawn == [again.draw(row) for row in rows]
+    assert drawn != [other.draw(row) for row in rows]
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
-    row = np.array([-np.inf, 0, -np.inf, 0, -np.inf], np.float32)
-    sampler = Sampler(SamplingParams(temperature=1.0))
-    sampler._uniforms = np.array([0.0, 0.5, 1 - 2**-53, 1.0])  # 1.0: what rounding could make of the last point
-    assert {sampler.draw(row, i) for i in range(4)} == {1, 3}
+    row = np.full(V, -np.inf, np.float32)
+    row[[1, 3]] = 0
+    made = sampler([0], temperature=1.0)
+    made._uniforms = np.array([0.0, 0.5, 1 - 2**-53, 1.0])  # 1.0: what rounding could make of the last point
+    assert {made.draw(row) for _ in range(4)} == {1, 3}
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
-    assert Sampler(SamplingParams()).draw(np.array([0, 2, 2, 1], np.float32), 0) == 1
+    row = np.zeros(V, np.float32)
+    row[[4, 9]] = 2
+    assert sampler([0]).draw(row) == 4
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"seed": -1},
-        {"seed": 1 << 64},
-    ],
-)
-def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="expected"):
-        SamplingParams(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_logprobs_are_of_the_processed_distribution(temperature: float) -> None:
+    row = np.random.default_rng(1).normal(0, 2, V).astype(np.float32)
+    made = sampler([0], temperature=temperature, top_k=8, logprobs=3, seed=1)
+    token = made.draw(row)
+    scores = torch.from_numpy(row).double()
+    if temperature:
+        scores = hf.TopKLogitsWarper(8)(None, scores[None] / temperature)[0]
+    expected = torch.log_softmax(scores, -1)
+    entry = made.logprobs[0]
+    assert entry.logprob == pytest.approx(expected[token].item(), abs=1e-6)
+    best = torch.topk(expected, 3)
+    assert [t for t, _ in entry.top] == best.indices.tolist()
+    assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=1e-6)

@@ -1,0 +1,64 @@
+# `make demo` and `make test` do everything on a fresh machine that has Python 3.11 or newer, its pip, and make.
+PYTHON ?= python3
+DEV := .venv
+RUN := .venv-run
+WHEEL := .venv-wheel
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info; \
+	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
+
+.PHONY: help install demo test lint types pytest wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     install the runtime, then plain decoding beside Dovetail on the artifact that ships"
+	@echo "make test     install everything, then lint, types, tests, and the built wheel without torch"
+	@echo "make install  a virtual environment $(DEV) with all extras"
+	@echo "make clean    remove what these made"
+
+install: $(DEV)/installed
+
+demo: $(RUN)/installed
+	$(RUN)/bin/python artifacts/demo.py artifacts/pystd
+
+test: lint types pytest wheel
+	@echo "all checks passed"
+
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+
+types: $(DEV)/installed
+	$(DEV)/bin/mypy
+
+pytest: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -q --durations=10
+
+# The wheel as a server gets it: in an environment without torch, away from the checkout.
+wheel: $(DEV)/installed $(WHEEL)/installed
+	rm -rf build dist
+	$(DEV)/bin/python -m build --wheel --outdir dist . > /dev/null
+	$(WHEEL)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	cd $(WHEEL) && bin/python ../tests/wheel.py ../artifacts/pystd
+
+# Environments are made once and brought up to date when what they install from has changed.
+$(DEV)/installed: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python $(PIP_INSTALL) -e '.[export,dev]'
+	@touch $@
+
+$(RUN)/installed: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(RUN)
+	$(RUN)/bin/python $(PIP_INSTALL) -e .
+	@touch $@
+
+$(WHEEL)/installed: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python $(PIP_INSTALL) .
+	@touch $@
+
+clean:
+	rm -rf $(DEV) $(RUN) $(WHEEL) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,263 @@
+"""Training a DGF draft for any Llama-family target: on the target's features, unrolled over the draft's own guesses.
+
+The loss per depth is SmoothL1 on the feature plus a weight times the cross-entropy against the target's soft output (Dovetail, arXiv 2412.18934,
+section 3.2; the weight is 0.1 there). At depth d the draft is fed its own features d - 1 times, as at run time (HASS, arXiv 2408.15766; EAGLE-3,
+arXiv 2503.01840): that is what keeps deep branches good.
+
+Letters: N tokens, B windows, T pairs in a window, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dovetail.export import corpus as corpora
+from dovetail.export.checkpoint import body_and_head, load_torch
+from dovetail.export.corpus import Corpus
+from dovetail.export.draft_model import Cache, DraftModel, config_for, join, save_draft
+from dovetail.export.muon import Muon
+from dovetail.export.progress import stage
+from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
+from dovetail.runtime.errors import UserError
+
+MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.01, 0.01, 3e-3
+AGREEMENT_DEPTHS = 5
+
+# Token windows [B, T + 1] and their starts in the stream -> the target's features at them, [B, T + 1, D] float32.
+FeatureSource = Callable[[NDArray[np.int64], Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftRecipe:
+    """How a draft is trained. `soft_weight` is that of the cross-entropy; `noise` the half-width of the uniform noise on features."""
+
+    blocks: int = 2
+    minutes: float = 20.0
+    seed: int = 0
+    windows: int = 8
+    window: int = 256
+    unroll: int = 3
+    soft_weight: float = 0.1
+    depth_decay: float = 0.8
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.windows, self.unroll, self.blocks) < 1 or self.window < 4 * self.unroll:
+            raise UserError(f"expected windows of at least four times the unrolled depths, got {self.window} and {self.unroll}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftReport:
+    """What the model card says of the draft. `agreement[d - 1]`: share of held-out positions where the draft, fed its own features for d - 1
+    levels, has the target's most likely token first."""
+
+    minutes: float
+    steps: int
+    parameters: int
+    held_out_smooth_l1: float
+    agreement: tuple[float, ...]
+
+
+def unrolled_mask(length: int, depth: int) -> Tensor:
+    """[T, depth * T] bool: what pair p may attend to in the `depth`-th call, behind the calls before it (True = may attend).
+
+    Pair p sees pairs up to p - depth + 1 with the target's features, the next one with features predicted once, and so on up to itself.
+    """
+    row, column = torch.arange(length)[:, None], torch.arange(length)[None]
+    parts = [column <= row - depth + 1]
+    parts += [column == row - depth + d for d in range(2, depth + 1)]
+    return torch.cat(parts, dim=1)
+
+
+def unroll(draft: DraftModel, ids: Tensor, features: Tensor, depths: int) -> list[Tensor]:
+    """The predicted features per depth, each [B, T, D]; rows below d - 1 of depth d mean nothing.
+
+    ids [B, T]: the token of position p + 1 for pair p; features [B, T, D]: the target's of position p.
+    """
+    length = ids.shape[1]
+    positions = torch.arange(length)
+    caches: list[Cache] = []
+    predicted: list[Tensor] = []
+    for depth in range(1, depths + 1):
+        fed = features if depth == 1 else torch.cat([features[:, :1], predicted[-1][:, :-1]], dim=1)
+        mask = None if depth == 1 else unrolled_mask(length, depth)
+        out, new = draft(ids, fed, positions, mask, join(caches) if caches else None)
+        caches.append(new)
+        predicted.append(out)
+    return predicted
+
+
+class DraftTask:
+    """Imitating the target's features and outputs, as `training.Task`."""
+
+    name = "draft"
+
+    def __init__(
+        self, draft: DraftModel, recipe: DraftRecipe, train_ids: NDArray[np.int32], held_out_ids: NDArray[np.int32],
+        features: FeatureSource, held_out_features: FeatureSource,
+    ) -> None:
+        self.draft, self._recipe = draft, recipe
+        self.model: nn.Module = draft
+        self._windows = Windows(train_ids, recipe.seed)
+        self._noise = torch.Generator().manual_seed(recipe.seed)
+        self._features, self._held_out_features = features, held_out_features
+        self._dtype = fast_dtype()
+        self._held_out = _held_out_windows(held_out_ids, recipe)
+        parameters = list(draft.parameters())
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon([p for p in parameters if p.ndim == 2], MUON_LR, weight_decay=MUON_WEIGHT_DECAY, iteration_dtype=self._dtype),
+            torch.optim.AdamW([p for p in parameters if p.ndim != 2], ADAMW_LR, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def loss(self, fraction: float) -> Tensor:
+        recipe = self._recipe
+        starts, windows = self._windows.next(recipe.windows, recipe.window + 1)
+        ids = torch.from_numpy(windows)[:, : recipe.window + 1]  # [B, T + 1]
+        with torch.no_grad():
+            features = self._features(starts, ids)  # [B, T + 1, D]
+            noise = torch.rand(features[:, :-1].shape, generator=self._noise).mul_(2).sub_(1).mul_(recipe.noise)
+        with self._autocast():
+            with torch.no_grad():
+                goals = torch.softmax(self.draft.logits(features[:, 1:]).float(), -1)  # [B, T, V]
+            predicted = unroll(self.draft, ids[:, 1:], features[:, :-1] + noise, recipe.unroll)
+            losses = []
+            for depth, guess in enumerate(predicted, 1):
+                first = depth - 1
+                feature_loss = functional.smooth_l1_loss(guess[:, first:].float(), features[:, 1 + first :])
+                soft = functional.cross_entropy(
+                    self.draft.logits(guess[:, first:]).float().flatten(0, 1), goals[:, first:].flatten(0, 1)
+                )
+                losses.append(recipe.depth_decay ** (depth - 1) * (feature_loss + recipe.soft_weight * soft))
+        return torch.stack(losses).sum() / sum(recipe.depth_decay**d for d in range(recipe.unroll))
+
+    def held_out(self) -> dict[str, float]:
+        """Top-1 agreement with the target by depth, and SmoothL1 at depth 1, on windows of held-out text."""
+        starts, windows = self._held_out
+        agree, smooth, calls = np.zeros(AGREEMENT_DEPTHS), 0.0, 0
+        for begin in range(0, len(windows), self._recipe.windows):
+            ids = torch.from_numpy(windows[begin : begin + self._recipe.windows])
+            features = self._held_out_features(starts[begin : begin + self._recipe.windows], ids)
+            with self._autocast():
+                choices = self.draft.logits(features[:, 1:]).argmax(-1)  # [B, T]
+                predicted = unroll(self.draft, ids[:, 1:], features[:, :-1], AGREEMENT_DEPTHS)
+                for d, guess in enumerate(predicted):
+                    same = self.draft.logits(guess).argmax(-1) == choices
+                    agree[d] += same[:, AGREEMENT_DEPTHS - 1 :].float().mean().item()  # the same positions at every depth
+            smooth += functional.smooth_l1_loss(predicted[0].float(), features[:, 1:]).item()
+            calls += 1
+        figures = {f"agreement_{d + 1}": float(agree[d]) / calls for d in range(AGREEMENT_DEPTHS)}
+        return figures | {"smooth_l1": smooth / calls}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"windows": self._windows.state_dict(), "noise": self._noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._windows.load_state_dict(state["windows"])
+        self._noise.set_state(state["noise"])
+
+
+def _held_out_windows(ids: NDArray[np.int32], recipe: DraftRecipe, most: int = 48) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    length = recipe.window + 1
+    available = len(ids) // length
+    if available < 1:
+        raise UserError(f"expected at least {length} tokens of held-out text, got {len(ids)}; give more text")
+    starts = np.arange(min(most, available)) * available // min(most, available) * length
+    return starts, ids[starts[:, None] + np.arange(length)].astype(np.int64)
+
+
+def on_the_fly(target: Any) -> FeatureSource:
+    """The target run on every window as it comes."""
+    body, _, _ = body_and_head(target)
+    dtype = fast_dtype()
+
+    def features(starts: NDArray[np.int64], ids: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return torch.as_tensor(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+
+    return features
+
+
+def cached(target: Any, ids: NDArray[np.int32], path: Path, window: int = 512) -> FeatureSource:
+    """The target run once over the whole stream, its features kept in `path` as float16 [N, D]; an unfinished file is gone on with.
+
+    A feature has between 0 and `window` - 1 tokens of context, as it fell.
+    """
+    body, embedding, _ = body_and_head(target)
+    shape, marker = (len(ids), embedding.shape[1]), path.with_suffix(".done")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wanted_bytes = shape[0] * shape[1] * 2
+    done = int(marker.read_text()) if marker.exists() and path.exists() and path.stat().st_size == wanted_bytes else 0
+    try:
+        store = np.memmap(path, np.float16, "r+" if done else "w+", shape=shape)
+        source = on_the_fly(target)
+        with stage("features") as bar:
+            for start in range(done, len(ids), window):
+                part = torch.from_numpy(ids[start : start + window].astype(np.int64))
+                store[start : start + window] = source(np.array([start]), part[None])[0].half().numpy()
+                if start // window % 64 == 63:
+                    store.flush()
+                    marker.write_text(str(start + window))
+                bar.update((start + window) / len(ids), f"{start + window} tokens")
+        store.flush()
+        marker.write_text(str(len(ids)))
+    except OSError as error:
+        raise UserError(f"expected {wanted_bytes} bytes for the features in {path}, got: {error.strerror}; free some space") from None
+
+    def features(starts: NDArray[np.int64], ids: Tensor) -> Tensor:
+        rows = np.asarray(starts)[:, None] + np.arange(ids.shape[1])
+        return torch.from_numpy(store[rows].astype(np.float32))
+
+    return features
+
+
+def train_draft(
+    source: Path,
+    corpus: Corpus,
+    out: Path,
+    recipe: DraftRecipe,
+    *,
+    work: Path,
+    feature_cache: Path | None = None,
+) -> DraftReport:
+    """Train (or go on training) a draft for the checkpoint `source`; writes the draft folder `out`, keeps its checkpoint in `work`."""
+    keep_freed_memory()
+    torch.manual_seed(recipe.seed)
+    target = load_torch(source).requires_grad_(False)
+    _, embedding, lm_head = body_and_head(target)
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    train_ids, held_out_ids = (corpora.encode(tokenizer, list(part.values())) for part in (corpus.train, corpus.held_out))
+    draft = DraftModel(config_for(target.config, recipe.blocks), embedding, lm_head)
+    live = on_the_fly(target)
+    source_of_features = live if feature_cache is None else cached(target, train_ids, feature_cache)
+    task = DraftTask(draft, recipe, train_ids, held_out_ids, source_of_features, live)
+    history = train(task, Pace(recipe.minutes), work / "draft-training.pt")
+    save_draft(draft, out)
+    report = report_of(history, draft)
+    (out / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def report_of(history: Sequence[dict[str, float]], draft: DraftModel) -> DraftReport:
+    """The last held-out figures."""
+    last = history[-1]
+    return DraftReport(
+        minutes=last["minutes"],
+        steps=int(last["step"]),
+        parameters=draft.num_parameters(),
+        held_out_smooth_l1=last["smooth_l1"],
+        agreement=tuple(last[f"agreement_{d + 1}"] for d in range(AGREEMENT_DEPTHS)),
+    )

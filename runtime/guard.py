@@ -1,0 +1,82 @@
+"""A draft that may fail: whatever it does, the text goes on, and the tokens are the same."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from dovetail.runtime.draft import Draft
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
+
+WINDOW = 64  # rounds that are judged together
+FLOOR = 0.05  # of these, the share that must have accepted anything
+REST = 256  # rounds without the draft before it is tried again; doubled every time
+NO_TREE = TreeShape(nodes=1, depth=0, width=1)
+
+
+class GuardedDraft:
+    """Stands before a draft. One that raises or answers NaN is given up for this text; one that never agrees gets a
+    rest.
+    """
+
+    def __init__(self, draft: Draft, warn: Callable[[str], None]) -> None:
+        """`warn` is told once why the draft was given up, or first put to rest."""
+        self._draft = draft
+        self._warn = warn
+        self._agreed: deque[bool] = deque(maxlen=WINDOW)
+        self._rest = 0  # rounds left to go without the draft
+        self._next_rest = REST
+        self._drafted = False  # whether the last tree had a drafted node
+        self.failure: str | None = None  # why the draft was given up
+        self.rests = 0
+
+    @property
+    def native_s(self) -> float:
+        """See `Draft`."""
+        return self._draft.native_s
+
+    @property
+    def bytes_in(self) -> int:
+        """See `Draft`."""
+        return self._draft.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        """See `Draft`."""
+        return self._draft.bytes_out
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        """The draft's tree, or the root alone while there is no draft to ask."""
+        if self._drafted:
+            self._agreed.append(len(tokens) > 1)
+        self._drafted = False
+        if self.failure is not None:
+            return root_only(int(tokens[-1]))
+        try:
+            tree = self._draft.propose(tokens, features, NO_TREE if self._resting() else shape)
+        except Exception as error:  # the draft is only a guess: nothing it does may end the text
+            self.failure = f"{type(error).__name__}: {error}"
+            self._warn(
+                f"warning: the draft failed ({self.failure:.200}); the text goes on without it, unchanged but slower"
+            )
+            return root_only(int(tokens[-1]))
+        self._drafted = len(tree) > 1
+        return tree
+
+    def _resting(self) -> bool:
+        if self._rest:
+            self._rest -= 1
+            return True
+        if len(self._agreed) == WINDOW and sum(self._agreed) < FLOOR * WINDOW:
+            share = sum(self._agreed) / WINDOW
+            if not self.rests:
+                self._warn(
+                    f"warning: the draft agrees with the target in {share:.0%} of rounds, costs more than it saves "
+                    f"and rests for {self._next_rest} rounds. Was it trained for this target?"
+                )
+            self._rest, self._next_rest = self._next_rest - 1, 2 * self._next_rest
+            self.rests += 1
+            self._agreed.clear()
+            return True
+        return False

@@ -1,0 +1,154 @@
+"""The flags that `generate` and `chat` share, and how a pipeline is opened from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from dovetail.runtime.console import hashing_bar, notice
+from dovetail.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from dovetail.runtime.artifact import Artifact
+    from dovetail.runtime.pipeline import Pipeline
+
+F = TypeVar("F", bound=Callable[..., Any] | click.Command)
+_MAX_CONFIG_BYTES = 1 << 20
+_OWN = "[default: the artifact's]"
+
+
+class LogitBias(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
+    """TOKEN=VALUE."""
+
+    name = "token=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        token, _, bias = str(value).partition("=")
+        try:
+            return int(token), float(bias)
+        except ValueError:
+            self.fail(f"expected TOKEN_ID=NUMBER, got {value!r}; for example 42=-5", param, ctx)
+
+
+_CONTROLS = [
+    click.option("-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what is left]"),
+    click.option("--min-new-tokens", type=int, help="No end-of-sequence token before these.  [default: 0]"),
+    click.option("--temperature", type=float, help=f"0 decodes greedily.  {_OWN}"),
+    click.option("--top-k", type=int, help=f"Keep the K most likely tokens; 0 keeps all.  {_OWN}"),
+    click.option("--top-p", type=float, help=f"Keep the smallest set of tokens of this probability.  {_OWN}"),
+    click.option("--min-p", type=float, help=f"Drop tokens below this share of the best one's probability.  {_OWN}"),
+    click.option("--typical-p", type=float, help=f"Keep the typical tokens of this probability.  {_OWN}"),
+    click.option("--repetition-penalty", type=float, help=f"Above 1: tokens of the text become less likely.  {_OWN}"),
+    click.option("--presence-penalty", type=float, help="Subtracted from logits of generated tokens.  [default: 0]"),
+    click.option("--frequency-penalty", type=float, help="The same, times their count.  [default: 0]"),
+    click.option("--no-repeat-ngram-size", type=int, help=f"No N tokens in a row occur twice; 0 is off.  {_OWN}"),
+    click.option("--logit-bias", type=LogitBias(), multiple=True, help="Add to a token's logit; may be repeated."),
+    click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
+    click.option("--include-stop-str-in-output", is_flag=True, default=None, help="Show the stop text too."),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the end-of-sequence token."),
+    click.option("--num-return-sequences", type=int, help="How many answers.  [default: 1]"),
+    click.option("--logprobs", type=int, help="Report log-probabilities: each token's and the N best."),
+    click.option("--seed", type=int, help="Same seed, same text.  [default: random, and reported]"),
+    click.option("--config", "config_file", type=click.Path(), help="JSON file of controls by these names; flags win."),
+]
+_ENGINE = [
+    click.option(
+        "--draft", type=click.Choice(["artifact", "none"]), default="artifact", show_default=True, help="Who guesses."
+    ),
+    click.option("--no-draft", is_flag=True, help="Plain decoding; the same as --draft none."),
+    click.option("--draft-device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX."),
+    click.option("--exact", is_flag=True, help="Token-identical to decoding one token at a time; slower."),
+    click.option(
+        "--tree-nodes", type=click.IntRange(1, 128), help=f"Nodes verified in a pass, the root counted.  {_OWN}"
+    ),
+    click.option("--tree-depth", type=click.IntRange(0, 64), help=f"Levels that are drafted.  {_OWN}"),
+    click.option("--tree-width", type=click.IntRange(1, 64), help=f"Children tried per node and level.  {_OWN}"),
+    click.option(
+        "-t", "--threads", type=int, help="CPU threads.  [default: least of cores, affinity, container quota]"
+    ),
+    click.option("-c", "--ctx-size", type=int, help="Room for prompt and answer, in tokens.  [default: the model's]"),
+    click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files."),
+]
+_ENGINE_NAMES = {"draft", "no_draft", "draft_device", "exact", "threads", "ctx_size", "trust"}
+_ENGINE_NAMES |= {"tree_nodes", "tree_depth", "tree_width"}
+
+
+def controls(command: F) -> F:
+    """Every control of a generation, named as in transformers with dashes."""
+    return _decorated(command, _CONTROLS)
+
+
+def engine(command: F) -> F:
+    """How the models are run."""
+    return _decorated(command, _ENGINE)
+
+
+def _decorated(command: F, decorators: Sequence[Callable[[F], F]]) -> F:
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(controls, engine) out of a command's flags; the controls of `--config` stand behind those given as flags."""
+    engine = {name: value for name, value in given.items() if name in _ENGINE_NAMES}
+    flags = {name: value for name, value in given.items() if name not in _ENGINE_NAMES}
+    controls = _read_config(flags.pop("config_file"))
+    flags["stop_strings"] = flags["stop_strings"] or None
+    flags["logit_bias"] = dict(flags["logit_bias"]) or None
+    controls.update((name, value) for name, value in flags.items() if value is not None)
+    return controls, engine
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from dovetail.runtime import strict_json
+
+    try:
+        document = strict_json.parse(Path(path).read_bytes(), path, _MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise UserError(f"--config {path}: expected a readable file, got {error.strerror}; check the path") from None
+    if not isinstance(document, dict):
+        raise UserError(f"--config {path}: expected a JSON object of controls, got {strict_json.shown(document)}")
+    if isinstance(document.get("logit_bias"), dict):  # JSON has no integer keys
+        bias = document["logit_bias"]
+        document["logit_bias"] = {int(token) if token.isdecimal() else token: value for token, value in bias.items()}
+    return document
+
+
+def open_verified(path: str, trust: bool) -> Artifact:
+    """Open the artifact, hashes checked, with a bar where that takes a while; nothing native is imported before."""
+    from dovetail.runtime.artifact import open_artifact
+
+    if trust:
+        notice("the artifact's hashes are not checked (--trust)")
+    with hashing_bar() as progress:
+        return open_artifact(path, trust=trust, progress=progress)
+
+
+def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -> Pipeline:
+    """Open the artifact and load its models, after every flag was checked."""
+    from dovetail.runtime.generation_config import GenerationConfig
+
+    GenerationConfig().with_changes(**controls)
+    opened = open_verified(path, engine["trust"])
+
+    # From here on the artifact is what its manifest says; only now are numpy and the engines imported.
+    from dovetail.runtime.pipeline import Pipeline
+
+    shape = {"nodes": engine["tree_nodes"], "depth": engine["tree_depth"], "width": engine["tree_width"]}
+    shape = {name: value for name, value in shape.items() if value is not None}
+    return Pipeline(
+        opened,
+        draft="none" if engine["no_draft"] or engine["draft"] == "none" else "artifact",
+        draft_device=engine["draft_device"],
+        numerics="exact" if engine["exact"] else "fast",
+        threads=engine["threads"],
+        ctx_size=engine["ctx_size"],
+        tree=dataclasses.replace(opened.manifest.default_tree, **shape),
+        notice=notice,
+    )
