@@ -98,6 +98,14 @@ def unroll(draft: DraftModel, ids: Tensor, features: Tensor, depths: int) -> lis
     return predicted
 
 
+def soft_cross_entropy(logits: Tensor, guess: Tensor, expected: Tensor) -> Tensor:
+    """Mean over positions of -sum(p * log q), where q is the softmax of `logits` [..., V] = `guess` [..., D] W^T and `expected` = p W [..., D].
+
+    Because sum(p * logits) = guess . (p W), the [.., V] distribution p is needed only once, not in every depth's forward and backward pass.
+    """
+    return (torch.logsumexp(logits.float(), -1) - (guess.float() * expected).sum(-1)).mean()
+
+
 class DraftTask:
     """Imitating the target's features and outputs, as `training.Task`."""
 
@@ -129,17 +137,19 @@ class DraftTask:
             noise = torch.rand(features[:, :-1].shape, generator=self._noise).mul_(2).sub_(1).mul_(recipe.noise)
         with self._autocast():
             with torch.no_grad():
-                goals = torch.softmax(self.draft.logits(features[:, 1:]).float(), -1)  # [B, T, V]
+                expected = self._expected_rows(features[:, 1:])  # [B, T, D]
             predicted = unroll(self.draft, ids[:, 1:], features[:, :-1] + noise, recipe.unroll)
             losses = []
             for depth, guess in enumerate(predicted, 1):
                 first = depth - 1
                 feature_loss = functional.smooth_l1_loss(guess[:, first:].float(), features[:, 1 + first :])
-                soft = functional.cross_entropy(
-                    self.draft.logits(guess[:, first:]).float().flatten(0, 1), goals[:, first:].flatten(0, 1)
-                )
+                soft = soft_cross_entropy(self.draft.logits(guess[:, first:]), guess[:, first:], expected[:, first:])
                 losses.append(recipe.depth_decay ** (depth - 1) * (feature_loss + recipe.soft_weight * soft))
         return torch.stack(losses).sum() / sum(recipe.depth_decay**d for d in range(recipe.unroll))
+
+    def _expected_rows(self, features: Tensor) -> Tensor:
+        """The LM head's rows averaged by the target's own distribution p: p W. [B, T, D] float32."""
+        return (torch.softmax(self.draft.logits(features).float(), -1) @ self.draft.lm_head).float()
 
     def held_out(self) -> dict[str, float]:
         """Top-1 agreement with the target by depth, and SmoothL1 at depth 1, on windows of held-out text."""

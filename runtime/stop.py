@@ -20,11 +20,11 @@ class StopScanner:
         if self.found:
             return ""
         self._held += piece
-        hits = [(at, -len(stop)) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        hits = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if hits:
-            at, size = min(hits)  # the earliest; of those that begin there, the longest
+            end, at = min(hits)  # the first to be complete, however the text was cut into pieces
             self.found = True
-            return self._held[: at - size if self._include else at]
+            return self._held[: end if self._include else at]
         kept = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         shown = self._held[: len(self._held) - kept]
         self._held = self._held[len(shown) :]

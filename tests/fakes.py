@@ -5,6 +5,7 @@ computed by hand.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,12 @@ D = 4  # feature size
 
 def row(context: Sequence[int], vocab: int, salt: int = 0) -> Float32s:
     """[V] logits for the token after `context`: random, but always the same for the same last three tokens."""
-    return np.random.default_rng([salt, *context[-3:]]).normal(0, 2, vocab).astype(np.float32)
+    return _row(tuple(context[-3:]), vocab, salt)
+
+
+@functools.cache
+def _row(last: tuple[int, ...], vocab: int, salt: int) -> Float32s:
+    return np.random.default_rng([salt, *last]).normal(0, 2, vocab).astype(np.float32)
 
 
 @dataclasses.dataclass

@@ -1,0 +1,124 @@
+"""Proves losslessness as a distribution: over random trees, the outputs of many seeds follow the target's exact
+distribution, enumerated token by token; and the same test rejects a common wrong acceptance rule.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+
+import fakes
+import numpy as np
+import pytest
+from dovetail.runtime import engine, processors
+from dovetail.runtime.accept import Accepted
+from dovetail.runtime.engine import rounds
+from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.sampling import Sampler
+from dovetail.runtime.tree import Float32s, Tree
+from fakes import FakeDraft, FakeTarget
+from scipy import stats
+
+VOCAB, LENGTH, RUNS = 4, 3, 6000
+PROMPT = [1, 2]
+CASES = [
+    pytest.param({"temperature": 0.5}, id="T=0.5"),
+    pytest.param({"temperature": 1.0}, id="T=1"),
+    pytest.param({"temperature": 1.5}, id="T=1.5"),
+    pytest.param({"temperature": 1.0, "top_p": 0.8}, id="top_p=0.8"),
+    pytest.param({"temperature": 1.0, "repetition_penalty": 1.5, "presence_penalty": 0.5}, id="penalties"),
+]
+
+
+def exact(config: GenerationConfig) -> dict[tuple[int, ...], float]:
+    """Probability of each output of `LENGTH` tokens, from the target's own rows."""
+    probabilities = {}
+    for output in itertools.product(range(VOCAB), repeat=LENGTH):
+        sampler, likelihood = Sampler(config, PROMPT, VOCAB), 1.0
+        for position, token in enumerate(output):
+            row = fakes.row([*PROMPT, *output[:position]], VOCAB)
+            likelihood *= processors.softmax(sampler.processed(row))[token]
+            force(sampler, token)
+        probabilities[output] = likelihood
+    return probabilities
+
+
+def force(sampler: Sampler, token: int) -> None:
+    """Make `token` the next of the sampler's text."""
+    sampler._text.append(token)
+    sampler._seen[token] = True
+    sampler._counts[token] += 1
+
+
+def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, ...]]:
+    """Outputs of `runs` seeds, each with a random draft and a random tree shape."""
+    rng = np.random.default_rng(0)
+    counts: Counter[tuple[int, ...]] = Counter()
+    for seed in range(runs):
+        target = FakeTarget(VOCAB)
+        guesses = [rng.integers(0, VOCAB, 3).tolist() for _ in range(6)]
+        draft = FakeDraft(lambda context, guesses=guesses: guesses[len(context) % 6])
+        shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
+        config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
+        sampler = Sampler(config, PROMPT, VOCAB)
+        loop = rounds(target, draft, FixedPolicy(shape), sampler, np.array(PROMPT), LENGTH)
+        counts[tuple(token for done in loop for token in done.tokens)] += 1
+    return counts
+
+
+def compare(observed: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> tuple[float, float, float]:
+    """(p-value of chi-square over outputs expected 5 times or more, total variation, that of a fair sampler's noise)"""
+    runs = observed.total()
+    common = [output for output, p in expected.items() if p * runs >= 5]
+    seen = [observed[output] for output in common]
+    wanted = [expected[output] * runs for output in common]
+    rare = runs - sum(wanted)
+    if rare >= 5:
+        seen.append(runs - sum(seen))
+        wanted.append(rare)
+    p_value = float(stats.chisquare(seen, np.array(wanted) * sum(seen) / sum(wanted)).pvalue)
+    variation = 0.5 * sum(abs(observed[output] / runs - p) for output, p in expected.items())
+    noise = 0.5 * sum(np.sqrt(2 * p * (1 - p) / (np.pi * runs)) for p in expected.values())
+    return p_value, variation, noise
+
+
+@pytest.mark.parametrize("controls", CASES)
+def test_outputs_follow_the_exact_distribution(controls: dict[str, float]) -> None:
+    expected = exact(GenerationConfig(**controls))  # type: ignore[arg-type]  # numbers of two types
+    assert sum(expected.values()) == pytest.approx(1)
+    observed = observe(controls)
+    assert all(expected[output] > 0 for output in observed), "an output that the target cannot produce"
+    p_value, variation, noise = compare(observed, expected)
+    print(f"{controls}: p {p_value:.3f}, total variation {variation:.4f}, noise floor {noise:.4f}")
+    assert p_value > 1e-4
+    assert variation < 1.5 * noise
+
+
+def inverted_ratio(tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None) -> Accepted:
+    """The wrong rule: accept a child when r <= p_draft / p_target, else draw from the target independently of what
+    was refused.
+    """
+    rng = np.random.default_rng(hash(tree.tokens.tobytes()) % 2**32)
+    path, tokens = [0], []
+    while len(tokens) + 1 != limit:
+        target = processors.softmax(logits[path[-1]].astype(np.float64))
+        for token, child in tree.children(path[-1]).items():
+            if rng.random() <= (1 / VOCAB) / target[token]:
+                path.append(child)
+                tokens.append(token)
+                break
+        else:
+            break
+    return Accepted(path, [*tokens, draw(logits[path[-1]])])
+
+
+def test_a_wrong_acceptance_rule_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = exact(GenerationConfig(temperature=1.0))
+    monkeypatch.setattr(engine, "accept", inverted_ratio)
+    p_value, variation, noise = compare(observe({"temperature": 1.0}), expected)
+    print(f"wrong rule: p {p_value:.1e}, total variation {variation:.4f}, noise floor {noise:.4f}")
+    assert p_value < 1e-6
+    assert variation > 3 * noise

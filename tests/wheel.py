@@ -1,0 +1,50 @@
+"""Run by `make wheel` where only the built wheel is installed. Proves that the runtime generates text
+there, from its own files, with nothing of torch's family loaded or even installed.
+
+Usage: python wheel.py ARTIFACT
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+
+TORCH_FAMILY = ("torch", "transformers", "optimum", "nncf", "onnx")
+
+
+def main() -> None:
+    from dovetail.runtime import cli
+
+    home = Path(cli.__file__)
+    assert "site-packages" in home.parts, f"expected the installed wheel, got {home}"
+    for package in TORCH_FAMILY:
+        assert importlib.util.find_spec(package) is None, f"expected no {package} beside the runtime"
+    for extra in ("runtime/py.typed", "calibration/__init__.py", "export/cli.py"):
+        files = {str(file) for file in importlib.metadata.files("dovetail") or []}
+        assert f"dovetail/{extra}" in files, f"expected dovetail/{extra} in the wheel"
+    sys.argv = [
+        "dovetail",
+        "generate",
+        sys.argv[1],
+        "def main():\n",
+        "--max-new-tokens",
+        "32",
+        "--seed",
+        "1",
+        "--stats",
+    ]
+    code: object = 0
+    try:
+        cli.main()
+    except SystemExit as done:
+        code = done.code
+    assert not code, f"expected exit 0, got {code}"
+    loaded = sorted(set(TORCH_FAMILY) & set(sys.modules))
+    assert not loaded, f"expected a run without them, got {loaded}"
+    print(f"the wheel works: dovetail {importlib.metadata.version('dovetail')}, no torch")
+
+
+if __name__ == "__main__":
+    main()
