@@ -26,6 +26,7 @@ DRAFT_MODEL = "draft/model.onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 GENERATION_CONFIG = "tokenizer/generation_config.json"
+CHAT_EXAMPLES = "tokenizer/chat_examples.json"
 FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]
 
 _PART = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|\Z))[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?"

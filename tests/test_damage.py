@@ -265,7 +265,9 @@ def crafted_damages() -> dict[str, Damage]:
         change(document)
         data = json.dumps(document).encode()
         damages[f"tokenizer-{attack}"] = functools.partial(consistent, name=manifest.TOKENIZER, data=data)
-    for i, data in enumerate((b"[]", b'{"eos_token_id": 1e5}', b'{"eos_token_id": [99999]}', b'{"temperature": "x"}')):
+    for i, data in enumerate(
+        (b"[]", b'{"eos_token_id": 1e5}', b'{"eos_token_id": [99999]}', b'{"do_sample": true, "temperature": "x"}')
+    ):
         damages[f"generation-{i}"] = functools.partial(consistent, name=manifest.GENERATION_CONFIG, data=data)
     return damages
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dovetail.runtime import manifest
 from dovetail.runtime.errors import ArtifactError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ENTRY = {"bytes": 10, "sha256": "0" * 64}
@@ -219,6 +219,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(path=st.sampled_from(FIELDS), value=JSON)
 def test_any_value_anywhere_is_read_or_refused(path: tuple[str, ...], value: Any) -> None:
     text = json.dumps(changed(path, value))

@@ -16,7 +16,7 @@ from dovetail.runtime import manifest
 from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError, UserError
 from dovetail.runtime.text import Tokenizer, load_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_artifact import write_artifact
 from tokenizer_files import ATTACKS, KINDS, SPECIALS, TEXTS, byte_level, unigram
@@ -52,6 +52,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], cuts: list[int], skip: bool =
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_tokens_stream_to_what_the_library_decodes(
     kind: str, data: st.DataObject, tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]
@@ -64,6 +65,7 @@ def test_any_tokens_stream_to_what_the_library_decodes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.sampled_from(TEXTS))
 def test_any_text_encodes_as_the_library_does_and_streams_unbroken(
     kind: str, text: str, tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]
