@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from dovetail.runtime import options
-from dovetail.runtime.console import notice, print_json, run, stderr_console
+from dovetail.runtime.chat_command import chat
+from dovetail.runtime.console import print_json, run
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.printer import Printer, report
 
 if TYPE_CHECKING:
-    from dovetail.runtime.generation import Generation
     from dovetail.runtime.manifest import Manifest
-    from dovetail.runtime.stream import Stream
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 MAX_PROMPT_FILE_BYTES = 16 << 20
@@ -53,12 +53,14 @@ def dovetail() -> None:
 @options.controls
 @options.engine
 @click.option("--stats", is_flag=True, help="Print a table of what the rounds did.")
+@click.option("--show-draft", is_flag=True, help="On a terminal, colour the tokens that the draft had guessed.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
 def generate(
     artifact: str,
     prompt: str | None,
     file: str | None,
     stats: bool,
+    show_draft: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -72,27 +74,14 @@ def generate(
     for sequence in range(config.num_return_sequences):
         if sequence and not as_json:
             click.echo("---")
-        results.append(_show(pipe.stream(text, config, sequence=sequence), as_json))
-        _summary(results[-1], stats)
+        printer = Printer(show_draft)
+        results.append(printer.show(pipe.stream(text, config, sequence=sequence), quiet=as_json))
+        report(results[-1], stats)
     if as_json:
         first = results[0].as_dict()
         print_json(first if len(results) == 1 else {**first, "sequences": [result.as_dict() for result in results]})
     if results[-1].finish_reason == "cancelled":
         sys.exit(130)
-
-
-def _show(stream: Stream, quiet: bool) -> Generation:
-    """Print a stream's text as it comes. Ctrl-C ends the text, not the report on it."""
-    try:
-        for chunk in stream:
-            if not quiet:
-                click.echo(chunk.text, nl=False)
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        stream.close()
-    if not quiet:
-        click.echo()
-    return stream.finish()
 
 
 @dovetail.command()
@@ -140,39 +129,6 @@ def _prompt(prompt: str | None, file: str | None) -> str:
     return prompt
 
 
-def _summary(result: Generation, stats: bool) -> None:
-    """One line on stderr, or the table of `--stats`."""
-    totals = result.totals
-    n = len(result.token_ids)
-    notice(
-        f"{n} tokens in {result.decode_ms / 1e3:.2f} s, {result.tokens_per_second:.1f} tokens/s, "
-        f"accept length {totals.accept_length_mean:.2f}, seed {result.seed}"
-    )
-    if not stats:
-        return
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    per_round = max(1, totals.rounds)
-    rows = {
-        "prompt / generated": f"{result.prompt_tokens} / {n} tokens ({result.finish_reason})",
-        "prefill": f"{result.prefill_ms:.1f} ms",
-        "decode": f"{result.decode_ms:.1f} ms, {result.tokens_per_second:.1f} tokens/s",
-        "rounds": f"{totals.rounds}, {n / per_round:.2f} tokens each",
-        "accept length": f"{totals.accept_length_mean:.2f} of {totals.drafted_tokens / per_round:.1f} drafted",
-        "accept histogram": "  ".join(f"{a}:{count}" for a, count in enumerate(totals.accept_histogram)),
-        "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.target_device}",
-        "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.draft_device}",
-        "host_ms": f"{totals.host_ms / per_round:.2f} a round",
-        "bytes to draft": f"{result.bytes_to_draft / per_round:.0f} a round",
-        "bytes from draft": f"{result.bytes_from_draft / per_round:.0f} a round",
-        "numerics": f"{result.numerics}, {result.threads} threads",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    stderr_console().print(table)
-
-
 def _described(manifest: Manifest) -> list[tuple[str, str]]:
     target, draft, tree, checks = manifest.target, manifest.draft, manifest.default_tree, manifest.checks
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -198,6 +154,9 @@ def _described(manifest: Manifest) -> list[tuple[str, str]]:
         ("checks", about_checks),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tool_versions.items())),
     ]
+
+
+dovetail.add_command(chat)
 
 
 def main() -> None:

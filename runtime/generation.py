@@ -42,13 +42,18 @@ class RoundTotals:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one round added to a text. `text` may lag behind `token_ids` by an unfinished character or stop string."""
+    """What one round added to a text. The pieces may lag behind the tokens by an unfinished character or stop string."""
 
-    text: str
+    pieces: list[str]  # per token: the text that it let out
     token_ids: list[int]
     drafted: list[bool]  # per token: whether the draft had guessed it
     logprobs: list[TokenLogprobs]  # per token, if asked for
     finish_reason: str | None  # on the last chunk
+
+    @property
+    def text(self) -> str:
+        """What the round added to the text."""
+        return "".join(self.pieces)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

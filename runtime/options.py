@@ -70,10 +70,11 @@ _ENGINE = [
         "-t", "--threads", type=int, help="CPU threads.  [default: least of cores, affinity, container quota]"
     ),
     click.option("-c", "--ctx-size", type=int, help="Room for prompt and answer, in tokens.  [default: the model's]"),
+    click.option("--chat-template", type=click.Path(), help="A jinja2 file in place of the artifact's own."),
     click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files."),
 ]
 _ENGINE_NAMES = {"draft", "no_draft", "draft_device", "exact", "threads", "ctx_size", "trust"}
-_ENGINE_NAMES |= {"tree_nodes", "tree_depth", "tree_width"}
+_ENGINE_NAMES |= {"tree_nodes", "tree_depth", "tree_width", "chat_template"}
 
 
 def controls(command: F) -> F:
@@ -138,6 +139,7 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
     opened = open_verified(path, engine["trust"])
 
     # From here on the artifact is what its manifest says; only now are numpy and the engines imported.
+    from dovetail.runtime.chat import read_template
     from dovetail.runtime.pipeline import Pipeline
 
     shape = {"nodes": engine["tree_nodes"], "depth": engine["tree_depth"], "width": engine["tree_width"]}
@@ -150,5 +152,6 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
         threads=engine["threads"],
         ctx_size=engine["ctx_size"],
         tree=dataclasses.replace(opened.manifest.default_tree, **shape),
+        chat_template=None if engine["chat_template"] is None else read_template(engine["chat_template"]),
         notice=notice,
     )

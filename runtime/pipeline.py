@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from dovetail.runtime.artifact import Artifact, open_artifact
+from dovetail.runtime.chat import ChatFormat
+from dovetail.runtime.chat_template import Message, check_messages
 from dovetail.runtime.conversation import Conversation
 from dovetail.runtime.draft import DraftModel, resolve_device
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
@@ -24,8 +27,8 @@ from dovetail.runtime.threads import default_threads
 DEFAULT_NEW_TOKENS = 256
 
 DraftChoice = Literal["artifact", "none"]
-Prompt = str | Sequence[int]
-"""Text, or token ids as they are."""
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids as they are, or the messages of a conversation."""
 
 
 def load(
@@ -37,14 +40,16 @@ def load(
     threads: int | None = None,
     ctx_size: int | None = None,
     tree: TreeShape | None = None,
+    chat_template: str | None = None,
     trust: bool = False,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
     `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
-    context; `tree` to the manifest's. `trust` skips the hashes. `notice` is told, a line each, what was chosen and what
-    went wrong with the draft. Raises `ArtifactError`, `DeviceError`, `UserError`.
+    context; `tree` to the manifest's. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
+    is told, a line each, what was chosen and what went wrong with the draft. Raises `ArtifactError`, `DeviceError`,
+    `UserError`.
     """
     return Pipeline(
         open_artifact(path, trust=trust),
@@ -54,6 +59,7 @@ def load(
         threads=threads,
         ctx_size=ctx_size,
         tree=tree,
+        chat_template=chat_template,
         notice=notice,
     )
 
@@ -73,6 +79,7 @@ class Pipeline:
         threads: int | None,
         ctx_size: int | None,
         tree: TreeShape | None,
+        chat_template: str | None = None,
         notice: Callable[[str], None],
     ) -> None:
         manifest = artifact.manifest
@@ -88,6 +95,7 @@ class Pipeline:
         self.threads = threads or default_threads()
         self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
         self._notice = notice
+        self._chat_template = chat_template
         self._busy = threading.Lock()
         self._holder: int | None = None  # the thread whose stream is open
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
@@ -128,6 +136,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Free both models. The pipeline can't be used afterwards."""
+        if "chat" in self.__dict__:
+            self.chat.close()
         self.draft = None
         del self.target
 
@@ -144,7 +154,7 @@ class Pipeline:
 
         With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
         """
-        many = not isinstance(prompt, str) and any(not isinstance(item, int) for item in prompt)
+        many = not isinstance(prompt, str) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
         prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
         made = [
@@ -167,9 +177,7 @@ class Pipeline:
         `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
-        if not ids:
-            raise UserError("prompt: expected at least one token, got none; give some text")
+        ids = self.encode(prompt)
         max_new_tokens = self._room(len(ids), config)
         own = conversation or Conversation(self.target, self.draft)
 
@@ -199,6 +207,33 @@ class Pipeline:
             },
         )
 
+    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The token ids of a prompt of any kind; `tools` go into the chat template of messages.
+
+        Raises `UserError` for an empty prompt, ids out of the vocabulary, and messages in a wrong shape.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            check_messages(prompt)
+            ids = self.chat.encode(prompt, tools=tools)  # type: ignore[arg-type]  # checked the line before
+        elif isinstance(prompt, Sequence):
+            vocab_size = self.artifact.manifest.target.vocab_size
+            for token in prompt:
+                if type(token) is not int or not 0 <= token < vocab_size:
+                    raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {token!r:.40}")
+            ids = list(prompt)  # type: ignore[arg-type]  # all integers
+        else:
+            raise UserError(f"prompt: expected text, token ids or messages, got {type(prompt).__name__}")
+        if not ids:
+            raise UserError("prompt: expected at least one token, got none; give some text")
+        return ids
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How this model reads a conversation. Raises `UserError` where it has no chat template."""
+        return ChatFormat(self.artifact, self.tokenizer, self._chat_template)
+
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
         return Conversation(self.target, self.draft)
@@ -216,13 +251,6 @@ class Pipeline:
             raise UserError("this pipeline is already generating in this thread; finish or close that stream first")
         self._busy.acquire()
         self._holder = threading.get_ident()
-
-    def _checked(self, prompt: Sequence[int]) -> list[int]:
-        vocab_size = self.artifact.manifest.target.vocab_size
-        for token in prompt:
-            if type(token) is not int or not 0 <= token < vocab_size:
-                raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {token!r:.40}")
-        return list(prompt)
 
     def _room(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """How many tokens the answer may have."""

@@ -126,15 +126,14 @@ class Stream:
 
     def _take(self, done: Round) -> Chunk:
         """Emit a round's tokens, up to the first that ends the text."""
-        before, piece = len(self._token_ids), ""
+        before = len(self._token_ids)
+        pieces: list[str] = []
         for i, token in enumerate(done.tokens):
             self._token_ids.append(token)
             self._drafted.append(i < done.accept_length)
-            if token in self._eos:
-                self._reason = "stop"
-                break
-            piece += self._stops.feed(self._detokenizer.push([token]))
-            if self._stops.found:
+            ends = token in self._eos
+            pieces.append("" if ends else self._stops.feed(self._detokenizer.push([token])))
+            if ends or self._stops.found:
                 self._reason = "stop"
                 break
         self._totals.add(done)
@@ -143,9 +142,11 @@ class Stream:
         if self._reason is None and self._cancelled:
             self._reason = "cancelled"
         if self._reason is not None:
-            piece += self._stops.feed(self._detokenizer.finish()) + self._stops.finish()
-        self._text += piece
+            pieces[-1] += self._stops.feed(self._detokenizer.finish()) + self._stops.finish()
         tokens = self._token_ids[before:]
+        chunk = Chunk(
+            pieces, tokens, self._drafted[before:], self._sampler.logprobs[before:][: len(tokens)], self._reason
+        )
+        self._text += chunk.text
         self._conversation.extend(tokens)
-        logprobs = self._sampler.logprobs[before : len(self._token_ids)]
-        return Chunk(piece, tokens, self._drafted[before:], logprobs, self._reason)
+        return chunk
