@@ -17,11 +17,12 @@ from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_tor
 from dovetail.export.draft_model import DraftModel, load_draft
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
-from dovetail.export.progress import say
+
 from dovetail.export.target import TargetIR, export_target
 from dovetail.runtime import manifest as manifests
 from dovetail.runtime import tokenizer_file
 from dovetail.runtime.artifact import open_artifact
+from dovetail.runtime.console import notice
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.manifest import DraftInfo, ExportChecks, FileEntry, Manifest, TargetInfo, TreeShape
 
@@ -56,7 +57,7 @@ def write_artifact(
     check_goal(out, force)
     tokenizer_text = _tokenizer_text(source)
     with appearing(out, force) as folder:
-        say(f"target: exporting {source} as {weight_format}")
+        notice(f"target: exporting {source} as {weight_format}")
         target = export_target(source, folder, weight_format)
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
@@ -64,10 +65,10 @@ def write_artifact(
         model = load_torch(source)
         trained = None if draft is None else _draft_for(model, draft)
         if trained is not None:
-            say("draft: exporting to ONNX")
+            notice("draft: exporting to ONNX")
             (folder / "draft").mkdir()
             export_draft(trained, folder / manifests.DRAFT_MODEL, top_k=min(TOP_K, target.vocab_size))
-        say("checking against torch")
+        notice("checking against torch")
         measured = checks.compare(folder, model, trained, check_text)
         chosen_tree = NO_TREE if trained is None else tree or DEFAULT_TREE
         manifest = _manifest(folder, name or out.name, target, trained, chosen_tree, measured)
@@ -114,7 +115,9 @@ def _write_settings(source: Path, folder: Path) -> None:
         shutil.copyfile(template, folder / manifests.CHAT_TEMPLATE)
         return
     settings_path = source / "tokenizer_config.json"  # where older checkpoints keep it
-    inline = json.loads(settings_path.read_text(encoding="utf-8")).get("chat_template") if settings_path.is_file() else None
+    inline = (
+        json.loads(settings_path.read_text(encoding="utf-8")).get("chat_template") if settings_path.is_file() else None
+    )
     if isinstance(inline, str):
         (folder / manifests.CHAT_TEMPLATE).write_text(inline, encoding="utf-8")
 

@@ -13,21 +13,33 @@ from dovetail.runtime.errors import UserError
 def check_checkpoint(source: Path) -> None:
     """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and safetensors weights."""
     if not source.is_dir():
-        raise UserError(f"expected a checkpoint folder, got {source}, which is not one; download the checkpoint and give its folder")
+        raise UserError(
+            f"expected a checkpoint folder, got {source}, which is not one; download the checkpoint and give its folder"
+        )
     if not (source / "config.json").is_file():
-        raise UserError(f"expected a checkpoint folder with config.json, got {source} without it; give the folder that save_pretrained wrote")
+        raise UserError(
+            f"expected a checkpoint folder with config.json, got {source} without it; give the folder that save_pretrained wrote"
+        )
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         architectures = config.get("architectures") or []
     except (ValueError, AttributeError) as error:
-        raise UserError(f"expected {source}/config.json to be a JSON object, got {error}; copy the checkpoint again") from None
+        raise UserError(
+            f"expected {source}/config.json to be a JSON object, got {error}; copy the checkpoint again"
+        ) from None
     if not any(str(a).endswith("ForCausalLM") for a in architectures):
         named = ", ".join(map(str, architectures)) or "none"
-        raise UserError(f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a text-generation checkpoint")
+        raise UserError(
+            f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a text-generation checkpoint"
+        )
     if config.get("auto_map") and not config.get("model_type"):
-        raise UserError(f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run")
+        raise UserError(
+            f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"
+        )
     if not (source / "tokenizer.json").is_file():
-        raise UserError(f"expected tokenizer.json in {source}, got none; save the fast tokenizer there (AutoTokenizer.save_pretrained)")
+        raise UserError(
+            f"expected tokenizer.json in {source}, got none; save the fast tokenizer there (AutoTokenizer.save_pretrained)"
+        )
     if not list(source.glob("*.safetensors")):
         raise UserError(f"expected safetensors weights in {source}, got none; save the model with save_pretrained")
 
@@ -54,5 +66,7 @@ def body_and_head(model: Any) -> tuple[Any, Any, Any]:
     body, head = getattr(model, "model", None), model.get_output_embeddings()
     if body is None or head is None or getattr(head, "bias", None) is not None:
         name = type(model).__name__
-        raise UserError(f"expected a Llama-family model (model, lm_head without bias), got {name}; this architecture has no draft yet")
+        raise UserError(
+            f"expected a Llama-family model (model, lm_head without bias), got {name}; this architecture has no draft yet"
+        )
     return body, model.get_input_embeddings().weight.detach(), head.weight.detach()

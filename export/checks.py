@@ -40,7 +40,9 @@ def compare(folder: Path, model: Any, draft: DraftModel | None, text: str | None
     for start in range(0, len(ids) - _MIN_TOKENS + 1, window):
         part = ids[start : start + window]
         with torch.no_grad():
-            theirs = torch.log_softmax(model(input_ids=torch.from_numpy(part)[None], use_cache=False).logits[0].float(), -1)
+            theirs = torch.log_softmax(
+                model(input_ids=torch.from_numpy(part)[None], use_cache=False).logits[0].float(), -1
+            )
         request.reset_state()
         ours = torch.log_softmax(torch.from_numpy(_logits(request, part)), -1)  # [T, V]
         divergence += float((theirs.exp() * (theirs - ours)).sum())
@@ -69,14 +71,21 @@ def _token_ids(folder: Path, text: str | None) -> NDArray[np.int64]:
     else:
         ids = tokenizer.encode(text).ids
     if len(ids) < _MIN_TOKENS:
-        raise UserError(f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text")
+        raise UserError(
+            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text"
+        )
     return np.asarray(ids[:TOKENS], np.int64)
 
 
 def _compiled(path: Path) -> Any:
     import openvino as ov
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32", "ENABLE_MMAP": "NO"}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "KV_CACHE_PRECISION": "f32",
+        "ENABLE_MMAP": "NO",
+    }
     return ov.Core().compile_model(path, "CPU", settings)
 
 

@@ -85,7 +85,9 @@ def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
     documents = []
     for given in paths:
         if not given.exists():
-            raise UserError(f"expected a text file or a folder of text files, got {given}, which does not exist; check --text")
+            raise UserError(
+                f"expected a text file or a folder of text files, got {given}, which does not exist; check --text"
+            )
         for path in sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]:
             text = _read_text(path)
             for start in range(0, len(text), chunk_characters):
@@ -112,7 +114,9 @@ def with_document_start(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer, ids unchanged, whose post-processor puts `END_OF_TEXT` in front."""
     token_id = tokenizer.token_to_id(END_OF_TEXT)
     if token_id is None:
-        raise UserError(f"expected a tokenizer with the token {END_OF_TEXT}, got one without it; start from a checkpoint of this command")
+        raise UserError(
+            f"expected a tokenizer with the token {END_OF_TEXT}, got one without it; start from a checkpoint of this command"
+        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[(END_OF_TEXT, token_id)]
     )

@@ -44,8 +44,14 @@ class DraftConfig:
     def __post_init__(self) -> None:
         if self.kind != "dgf":
             raise UserError(f"expected a draft of kind dgf, got {self.kind!r}; train one with dovetail-export draft")
-        if self.num_layers < 1 or self.num_heads % max(1, self.num_kv_heads) or len(self.rope_frequencies) * 2 != self.head_dim:
-            raise UserError("expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the draft again")
+        if (
+            self.num_layers < 1
+            or self.num_heads % max(1, self.num_kv_heads)
+            or len(self.rope_frequencies) * 2 != self.head_dim
+        ):
+            raise UserError(
+                "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the draft again"
+            )
 
 
 def config_for(target: Any, num_blocks: int) -> DraftConfig:
@@ -57,11 +63,16 @@ def config_for(target: Any, num_blocks: int) -> DraftConfig:
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
     rope = target.rope_parameters
     if rope.get("rope_type", "default") == "default":
-        frequencies, scale = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim), 1.0
+        frequencies, scale = (
+            1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim),
+            1.0,
+        )
     else:
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](target, torch.device("cpu"), seq_len=None)
     if len(frequencies) * 2 != head_dim:  # partly rotated heads (Phi-3 small, GLM): the rest stands still
-        frequencies = torch.cat([frequencies.double(), torch.zeros(head_dim // 2 - len(frequencies), dtype=torch.float64)])
+        frequencies = torch.cat(
+            [frequencies.double(), torch.zeros(head_dim // 2 - len(frequencies), dtype=torch.float64)]
+        )
     return DraftConfig(
         kind="dgf",
         hidden_size=target.hidden_size,
@@ -165,9 +176,13 @@ class DraftModel(nn.Module):
         """`embedding` and `lm_head` are the target's, [V, D]. Raises `UserError` if they do not fit the config."""
         super().__init__()
         for name, weight in (("embedding", embedding), ("LM head", lm_head)):
-            for what, ours, theirs in zip(("vocabulary", "hidden size"), (config.vocab_size, config.hidden_size), weight.shape, strict=True):
+            for what, ours, theirs in zip(
+                ("vocabulary", "hidden size"), (config.vocab_size, config.hidden_size), weight.shape, strict=True
+            ):
                 if ours != theirs:
-                    raise UserError(f"draft {what} {ours} != target {what} {theirs} ({name}); train the draft for this target")
+                    raise UserError(
+                        f"draft {what} {ours} != target {what} {theirs} ({name}); train the draft for this target"
+                    )
         self.config = config
         self.fusion = Fusion(config)
         self.blocks = nn.ModuleList(Block(config, input_norm=i > 0) for i in range(config.num_layers))
@@ -193,7 +208,10 @@ class DraftModel(nn.Module):
         frequencies = torch.tensor(self.config.rope_frequencies, dtype=torch.float32)
         angles = position_ids.float()[:, None] * frequencies  # [T, E / 2]
         angles = torch.cat([angles, angles], dim=-1)
-        cos, sin = (angles.cos() * self.config.rope_scale).to(x.dtype), (angles.sin() * self.config.rope_scale).to(x.dtype)
+        cos, sin = (
+            (angles.cos() * self.config.rope_scale).to(x.dtype),
+            (angles.sin() * self.config.rope_scale).to(x.dtype),
+        )
         new: Cache = []
         for i, block in enumerate(self.blocks):
             x, keys, values = block(x, cos, sin, mask, None if past is None else past[i])
@@ -211,7 +229,10 @@ class DraftModel(nn.Module):
 
 def join(caches: Sequence[Cache]) -> Cache:
     """Caches of successive calls as one."""
-    return [(torch.cat([c[i][0] for c in caches], dim=2), torch.cat([c[i][1] for c in caches], dim=2)) for i in range(len(caches[0]))]
+    return [
+        (torch.cat([c[i][0] for c in caches], dim=2), torch.cat([c[i][1] for c in caches], dim=2))
+        for i in range(len(caches[0]))
+    ]
 
 
 def save_draft(model: DraftModel, folder: Path) -> None:
@@ -225,17 +246,23 @@ def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
     """Read a draft folder for the target whose embedding and LM head are given. Raises `UserError` if it is not one, or not for this target."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"expected a draft folder with {name}, got {folder} without it; train one with dovetail-export draft")
+            raise UserError(
+                f"expected a draft folder with {name}, got {folder} without it; train one with dovetail-export draft"
+            )
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         document["rope_frequencies"] = tuple(document["rope_frequencies"])
         config = DraftConfig(**document)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"expected {folder}/config.json to be a draft's, got {error}; train one with dovetail-export draft") from None
+        raise UserError(
+            f"expected {folder}/config.json to be a draft's, got {error}; train one with dovetail-export draft"
+        ) from None
     model = DraftModel(config, embedding, lm_head)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"expected {folder}/model.safetensors to fit its config, got: {first}; train the draft again") from None
+        raise UserError(
+            f"expected {folder}/model.safetensors to fit its config, got: {first}; train the draft again"
+        ) from None
     return model.eval()

@@ -35,7 +35,13 @@ class DraftGraph(nn.Module):
         self._draft, self._top_k = draft, top_k
 
     def forward(
-        self, input_ids: Tensor, features: Tensor, position_ids: Tensor, attention_mask: Tensor, logit_rows: Tensor, *past: Tensor
+        self,
+        input_ids: Tensor,
+        features: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        logit_rows: Tensor,
+        *past: Tensor,
     ) -> tuple[Tensor, ...]:
         dtype = self._draft.embedding.dtype
         # [P, H, E] -> [1, H, P, E]
@@ -81,9 +87,18 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, dtype: to
     graph = DraftGraph(copy.deepcopy(draft).to(dtype).eval(), top_k)
     example = tuple(example_inputs(draft, 5, 3).values())
     batch: dict[str, Any] = {name: torch.export.Dim.DYNAMIC for name in ("T", "P", "M", "R")}
-    shapes: list[Any] = [{0: batch["T"]}, {0: batch["T"]}, {0: batch["T"]}, {0: batch["T"], 1: batch["M"]}, {0: batch["R"]}]
+    shapes: list[Any] = [
+        {0: batch["T"]},
+        {0: batch["T"]},
+        {0: batch["T"]},
+        {0: batch["T"], 1: batch["M"]},
+        {0: batch["R"]},
+    ]
     pasts = tuple({0: batch["P"]} for _ in range(2 * draft.config.num_layers))
-    bytes_of_weights = sum(t.numel() * t.element_size() for t in [*graph.state_dict().values(), graph._draft.embedding, graph._draft.lm_head])
+    bytes_of_weights = sum(
+        t.numel() * t.element_size()
+        for t in [*graph.state_dict().values(), graph._draft.embedding, graph._draft.lm_head]
+    )
     with quiet_torch(), torch.no_grad():
         program = torch.onnx.export(
             graph,
@@ -109,7 +124,9 @@ def check_graph(path: Path, num_layers: int) -> None:
     assert not model.functions, f"functions {[f.name for f in model.functions]}"
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
     operators = [node.op_type for node in model.graph.node]
-    assert operators.count("Attention") == num_layers, f"{operators.count('Attention')} Attention operators, expected {num_layers}"
+    assert operators.count("Attention") == num_layers, (
+        f"{operators.count('Attention')} Attention operators, expected {num_layers}"
+    )
     assert [i.name for i in model.graph.input] == input_names(num_layers), [i.name for i in model.graph.input]
     assert [o.name for o in model.graph.output] == output_names(num_layers), [o.name for o in model.graph.output]
 
@@ -124,7 +141,13 @@ def largest_difference(draft: DraftModel, path: Path, inputs: dict[str, Tensor])
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, {k: v.numpy() for k, v in inputs.items()}), strict=True))
+    outputs = dict(
+        zip(
+            [o.name for o in session.get_outputs()],
+            session.run(None, {k: v.numpy() for k, v in inputs.items()}),
+            strict=True,
+        )
+    )
     with torch.no_grad():
         past = [inputs[name].float() for name in input_names(draft.config.num_layers)[5:]]
         names = ("input_ids", "features", "position_ids", "attention_mask", "logit_rows")

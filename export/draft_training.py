@@ -54,7 +54,9 @@ class DraftRecipe:
 
     def __post_init__(self) -> None:
         if min(self.windows, self.unroll, self.blocks) < 1 or self.window < 4 * self.unroll:
-            raise UserError(f"expected windows of at least four times the unrolled depths, got {self.window} and {self.unroll}")
+            raise UserError(
+                f"expected windows of at least four times the unrolled depths, got {self.window} and {self.unroll}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,8 +114,13 @@ class DraftTask:
     name = "draft"
 
     def __init__(
-        self, draft: DraftModel, recipe: DraftRecipe, train_ids: NDArray[np.int32], held_out_ids: NDArray[np.int32],
-        features: FeatureSource, held_out_features: FeatureSource,
+        self,
+        draft: DraftModel,
+        recipe: DraftRecipe,
+        train_ids: NDArray[np.int32],
+        held_out_ids: NDArray[np.int32],
+        features: FeatureSource,
+        held_out_features: FeatureSource,
     ) -> None:
         self.draft, self._recipe = draft, recipe
         self.model: nn.Module = draft
@@ -124,7 +131,12 @@ class DraftTask:
         self._held_out = _held_out_windows(held_out_ids, recipe)
         parameters = list(draft.parameters())
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon([p for p in parameters if p.ndim == 2], MUON_LR, weight_decay=MUON_WEIGHT_DECAY, iteration_dtype=self._dtype),
+            Muon(
+                [p for p in parameters if p.ndim == 2],
+                MUON_LR,
+                weight_decay=MUON_WEIGHT_DECAY,
+                iteration_dtype=self._dtype,
+            ),
             torch.optim.AdamW([p for p in parameters if p.ndim != 2], ADAMW_LR, betas=(0.9, 0.95), weight_decay=0.0),
         ]
 
@@ -163,7 +175,9 @@ class DraftTask:
                 predicted = unroll(self.draft, ids[:, 1:], features[:, :-1], AGREEMENT_DEPTHS)
                 for d, guess in enumerate(predicted):
                     same = self.draft.logits(guess).argmax(-1) == choices
-                    agree[d] += same[:, AGREEMENT_DEPTHS - 1 :].float().mean().item()  # the same positions at every depth
+                    agree[d] += (
+                        same[:, AGREEMENT_DEPTHS - 1 :].float().mean().item()
+                    )  # the same positions at every depth
             smooth += functional.smooth_l1_loss(predicted[0].float(), features[:, 1:]).item()
             calls += 1
         figures = {f"agreement_{d + 1}": float(agree[d]) / calls for d in range(AGREEMENT_DEPTHS)}
@@ -180,7 +194,9 @@ class DraftTask:
         self._noise.set_state(state["noise"])
 
 
-def _held_out_windows(ids: NDArray[np.int32], recipe: DraftRecipe, most: int = 48) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _held_out_windows(
+    ids: NDArray[np.int32], recipe: DraftRecipe, most: int = 48
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     length = recipe.window + 1
     available = len(ids) // length
     if available < 1:
@@ -225,7 +241,9 @@ def cached(target: Any, ids: NDArray[np.int32], path: Path, window: int = 512) -
         store.flush()
         marker.write_text(str(len(ids)))
     except OSError as error:
-        raise UserError(f"expected {wanted_bytes} bytes for the features in {path}, got: {error.strerror}; free some space") from None
+        raise UserError(
+            f"expected {wanted_bytes} bytes for the features in {path}, got: {error.strerror}; free some space"
+        ) from None
 
     def features(starts: NDArray[np.int64], ids: Tensor) -> Tensor:
         rows = np.asarray(starts)[:, None] + np.arange(ids.shape[1])
@@ -249,7 +267,9 @@ def train_draft(
     target = load_torch(source).requires_grad_(False)
     _, embedding, lm_head = body_and_head(target)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    train_ids, held_out_ids = (corpora.encode(tokenizer, list(part.values())) for part in (corpus.train, corpus.held_out))
+    train_ids, held_out_ids = (
+        corpora.encode(tokenizer, list(part.values())) for part in (corpus.train, corpus.held_out)
+    )
     draft = DraftModel(config_for(target.config, recipe.blocks), embedding, lm_head)
     live = on_the_fly(target)
     source_of_features = live if feature_cache is None else cached(target, train_ids, feature_cache)

@@ -25,7 +25,9 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def check_goal(goal: Path, force: bool) -> None:
     """Raise `UserError` if `goal` exists and `force` is not given, or can never be made."""
     if os.path.lexists(goal) and not force:
-        raise UserError(f"expected a new folder, got {goal}, which exists; choose another name or give --force to replace it")
+        raise UserError(
+            f"expected a new folder, got {goal}, which exists; choose another name or give --force to replace it"
+        )
     if os.path.lexists(goal) and (goal.is_symlink() or not goal.is_dir()):
         raise UserError(f"expected a folder to replace, got {goal}, which is not one; choose another name")
     try:
@@ -125,5 +127,7 @@ def _full_disk_is_the_users(goal: Path) -> Iterator[None]:
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in _FULL
         if full or shutil.disk_usage(goal.parent).free < _FULL_BYTES:
-            raise UserError(f"expected room for {goal.name} in {goal.parent}, got a full disk; free some space and run again") from error
+            raise UserError(
+                f"expected room for {goal.name} in {goal.parent}, got a full disk; free some space and run again"
+            ) from error
         raise

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from dovetail.runtime.console import stderr_console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 60.0
@@ -32,8 +32,8 @@ class _Bar:
 
 class _PlainLines:
     def __init__(self, name: str) -> None:
-        self._name, self._start, self._start_fraction, self._last = name, time.monotonic(), None, -PLAIN_LINE_SECONDS
-        self._start_fraction: float | None
+        self._name, self._start, self._last = name, time.monotonic(), -PLAIN_LINE_SECONDS
+        self._start_fraction: float | None = None
 
     def update(self, fraction: float, text: str) -> None:
         now = time.monotonic()
@@ -50,15 +50,10 @@ class _PlainLines:
 @contextmanager
 def stage(name: str) -> Iterator[ProgressLine]:
     """A named stage with a bar on a terminal; off one, sparse plain lines."""
-    console = Console(stderr=True)
+    console = stderr_console()
     if not console.is_terminal:
         yield _PlainLines(name)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console) as progress:
         yield _Bar(progress, name)
-
-
-def say(text: str) -> None:
-    """One line for the human, on stderr."""
-    print(text, file=sys.stderr, flush=True)

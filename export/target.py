@@ -39,7 +39,9 @@ def export_target(source: Path, folder: Path, weight_format: str = "int8") -> Ta
     """
     check_checkpoint(source)
     if weight_format not in WEIGHT_FORMATS:
-        raise UserError(f"expected a weight format of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}; choose one of them")
+        raise UserError(
+            f"expected a weight format of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}; choose one of them"
+        )
     import openvino as ov
     from transformers import AutoConfig
 
@@ -57,7 +59,12 @@ def export_target(source: Path, folder: Path, weight_format: str = "int8") -> Ta
     del model
     gc.collect()
     shutil.rmtree(raw)
-    check_bytes((folder / TARGET_WEIGHTS).stat().st_size, parameters, weight_format, embedding=config.vocab_size * config.hidden_size)
+    check_bytes(
+        (folder / TARGET_WEIGHTS).stat().st_size,
+        parameters,
+        weight_format,
+        embedding=config.vocab_size * config.hidden_size,
+    )
     _genai_files(source, folder / "target")
     return TargetIR(
         architecture=config.model_type,
@@ -88,7 +95,9 @@ def _optimum_export(source: Path, folder: Path, keep_float32: bool) -> None:
             )
         except (ValueError, KeyError, NotImplementedError, ImportError) as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"expected an architecture that optimum-intel exports, got: {first}; choose another checkpoint") from None
+            raise UserError(
+                f"expected an architecture that optimum-intel exports, got: {first}; choose another checkpoint"
+            ) from None
 
 
 def count_parameters(model: Any) -> int:
@@ -121,7 +130,9 @@ def compress(model: Any, weight_format: str, config: Any) -> Any:
         else:
             model = nncf.compress_weights(model, mode=mode.INT4_SYM, ratio=1.0, group_size=group_size(config))
     wanted = "i8" if weight_format == "int8" else "i4"
-    types = {node.get_output_element_type(0).to_string() for node in model.get_ops() if node.get_type_name() == "Constant"}
+    types = {
+        node.get_output_element_type(0).to_string() for node in model.get_ops() if node.get_type_name() == "Constant"
+    }
     assert wanted in types, f"no {wanted} weights after compression, only {sorted(types)}"
     return model
 
@@ -154,16 +165,22 @@ def add_features_result(model: Any, hidden_size: int) -> Any:
     model.add_results([result])
     model.validate_nodes_and_infer_types()
     assert [n for o in model.outputs for n in o.get_names()].count(FEATURES_OUTPUT) == 1
-    assert [n for o in model.outputs for n in o.get_names()].count("logits") == 1, "naming the features renamed the logits"
+    assert [n for o in model.outputs for n in o.get_names()].count("logits") == 1, (
+        "naming the features renamed the logits"
+    )
     return model
 
 
 def check_bytes(size: int, parameters: int, weight_format: str, embedding: int) -> None:
     """Assert that the `.bin` has the bytes a parameter that the format promises (scales and constants besides): silence is how it fails."""
     per_weight = {"int8": 1.0, "int4": 0.5, "fp16": 2.0, "fp32": 4.0}[weight_format]
-    byte_wide = min(parameters, 2 * embedding) if weight_format == "int4" else 0  # nncf keeps embedding and LM head in 8 bit
+    byte_wide = (
+        min(parameters, 2 * embedding) if weight_format == "int4" else 0
+    )  # nncf keeps embedding and LM head in 8 bit
     expected = per_weight * (parameters - byte_wide) + byte_wide
-    assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), f"{size} bytes for {parameters} parameters as {weight_format}"
+    assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), (
+        f"{size} bytes for {parameters} parameters as {weight_format}"
+    )
 
 
 def _genai_files(source: Path, target: Path) -> None:
@@ -179,7 +196,9 @@ def _genai_files(source: Path, target: Path) -> None:
             encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
         except Exception as error:  # its own exception class, and whatever the conversion runs into
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"expected a tokenizer that openvino_tokenizers converts, got: {first}; GenAI could not open the target") from None
+            raise UserError(
+                f"expected a tokenizer that openvino_tokenizers converts, got: {first}; GenAI could not open the target"
+            ) from None
     ov.save_model(encoder, target / "openvino_tokenizer.xml")
     ov.save_model(decoder, target / "openvino_detokenizer.xml")
     for name in ("config.json", "generation_config.json"):

@@ -64,7 +64,12 @@ class TargetTask:
     name = "target"
 
     def __init__(
-        self, model: LlamaForCausalLM, train_ids: NDArray[np.int32], held_out_ids: NDArray[np.int32], bytes_per_token: float, seed: int
+        self,
+        model: LlamaForCausalLM,
+        train_ids: NDArray[np.int32],
+        held_out_ids: NDArray[np.int32],
+        bytes_per_token: float,
+        seed: int,
     ) -> None:
         self.model: nn.Module = model
         self._windows = Windows(train_ids, seed)
@@ -97,7 +102,9 @@ class TargetTask:
         starts = np.arange(num_windows) * available // num_windows * window
         windows = self._held_out_ids[starts[:, None] + np.arange(window + 1)].astype(np.int64)
         per_call = max(1, 4096 // window)
-        total = sum(self._nats(part).item() * len(part) for part in np.split(windows, range(per_call, num_windows, per_call)))
+        total = sum(
+            self._nats(part).item() * len(part) for part in np.split(windows, range(per_call, num_windows, per_call))
+        )
         loss = total / num_windows
         return {"held_out_loss": loss, "bits_per_byte": loss / math.log(2) / self._bytes_per_token}
 

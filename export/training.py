@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dovetail.export.progress import say, stage
+from dovetail.export.progress import stage
+from dovetail.runtime.console import notice
 from dovetail.runtime.errors import UserError
 
 WARMUP_STEPS = 30
@@ -49,8 +50,10 @@ class Task(Protocol):
     def optimizers(self) -> list[torch.optim.Optimizer]: ...
     def loss(self, fraction: float) -> Tensor:
         """The loss of the next batch, `fraction` of the stage being done."""
+
     def held_out(self) -> dict[str, float]:
         """Figures on text that is never trained on; the first is the one shown on the bar."""
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -105,7 +108,9 @@ class Windows:
         if length != self._length or self._cursor + count > len(self._starts):
             self._begin_epoch(self._epoch + 1, length)
         if count > len(self._starts):
-            raise UserError(f"expected at least {count * (length + 1)} tokens of text, got {len(self._tokens)}; give more text")
+            raise UserError(
+                f"expected at least {count * (length + 1)} tokens of text, got {len(self._tokens)}; give more text"
+            )
         starts = self._starts[self._cursor : self._cursor + count]
         self._cursor += count
         return starts, self._tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
@@ -154,7 +159,9 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(task: Task, pace: Pace, checkpoint: Path, clock: Callable[[], float] = time.monotonic) -> list[dict[str, float]]:
+def train(
+    task: Task, pace: Pace, checkpoint: Path, clock: Callable[[], float] = time.monotonic
+) -> list[dict[str, float]]:
     """Train until the minutes are spent; returns the held-out figures over time, the last ones at the end.
 
     Goes on from `checkpoint` if it exists, and leaves its last state there. Raises `TrainingStoppedError` after SIGTERM or SIGINT.
@@ -208,7 +215,10 @@ def _look(task: Task, step: int, spent: float) -> dict[str, float]:
         figures = task.held_out()
     task.model.train()
     entry = {"step": float(step), "minutes": spent / 60, **figures}
-    say(f"{task.name}: held out after {spent / 60:.1f} min, step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+    notice(
+        f"{task.name}: held out after {spent / 60:.1f} min, step {step}: "
+        + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+    )
     return entry
 
 
@@ -231,7 +241,9 @@ def _save(task: Task, checkpoint: Path, step: int, spent: float, history: list[d
     try:
         write_atomically(checkpoint, lambda path: torch.save(state, path))
     except OSError as error:
-        raise UserError(f"expected room for the checkpoint {checkpoint.name}, got: {error.strerror}; free some space and run the same command") from None
+        raise UserError(
+            f"expected room for the checkpoint {checkpoint.name}, got: {error.strerror}; free some space and run the same command"
+        ) from None
 
 
 def _load(task: Task, checkpoint: Path) -> tuple[int, float, list[dict[str, float]]]:
@@ -243,5 +255,5 @@ def _load(task: Task, checkpoint: Path) -> tuple[int, float, list[dict[str, floa
     for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     task.load_state_dict(state["task"])
-    say(f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}")
+    notice(f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}")
     return state["step"], state["seconds"], state["history"]

@@ -15,7 +15,7 @@ from dovetail.runtime.printer import Printer, report
 if TYPE_CHECKING:
     from dovetail.runtime.generation import Generation
 
-HELP = "/reset forgets the conversation, /stats shows what the last answer cost, /exit or Ctrl-D leaves; Ctrl-C stops an answer"
+HELP = "/reset forgets all, /stats tells what the last answer cost, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 @click.command()

@@ -42,7 +42,7 @@ class RoundTotals:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one round added to a text. The pieces may lag behind the tokens by an unfinished character or stop string."""
+    """What one round added to a text. Pieces may lag behind tokens by an unfinished character or stop string."""
 
     pieces: list[str]  # per token: the text that it let out
     token_ids: list[int]

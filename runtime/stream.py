@@ -58,6 +58,7 @@ class Stream:
         self._totals = RoundTotals()
         self._prefill_ms = self._decode_ms = 0.0
         self._reused = 0
+        self._bytes_before = self._draft.bytes_in, self._draft.bytes_out  # of the conversation's earlier turns
         self._chunks = self._run()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -94,8 +95,8 @@ class Stream:
             totals=self._totals,
             prefill_ms=self._prefill_ms,
             decode_ms=self._decode_ms,
-            bytes_to_draft=self._draft.bytes_in,
-            bytes_from_draft=self._draft.bytes_out,
+            bytes_to_draft=self._draft.bytes_in - self._bytes_before[0],
+            bytes_from_draft=self._draft.bytes_out - self._bytes_before[1],
             draft_failure=self._draft.failure,
             draft_rests=self._draft.rests,
             seed=self._config.seed,
@@ -144,9 +145,8 @@ class Stream:
         if self._reason is not None:
             pieces[-1] += self._stops.feed(self._detokenizer.finish()) + self._stops.finish()
         tokens = self._token_ids[before:]
-        chunk = Chunk(
-            pieces, tokens, self._drafted[before:], self._sampler.logprobs[before:][: len(tokens)], self._reason
-        )
+        logprobs = self._sampler.logprobs[before : len(self._token_ids)]
+        chunk = Chunk(pieces, tokens, self._drafted[before:], logprobs, self._reason)
         self._text += chunk.text
         self._conversation.extend(tokens)
         return chunk

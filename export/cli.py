@@ -1,0 +1,209 @@
+"""The `dovetail-export` command: model, draft, demo. Exit 0 done, 2 the user's mistake (one line), 1 our fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from dovetail.runtime.console import notice, print_json, run
+from dovetail.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from dovetail.runtime.manifest import Manifest
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
+_FORCE = click.option("--force", is_flag=True, help="Replace what is there, at the very end and in one step.")
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dovetail")
+def dovetail_export() -> None:
+    """Compile a checkpoint and its draft to an artifact that `dovetail` runs without PyTorch."""
+
+
+@dovetail_export.command()
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="The artifact folder to write.")
+@click.option("--draft", type=_PATH, help="A draft folder made by `dovetail-export draft`.")
+@click.option("--weight-format", default="int8", show_default=True, help="int8, int4, fp16 or fp32.")
+@click.option(
+    "--check-text", type=_PATH, help="A text file to compare with torch on. [default: this Python's own source]"
+)
+@click.option("--tree", help="Default tree as NODES,DEPTH,WIDTH, written into the artifact.")
+@_FORCE
+@_JSON
+def model(
+    source: Path,
+    out: Path,
+    draft: Path | None,
+    weight_format: str,
+    check_text: Path | None,
+    tree: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile the checkpoint folder SRC to the artifact OUT."""
+    from dovetail.export.artifact import write_artifact
+
+    manifest = write_artifact(
+        source,
+        out,
+        draft=draft,
+        weight_format=weight_format,
+        tree=_tree(tree),
+        check_text=None if check_text is None else _text(check_text),
+        force=force,
+    )
+    _report(out, manifest, as_json)
+
+
+@dovetail_export.command()
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="The draft folder to write.")
+@click.option(
+    "--text",
+    "texts",
+    required=True,
+    multiple=True,
+    type=_PATH,
+    help="Text file or folder to train on; may be repeated.",
+)
+@click.option("--blocks", default=2, show_default=True, help="Llama blocks behind the fusion.")
+@click.option("--minutes", default=60.0, show_default=True, help="How long to train.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--soft-weight",
+    default=0.1,
+    show_default=True,
+    help="Weight of the cross-entropy against the target's soft output.",
+)
+@click.option(
+    "--noise", default=0.1, show_default=True, help="Half-width of the uniform noise on the target's features."
+)
+@click.option("--unroll", default=3, show_default=True, help="Levels trained on the draft's own features.")
+@click.option("--window", default=256, show_default=True, help="Tokens in a training window.")
+@click.option("--windows", default=8, show_default=True, help="Windows in a step.")
+@click.option(
+    "--feature-cache", type=_PATH, help="Keep the target's features in this file (2 x hidden size bytes a token)."
+)
+@click.option("--work", type=_PATH, help="Where a stopped run is kept to go on from. [default: beside OUT]")
+@_FORCE
+@_JSON
+def draft(
+    source: Path,
+    out: Path,
+    texts: tuple[Path, ...],
+    feature_cache: Path | None,
+    work: Path | None,
+    force: bool,
+    as_json: bool,
+    **recipe: Any,
+) -> None:
+    """Train a DGF draft for the checkpoint folder SRC."""
+    from dovetail.export import corpus
+    from dovetail.export.checkpoint import check_checkpoint
+    from dovetail.export.draft_training import DraftRecipe, train_draft
+    from dovetail.export.folder import appearing, check_goal
+
+    check_checkpoint(source)
+    check_goal(out, force)
+    settings = DraftRecipe(**recipe)
+    documents = corpus.text_files(texts)
+    kept = work or out.absolute().parent / f".{out.name}.work"
+    with _stoppable():
+        with appearing(out, force) as folder:
+            report = train_draft(source, documents, folder, settings, work=kept, feature_cache=feature_cache)
+    if work is None:
+        shutil.rmtree(kept, ignore_errors=True)
+    click.echo(f"{out}: {report.parameters / 1e6:.2f} M parameters after {report.steps} steps")
+    click.echo("held-out top-1 agreement by depth: " + " ".join(f"{share:.3f}" for share in report.agreement))
+    if as_json:
+        print_json(dataclasses.asdict(report))
+
+
+@dovetail_export.command()
+@click.option("-o", "--out", required=True, type=_PATH, help="The artifact folder to write.")
+@click.option("--minutes-target", default=90.0, show_default=True, help="How long to train the target.")
+@click.option("--minutes-draft", default=30.0, show_default=True, help="How long to train the draft.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--work", type=_PATH, help="Where a stopped run is kept to go on from. [default: beside OUT]")
+@click.option("--warm-start", type=_PATH, help="A checkpoint folder whose weights and tokenizer to begin with.")
+@click.option("--warm-start-minutes", default=0.0, help="How long that was trained, for the model card.")
+@click.option("--tree", help="Default tree as NODES,DEPTH,WIDTH, written into the artifact.")
+@_FORCE
+@_JSON
+def demo(out: Path, work: Path | None, tree: str | None, force: bool, as_json: bool, **recipe: Any) -> None:
+    """Make the small artifact that ships, from the running Python's standard library."""
+    from dovetail.export.demo import DemoRecipe, make_demo
+
+    kept = work or out.absolute().parent / f".{out.name}.work"
+    with _stoppable():
+        manifest = make_demo(out, kept, DemoRecipe(**recipe), tree=_tree(tree), force=force)
+    if work is None:
+        shutil.rmtree(kept, ignore_errors=True)
+    _report(out, manifest, as_json)
+
+
+def _tree(text: str | None) -> Any:
+    from dovetail.runtime.manifest import TreeShape
+
+    if text is None:
+        return None
+    try:
+        nodes, depth, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"expected --tree NODES,DEPTH,WIDTH, got {text!r}; for example 12,5,4") from None
+    return TreeShape(nodes, depth, width)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"expected a UTF-8 text file, got {path} ({error}); check --check-text") from None
+
+
+class _stoppable:  # noqa: N801  # a context manager, named as it reads
+    """SIGTERM and SIGINT during training: the checkpoint is written, one line says how to go on, exit 128 + signal."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from dovetail.export.training import TrainingStoppedError
+
+        if isinstance(error, TrainingStoppedError):
+            notice(str(error))
+            sys.exit(error.exit_code)
+
+
+def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
+    checks, size = manifest.checks, sum(entry.bytes for entry in manifest.files.values())
+    click.echo(
+        f"{out}: {size / 1e6:.1f} MB, {manifest.target.parameters / 1e6:.1f} M parameters as {manifest.target.weight_format}"
+    )
+    click.echo(
+        f"target against torch: mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%} "
+        f"over {checks.tokens} held-out tokens"
+    )
+    if checks.draft_max_difference is not None:
+        click.echo(f"draft against torch: largest difference {checks.draft_max_difference:.2g}")
+    if as_json:
+        print_json(dataclasses.asdict(manifest))
+
+
+def main() -> None:
+    """Entry point of `dovetail-export`."""
+    # Threads that spin at every barrier of a training step starve each other on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    run(dovetail_export, "dovetail-export")
+
+
+if __name__ == "__main__":
+    main()
