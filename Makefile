@@ -4,7 +4,8 @@ DEV := .venv
 RUN := .venv-run
 WHEEL := .venv-wheel
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
-CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info; \
+CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Python 3.11 or newer, got no $(PYTHON); install it" >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; v = sys.version_info; \
 	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
 
 .PHONY: help install demo test lint types pytest wheel clean

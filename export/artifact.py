@@ -1,4 +1,6 @@
-"""Writing the artifact: target, draft, tokenizer, checks against torch, manifest; frozen, and there whole or not at all."""
+"""Writing the artifact: target, draft, tokenizer, checks against torch, manifest; frozen, and there whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,6 @@ from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_tor
 from dovetail.export.draft_model import DraftModel, load_draft
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
-
 from dovetail.export.target import TargetIR, export_target
 from dovetail.runtime import manifest as manifests
 from dovetail.runtime import tokenizer_file
@@ -50,8 +51,8 @@ def write_artifact(
 ) -> Manifest:
     """Compile the checkpoint `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `check_text` is what the export is compared with torch on (default: held-out files of this interpreter's standard library).
-    Raises `UserError` for what the caller can mend; `out` is then as it was before.
+    `check_text` is what the export is compared with torch on (default: held-out files of this interpreter's standard
+    library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_checkpoint(source)
     check_goal(out, force)
@@ -102,7 +103,9 @@ def _tokenizer_text(source: Path) -> str:
 
 
 def _write_settings(source: Path, folder: Path) -> None:
-    """generation_config.json (with the ids that end a text, wherever the checkpoint keeps them) and the chat template, if any."""
+    """generation_config.json (with the ids that end a text, wherever the checkpoint keeps them) and the chat template,
+    if any.
+    """
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     path = source / "generation_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The model card of the demo artifact: what it was made from, how long, on what, and what was measured. Plain Markdown."""
+"""The model card of the demo artifact: what it was made from, how long, on what, and what was measured."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ def model_card(
     measured: Mapping[str, str],
 ) -> str:
     """The card's text. `measured` are further rows of the figures table, in order."""
-    before = (
-        f", after {target.warm_start_minutes:g} minutes spent earlier on the weights it started from"
-        if target.warm_start_minutes
-        else ""
-    )
     assert manifest.draft is not None
+    ours, theirs, checks = manifest.target, manifest.draft, manifest.checks
+    before = ""
+    if target.warm_start_minutes:
+        before = f", after {target.warm_start_minutes:g} minutes spent earlier on the weights it started from"
     rows = {
-        "held-out loss of the target": f"{target.held_out_loss:.3f} nats a token (windows of {target.window} tokens, float32)",
+        "held-out loss of the target": f"{target.held_out_loss:.3f} nats a token (windows of {target.window} tokens)",
         "held-out bits per byte": f"{target.held_out_bits_per_byte:.3f}",
-        f"{manifest.target.weight_format} against float32": (
-            f"mean KL {manifest.checks.target_kl_mean:.5f} nats a token, argmax agreement {manifest.checks.target_argmax_agreement:.2%} "
-            f"over {manifest.checks.tokens} held-out tokens"
+        f"{ours.weight_format} against float32": (
+            f"mean KL {checks.target_kl_mean:.5f} nats a token, argmax agreement {checks.target_argmax_agreement:.2%} "
+            f"over {checks.tokens} held-out tokens"
         ),
     }
     for depth, share in enumerate(draft.agreement, 1):
@@ -61,24 +60,26 @@ writes text that looks like Python, and is no use as a programmer.
 
 ## What it is
 
-- Target: {manifest.target.architecture}, {manifest.target.parameters / 1e6:.1f} M parameters ({manifest.target.weight_format} weights), \
-{manifest.target.num_layers} layers of {manifest.target.hidden_size}, vocabulary {manifest.target.vocab_size} (byte-level BPE), \
-context {manifest.target.context_length}.
-- Draft: DGF, {manifest.draft.num_layers} blocks, {manifest.draft.parameters / 1e6:.1f} M trained parameters ({manifest.draft.precision}).
+- Target: {ours.architecture}, {ours.parameters / 1e6:.1f} M parameters ({ours.weight_format} weights), {ours.num_layers}
+  layers of {ours.hidden_size}, vocabulary {ours.vocab_size} (byte-level BPE),
+  context {ours.context_length}.
+- Draft: DGF, {theirs.num_layers} blocks, {theirs.parameters / 1e6:.1f} M trained parameters ({theirs.precision}).
 
 ## Data and licence
 
-- The Python source files of the standard library of CPython {manifest.tool_versions["python"]}, de-duplicated: {train_files} files to train on
-  ({target.train_tokens / 1e6:.2f} M tokens), {held_out_files} files held out (about 1 in {HELD_OUT_ONE_IN}, by the hash of their path; \
-{target.held_out_tokens / 1e3:.0f} k tokens,
+- The Python source of the standard library of CPython {manifest.tool_versions["python"]}, de-duplicated: {train_files}
+  files to train on ({target.train_tokens / 1e6:.2f} M tokens), {held_out_files} files held out (about 1 in
+  {HELD_OUT_ONE_IN}, by the hash of their path; {target.held_out_tokens / 1e3:.0f} k tokens,
   {target.bytes_per_token:.2f} bytes a token). Nothing else was read.
 - That text is under the Python Software Foundation License, version 2.
 
 ## Training
 
-- {cpu_name()}. Target: {target.minutes:.0f} minutes, {target.steps} steps{before}. Draft: {draft.minutes:.0f} minutes, {draft.steps} steps.
-- Muon for matrices, AdamW for the rest. The draft's loss is SmoothL1 on the feature plus {recipe.soft_weight:g} times the cross-entropy against
-  the target's soft output, unrolled {recipe.unroll} levels over its own features.
+- {cpu_name()}.
+- Target: {target.minutes:.0f} minutes, {target.steps} steps{before}.
+- Draft: {draft.minutes:.0f} minutes, {draft.steps} steps.
+- Muon for matrices, AdamW for the rest. The draft's loss is SmoothL1 on the feature plus {recipe.soft_weight:g} times
+  the cross-entropy against the target's soft output, unrolled {recipe.unroll} levels over its own features.
 - Made by `dovetail-export demo` with {versions}.
 
 ## Figures
@@ -88,5 +89,6 @@ context {manifest.target.context_length}.
 {table}
 
 All of them on files that neither model was trained on. Under greedy decoding a small target repeats itself, and
-repetition is easy to draft: read the accept length beside the share of repeated 8-grams, and prefer the one at temperature 1.
+repetition is easy to draft: read the accept length beside the share of repeated 8-grams, and prefer the one at
+temperature 1.
 """

@@ -1,4 +1,6 @@
-"""The checkpoint folder that is exported: what it must hold, and its torch model. Nothing is fetched; no code of a checkpoint is run."""
+"""The checkpoint folder that is exported: what it must hold, and its torch model. Nothing is fetched; no code of a
+checkpoint is run.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from dovetail.runtime.errors import UserError
 
 
 def check_checkpoint(source: Path) -> None:
-    """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and safetensors weights."""
+    """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and
+    safetensors weights.
+    """
     if not source.is_dir():
         raise UserError(
             f"expected a checkpoint folder, got {source}, which is not one; download the checkpoint and give its folder"
         )
     if not (source / "config.json").is_file():
         raise UserError(
-            f"expected a checkpoint folder with config.json, got {source} without it; give the folder that save_pretrained wrote"
+            f"expected a checkpoint folder with config.json, got {source} without it; give the folder that "
+            f"save_pretrained wrote"
         )
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -30,7 +35,8 @@ def check_checkpoint(source: Path) -> None:
     if not any(str(a).endswith("ForCausalLM") for a in architectures):
         named = ", ".join(map(str, architectures)) or "none"
         raise UserError(
-            f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a text-generation checkpoint"
+            f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a "
+            f"text-generation checkpoint"
         )
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
@@ -38,7 +44,8 @@ def check_checkpoint(source: Path) -> None:
         )
     if not (source / "tokenizer.json").is_file():
         raise UserError(
-            f"expected tokenizer.json in {source}, got none; save the fast tokenizer there (AutoTokenizer.save_pretrained)"
+            f"expected tokenizer.json in {source}, got none; save the fast tokenizer there "
+            f"(AutoTokenizer.save_pretrained)"
         )
     if not list(source.glob("*.safetensors")):
         raise UserError(f"expected safetensors weights in {source}, got none; save the model with save_pretrained")
@@ -52,7 +59,7 @@ def load_torch(source: Path) -> Any:
     check_checkpoint(source)
     with quiet_torch():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -62,11 +69,14 @@ def load_torch(source: Path) -> Any:
 
 
 def body_and_head(model: Any) -> tuple[Any, Any, Any]:
-    """(the stack that ends in the final norm, the embedding weight [V, D], the LM head weight [V, D]) of a Llama-family model."""
+    """(the stack that ends in the final norm, the embedding weight [V, D], the LM head weight [V, D]) of a Llama-family
+    model.
+    """
     body, head = getattr(model, "model", None), model.get_output_embeddings()
     if body is None or head is None or getattr(head, "bias", None) is not None:
         name = type(model).__name__
         raise UserError(
-            f"expected a Llama-family model (model, lm_head without bias), got {name}; this architecture has no draft yet"
+            f"expected a Llama-family model (model, lm_head without bias), got {name}; this architecture has no draft "
+            f"yet"
         )
     return body, model.get_input_embeddings().weight.detach(), head.weight.detach()

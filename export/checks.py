@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
-
 from dovetail.export.checkpoint import body_and_head
-from dovetail.export.corpus import standard_library
+from dovetail.export.corpus import held_out_samples
 from dovetail.export.draft_model import DraftModel
 from dovetail.export.draft_onnx import example_inputs, largest_difference
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TOKENIZER, ExportChecks
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 TOKENS = 2048
 WINDOW = 512
@@ -28,15 +27,16 @@ _MIN_TOKENS = 16
 def compare(folder: Path, model: Any, draft: DraftModel | None, text: str | None = None) -> ExportChecks:
     """Compare the artifact under construction in `folder` with the torch `model` and `draft`, both float32.
 
-    The target: mean KL divergence (torch's distribution to the artifact's, nats a token) and the share of equal argmaxes, with
-    OpenVINO's arithmetic in float32, so that the figure is the artifact's own. The draft: the largest difference of any hidden state or log-probability.
+    The target: mean KL divergence (torch's distribution to the artifact's, nats a token) and the share of equal
+    argmaxes, with OpenVINO's arithmetic in float32, so that the figure is the artifact's own. The draft: the largest
+    difference of any hidden state or log-probability.
     """
     ids = _token_ids(folder, text)
     window = min(WINDOW, model.config.max_position_embeddings)
     divergence, equal, compared = 0.0, 0, 0
     request = _compiled(folder / TARGET_MODEL).create_infer_request()
     largest: float | None = None
-    body, _, _ = body_and_head(model) if draft is not None else (None, None, None)
+    body = body_and_head(model)[0] if draft is not None else None
     for start in range(0, len(ids) - _MIN_TOKENS + 1, window):
         part = ids[start : start + window]
         with torch.no_grad():
@@ -48,7 +48,7 @@ def compare(folder: Path, model: Any, draft: DraftModel | None, text: str | None
         divergence += float((theirs.exp() * (theirs - ours)).sum())
         equal += int((theirs.argmax(-1) == ours.argmax(-1)).sum())
         compared += len(part)
-        if draft is not None and largest is None:
+        if draft is not None and body is not None and largest is None:
             with torch.no_grad():
                 features = body(input_ids=torch.from_numpy(part)[None], use_cache=False).last_hidden_state[0]
             largest = _draft_difference(folder / DRAFT_MODEL, draft, part, features)
@@ -64,7 +64,7 @@ def _token_ids(folder: Path, text: str | None) -> NDArray[np.int64]:
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     if text is None:
         ids: list[int] = []
-        for document in standard_library().held_out.values():
+        for document in held_out_samples():
             ids += tokenizer.encode(document[:4000]).ids
             if len(ids) >= TOKENS:
                 break

@@ -116,9 +116,8 @@ def draft(
     settings = DraftRecipe(**recipe)
     documents = corpus.text_files(texts)
     kept = work or out.absolute().parent / f".{out.name}.work"
-    with _stoppable():
-        with appearing(out, force) as folder:
-            report = train_draft(source, documents, folder, settings, work=kept, feature_cache=feature_cache)
+    with _stoppable(), appearing(out, force) as folder:
+        report = train_draft(source, documents, folder, settings, work=kept, feature_cache=feature_cache)
     if work is None:
         shutil.rmtree(kept, ignore_errors=True)
     click.echo(f"{out}: {report.parameters / 1e6:.2f} M parameters after {report.steps} steps")
@@ -169,7 +168,7 @@ def _text(path: Path) -> str:
         raise UserError(f"expected a UTF-8 text file, got {path} ({error}); check --check-text") from None
 
 
-class _stoppable:  # noqa: N801  # a context manager, named as it reads
+class _stoppable:  # a context manager, named as it reads
     """SIGTERM and SIGINT during training: the checkpoint is written, one line says how to go on, exit 128 + signal."""
 
     def __enter__(self) -> None:
@@ -186,10 +185,12 @@ class _stoppable:  # noqa: N801  # a context manager, named as it reads
 def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
     checks, size = manifest.checks, sum(entry.bytes for entry in manifest.files.values())
     click.echo(
-        f"{out}: {size / 1e6:.1f} MB, {manifest.target.parameters / 1e6:.1f} M parameters as {manifest.target.weight_format}"
+        f"{out}: {size / 1e6:.1f} MB, {manifest.target.parameters / 1e6:.1f} M parameters as "
+        f"{manifest.target.weight_format}"
     )
     click.echo(
-        f"target against torch: mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%} "
+        f"target against torch: mean KL {checks.target_kl_mean:.5f} nats, argmax agreement "
+        f"{checks.target_argmax_agreement:.2%} "
         f"over {checks.tokens} held-out tokens"
     )
     if checks.draft_max_difference is not None:

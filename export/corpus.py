@@ -1,4 +1,5 @@
-"""Text -> tokens: the interpreter's standard library as a corpus (or the user's files), held-out split, tokenizer, token arrays.
+"""Text -> tokens: the interpreter's standard library as a corpus (or the user's files), held-out split, tokenizer,
+token arrays.
 
 Letters: N tokens.
 """
@@ -8,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from dovetail.runtime.errors import UserError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-from dovetail.runtime.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"  # token id 0: in front of every document, and what a model ends with
 HELD_OUT_ONE_IN = 40
@@ -34,7 +34,8 @@ class Corpus:
     def __post_init__(self) -> None:
         if not self.train or not self.held_out:
             raise UserError(
-                f"expected text for training and for the held-out check, got {len(self.train)} and {len(self.held_out)} documents; "
+                f"expected text for training and for the held-out check, got {len(self.train)} and "
+                f"{len(self.held_out)} documents; "
                 "give more or longer text files"
             )
 
@@ -45,7 +46,9 @@ def is_held_out(path: str) -> bool:
 
 
 def split(documents: Iterable[tuple[str, str]]) -> Corpus:
-    """(path, text) pairs -> corpus. Repeated contents and data tables are left out; the order of the pairs decides which copy stays."""
+    """(path, text) pairs -> corpus. Repeated contents and data tables are left out; the order of the pairs decides
+    which copy stays.
+    """
     train: dict[str, str] = {}
     held_out: dict[str, str] = {}
     seen: set[bytes] = set()
@@ -66,22 +69,37 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def standard_library() -> Corpus:
-    """Every Python file of the running interpreter's own standard library (PSF licence), without code pages and broken test inputs."""
+def _standard_library_names() -> list[str]:
     root = Path(sysconfig.get_path("stdlib"))
-    documents = []
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
+    names = []
+    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
         parts = set(Path(name).parts[:-1])
         is_code_page = name.startswith("encodings/cp")
         if parts & _SKIPPED_FOLDERS or is_code_page or name.startswith("lib2to3/tests/data") or "/bad" in "/" + name:
             continue
-        documents.append((name, _read_text(path)))
-    return split(documents)
+        names.append(name)
+    return names
+
+
+def standard_library() -> Corpus:
+    """Every Python file of the running interpreter's own standard library (PSF licence), de-duplicated.
+
+    Without code pages and the broken inputs of its tests.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    return split((name, _read_text(root / name)) for name in _standard_library_names())
+
+
+def held_out_samples() -> Iterator[str]:
+    """The held-out files of the standard library one by one, without reading the others."""
+    root = Path(sysconfig.get_path("stdlib"))
+    return (text for name in _standard_library_names() if is_held_out(name) and (text := _read_text(root / name)))
 
 
 def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
-    """The user's text: files, and all files below folders. Long files are cut into documents, so that even one file has a held-out part."""
+    """The user's text: files, and all files below folders. Long files are cut into documents, so that even one file has
+    a held-out part.
+    """
     documents = []
     for given in paths:
         if not given.exists():
@@ -115,7 +133,8 @@ def with_document_start(tokenizer: Tokenizer) -> Tokenizer:
     token_id = tokenizer.token_to_id(END_OF_TEXT)
     if token_id is None:
         raise UserError(
-            f"expected a tokenizer with the token {END_OF_TEXT}, got one without it; start from a checkpoint of this command"
+            f"expected a tokenizer with the token {END_OF_TEXT}, got one without it; start from a checkpoint of this "
+            f"command"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[(END_OF_TEXT, token_id)]

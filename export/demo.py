@@ -26,7 +26,9 @@ Measure = Callable[[Path], Mapping[str, str]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoRecipe:
-    """What `dovetail-export demo` makes. `warm_start_minutes` is what the weights of `warm_start` were trained for before."""
+    """What `dovetail-export demo` makes. `warm_start_minutes` is what the weights of `warm_start` were trained for
+    before.
+    """
 
     minutes_target: float = 90.0
     minutes_draft: float = 30.0
@@ -40,7 +42,8 @@ class DemoRecipe:
                 raise UserError(f"expected {name} above 0, got {minutes:g}; give the time the stage may take")
         if self.warm_start is not None and not (self.warm_start / "tokenizer.json").is_file():
             raise UserError(
-                f"expected a checkpoint folder with tokenizer.json to start from, got {self.warm_start}; check --warm-start"
+                f"expected a checkpoint folder with tokenizer.json to start from, got {self.warm_start}; check "
+                f"--warm-start"
             )
 
 

@@ -1,9 +1,11 @@
-"""The draft as a torch module: Dynamic Gating Fusion (Dovetail, arXiv 2412.18934, section 3.2) in front of a few Llama blocks.
+"""The draft as a torch module: Dynamic Gating Fusion (Dovetail, arXiv 2412.18934, section 3.2) in front of a few Llama
+blocks.
 
-Pair p is the target's feature of position p with the token of position p + 1 (EAGLE, arXiv 2401.15077); its rotary position is p. Its output
-is a guess of the feature of position p + 1, and through the target's LM head of token p + 2.
+Pair p is the target's feature of position p with the token of position p + 1 (EAGLE, arXiv 2401.15077); its rotary
+position is p. Its output is a guess of the feature of position p + 1, and through the target's LM head of token p + 2.
 
-Letters: B sequences, T pairs in a call, P pairs before them, D hidden size, V vocabulary, A heads, H key/value heads, E head size.
+Letters: B sequences, T pairs in a call, P pairs before them, D hidden size, V vocabulary, A heads, H key/value heads, E
+head size.
 """
 
 from __future__ import annotations
@@ -15,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dovetail.runtime.errors import UserError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-
-from dovetail.runtime.errors import UserError
 
 Cache = list[tuple[Tensor, Tensor]]  # per block: keys (after RoPE) and values, [B, H, P, E]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftConfig:
-    """The draft's sizes; stored as `config.json` beside `model.safetensors`. `rope_frequencies` are radians per position, E / 2 of them."""
+    """The draft's sizes; stored as `config.json` beside `model.safetensors`. `rope_frequencies` are radians per
+    position, E / 2 of them.
+    """
 
     kind: str
     hidden_size: int
@@ -50,12 +53,13 @@ class DraftConfig:
             or len(self.rope_frequencies) * 2 != self.head_dim
         ):
             raise UserError(
-                "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the draft again"
+                "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the "
+                "draft again"
             )
 
 
 def config_for(target: Any, num_blocks: int) -> DraftConfig:
-    """A draft for a target's transformers config (Llama family): the target's own widths, heads and rotary frequencies."""
+    """A draft for a target's transformers config (Llama family): the same widths, heads and rotary frequencies."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     if num_blocks < 1:
@@ -97,7 +101,7 @@ class RMSNorm(nn.Module):
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide: Tensor = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
         return wide.to(x.dtype) * self.weight
 
@@ -120,7 +124,8 @@ class Fusion(nn.Module):
         h1 = self.w1(features)
         h2 = functional.silu(self.w2(self.norm(embeddings)))
         z = torch.sigmoid(self.wz(torch.cat([h1, h2], dim=-1)))
-        return z * h1 + (1 - z) * h2
+        fused: Tensor = z * h1 + (1 - z) * h2
+        return fused
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -202,7 +207,8 @@ class DraftModel(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """(predicted features [B, T, D], the new keys and values of each block).
 
-        input_ids [B, T] int64, features [B, T, D], position_ids [T] int64, mask [T, P + T] bool (True = may attend; None: causal, P = 0).
+        input_ids [B, T] int64, features [B, T, D], position_ids [T] int64, mask [T, P + T] bool (True = may attend;
+        None: causal, P = 0).
         """
         x = self.fusion(features, functional.embedding(input_ids, self.embedding))
         frequencies = torch.tensor(self.config.rope_frequencies, dtype=torch.float32)
@@ -243,7 +249,9 @@ def save_draft(model: DraftModel, folder: Path) -> None:
 
 
 def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
-    """Read a draft folder for the target whose embedding and LM head are given. Raises `UserError` if it is not one, or not for this target."""
+    """Read a draft folder for the target whose embedding and LM head are given. Raises `UserError` if it is not one, or
+    not for this target.
+    """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(

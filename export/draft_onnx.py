@@ -1,11 +1,13 @@
 """The draft as an ONNX graph (opset 23, standard operators, float16): what the runtime calls once per level of a tree.
 
-inputs   input_ids int64 [T] · features float16 [T, D] · position_ids int64 [T] · attention_mask bool [T, P + T] (True = may attend)
-         logit_rows int64 [R] · past_key.i, past_value.i float16 [P, H, E] for each block i; P may be 0
+inputs   input_ids int64 [T] · features float16 [T, D] · position_ids int64 [T]
+         attention_mask bool [T, P + T] (True = may attend) · logit_rows int64 [R]
+         past_key.i, past_value.i float16 [P, H, E] for each block i; P may be 0
 outputs  top_token_ids int64 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
          new_key.i, new_value.i float16 [T, H, E], keys after RoPE
 
-Letters: T pairs in a call, P pairs in the cache, R rows wanted, K children, D hidden size, H key/value heads, E head size, V vocabulary.
+Letters: T pairs in a call, P pairs in the cache, R rows wanted, K children, D hidden size, H key/value heads, E head
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from dovetail.export.draft_model import DraftModel
 from dovetail.export.quiet import quiet_torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 OPSET = 23
 TOP_K = 10
@@ -82,11 +83,13 @@ def example_inputs(draft: DraftModel, length: int, past: int, seed: int = 0) -> 
 
 
 def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, dtype: torch.dtype = torch.float16) -> None:
-    """Write the draft's graph to `path`, with the weights inside unless they are over 1.5 GB (then in `path.data` beside it)."""
+    """Write the draft's graph to `path`, with the weights inside unless they are over 1.5 GB (then in `path.data`
+    beside it).
+    """
     assert top_k <= draft.config.vocab_size, "more children than tokens"
     graph = DraftGraph(copy.deepcopy(draft).to(dtype).eval(), top_k)
     example = tuple(example_inputs(draft, 5, 3).values())
-    batch: dict[str, Any] = {name: torch.export.Dim.DYNAMIC for name in ("T", "P", "M", "R")}
+    batch: dict[str, Any] = dict.fromkeys(("T", "P", "M", "R"), torch.export.Dim.DYNAMIC)
     shapes: list[Any] = [
         {0: batch["T"]},
         {0: batch["T"]},
@@ -111,8 +114,20 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, dtype: to
             verbose=False,
         )
         assert program is not None
+        _forget_origin(program.model)
         program.save(path, external_data=bytes_of_weights > MAX_INLINE_BYTES)
     check_graph(path, draft.config.num_layers)
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop what the exporter notes of the Python it traced: stack traces with this machine's paths, larger than the graph."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def check_graph(path: Path, num_layers: int) -> None:
@@ -132,9 +147,11 @@ def check_graph(path: Path, num_layers: int) -> None:
 
 
 def largest_difference(draft: DraftModel, path: Path, inputs: dict[str, Tensor]) -> float:
-    """The largest absolute difference of hidden states and top log-probabilities between the graph at `path` and torch in float32.
+    """The largest absolute difference of hidden states and top log-probabilities between the graph at `path` and torch
+    in float32.
 
-    Log-probabilities are compared token by token at the graph's own choice, so that a near-tie that swaps two children is not a difference.
+    Log-probabilities are compared token by token at the graph's own choice, so that a near-tie that swaps two children
+    is not a difference.
     """
     import onnxruntime as ort
 

@@ -1,8 +1,8 @@
 """Training a DGF draft for any Llama-family target: on the target's features, unrolled over the draft's own guesses.
 
-The loss per depth is SmoothL1 on the feature plus a weight times the cross-entropy against the target's soft output (Dovetail, arXiv 2412.18934,
-section 3.2; the weight is 0.1 there). At depth d the draft is fed its own features d - 1 times, as at run time (HASS, arXiv 2408.15766; EAGLE-3,
-arXiv 2503.01840): that is what keeps deep branches good.
+The loss per depth is SmoothL1 on the feature plus a weight times the cross-entropy against the target's soft output
+(Dovetail, arXiv 2412.18934, section 3.2; the weight is 0.1 there). At depth d the draft is fed its own features d - 1
+times, as at run time (HASS, arXiv 2408.15766; EAGLE-3, arXiv 2503.01840): that is what keeps deep branches good.
 
 Letters: N tokens, B windows, T pairs in a window, D hidden size, V vocabulary.
 """
@@ -17,11 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional
-
 from dovetail.export import corpus as corpora
 from dovetail.export.checkpoint import body_and_head, load_torch
 from dovetail.export.corpus import Corpus
@@ -30,6 +25,10 @@ from dovetail.export.muon import Muon
 from dovetail.export.progress import stage
 from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
 from dovetail.runtime.errors import UserError
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
 
 MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.01, 0.01, 3e-3
 AGREEMENT_DEPTHS = 5
@@ -40,7 +39,9 @@ FeatureSource = Callable[[NDArray[np.int64], Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftRecipe:
-    """How a draft is trained. `soft_weight` is that of the cross-entropy; `noise` the half-width of the uniform noise on features."""
+    """How a draft is trained. `soft_weight` is that of the cross-entropy; `noise` the half-width of the uniform noise
+    on features.
+    """
 
     blocks: int = 2
     minutes: float = 20.0
@@ -61,7 +62,8 @@ class DraftRecipe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftReport:
-    """What the model card says of the draft. `agreement[d - 1]`: share of held-out positions where the draft, fed its own features for d - 1
+    """What the model card says of the draft. `agreement[d - 1]`: share of held-out positions where the draft, fed its
+    own features for d - 1
     levels, has the target's most likely token first."""
 
     minutes: float
@@ -72,9 +74,11 @@ class DraftReport:
 
 
 def unrolled_mask(length: int, depth: int) -> Tensor:
-    """[T, depth * T] bool: what pair p may attend to in the `depth`-th call, behind the calls before it (True = may attend).
+    """[T, depth * T] bool: what pair p may attend to in the `depth`-th call, behind the calls before it (True = may
+    attend).
 
-    Pair p sees pairs up to p - depth + 1 with the target's features, the next one with features predicted once, and so on up to itself.
+    Pair p sees pairs up to p - depth + 1 with the target's features, the next one with features predicted once, and so
+    on up to itself.
     """
     row, column = torch.arange(length)[:, None], torch.arange(length)[None]
     parts = [column <= row - depth + 1]
@@ -101,9 +105,11 @@ def unroll(draft: DraftModel, ids: Tensor, features: Tensor, depths: int) -> lis
 
 
 def soft_cross_entropy(logits: Tensor, guess: Tensor, expected: Tensor) -> Tensor:
-    """Mean over positions of -sum(p * log q), where q is the softmax of `logits` [..., V] = `guess` [..., D] W^T and `expected` = p W [..., D].
+    """Mean over positions of -sum(p * log q), where q is the softmax of `logits` [..., V] = `guess` [..., D] W^T and
+    `expected` = p W [..., D].
 
-    Because sum(p * logits) = guess . (p W), the [.., V] distribution p is needed only once, not in every depth's forward and backward pass.
+    Because sum(p * logits) = guess . (p W), the [.., V] distribution p is needed only once, not in every depth's
+    forward and backward pass.
     """
     return (torch.logsumexp(logits.float(), -1) - (guess.float() * expected).sum(-1)).mean()
 
@@ -218,11 +224,12 @@ def on_the_fly(target: Any) -> FeatureSource:
 
 
 def cached(target: Any, ids: NDArray[np.int32], path: Path, window: int = 512) -> FeatureSource:
-    """The target run once over the whole stream, its features kept in `path` as float16 [N, D]; an unfinished file is gone on with.
+    """The target run once over the whole stream, its features kept in `path` as float16 [N, D]; an unfinished file is
+    gone on with.
 
     A feature has between 0 and `window` - 1 tokens of context, as it fell.
     """
-    body, embedding, _ = body_and_head(target)
+    _body, embedding, _ = body_and_head(target)
     shape, marker = (len(ids), embedding.shape[1]), path.with_suffix(".done")
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted_bytes = shape[0] * shape[1] * 2
@@ -261,7 +268,9 @@ def train_draft(
     work: Path,
     feature_cache: Path | None = None,
 ) -> DraftReport:
-    """Train (or go on training) a draft for the checkpoint `source`; writes the draft folder `out`, keeps its checkpoint in `work`."""
+    """Train (or go on training) a draft for the checkpoint `source`; writes the draft folder `out`, keeps its
+    checkpoint in `work`.
+    """
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
     target = load_torch(source).requires_grad_(False)

@@ -1,6 +1,7 @@
 """Muon: momentum whose update is orthogonalised by a Newton-Schulz iteration (Jordan et al. 2024, "Muon").
 
-torch's own Muon iterates in bfloat16, which many CPUs emulate slowly; here the caller chooses. Matrices of one shape are iterated as one batch.
+torch's own Muon iterates in bfloat16, which many CPUs emulate slowly; here the caller chooses. Matrices of one shape
+are iterated as one batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2-D weights [M, N]; give embeddings, heads and vectors to AdamW. `iteration_dtype` is that of the matrix products alone."""
+    """Muon for 2-D weights [M, N]; give embeddings, heads and vectors to AdamW. `iteration_dtype` is that of the matrix
+    products alone.
+    """
 
     def __init__(
         self,
@@ -55,11 +58,12 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 directions = []
                 for parameter in parameters:
-                    state = self.state[parameter]
+                    gradient, state = parameter.grad, self.state[parameter]
+                    assert gradient is not None
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - momentum)
-                    directions.append(parameter.grad.lerp(state["momentum"], momentum))  # Nesterov
+                    state["momentum"].lerp_(gradient, 1 - momentum)
+                    directions.append(gradient.lerp(state["momentum"], momentum))  # Nesterov
                 updates = orthogonalise(torch.stack(directions).to(self._iteration_dtype))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):

@@ -1,4 +1,6 @@
-"""The noise of torch, transformers, optimum and nncf while they trace and convert, silenced while they run and nowhere else."""
+"""The noise of torch, transformers, optimum and nncf while they trace and convert, silenced while they run and nowhere
+else.
+"""
 
 from __future__ import annotations
 

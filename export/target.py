@@ -33,7 +33,8 @@ class TargetIR:
 
 
 def export_target(source: Path, folder: Path, weight_format: str = "int8") -> TargetIR:
-    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO GenAI wants beside them.
+    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
+    GenAI wants beside them.
 
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel can export.
     """
@@ -138,7 +139,7 @@ def compress(model: Any, weight_format: str, config: Any) -> Any:
 
 
 def group_size(config: Any) -> int:
-    """128, or the largest smaller power of two that divides every matrix's input width; -1 (per channel) if none does."""
+    """128, or the largest smaller power of two that divides every matrix's input width; else -1, per channel."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     widths = [config.hidden_size, head_dim * config.num_attention_heads]
     widths += [w for w in (getattr(config, n, None) for n in ("intermediate_size", "moe_intermediate_size")) if w]
@@ -146,7 +147,9 @@ def group_size(config: Any) -> int:
 
 
 def add_features_result(model: Any, hidden_size: int) -> Any:
-    """The model with one more result, `hidden_states`: what the MatMul behind `logits` reads, so after the final norm. [B, T, D] float32."""
+    """The model with one more result, `hidden_states`: what the MatMul behind `logits` reads, so after the final norm.
+    [B, T, D] float32.
+    """
     from openvino import opset13
 
     names = [name for output in model.outputs for name in output.get_names()]
@@ -172,7 +175,9 @@ def add_features_result(model: Any, hidden_size: int) -> Any:
 
 
 def check_bytes(size: int, parameters: int, weight_format: str, embedding: int) -> None:
-    """Assert that the `.bin` has the bytes a parameter that the format promises (scales and constants besides): silence is how it fails."""
+    """Assert that the `.bin` has the bytes a parameter that the format promises (scales and constants besides): silence
+    is how it fails.
+    """
     per_weight = {"int8": 1.0, "int4": 0.5, "fp16": 2.0, "fp32": 4.0}[weight_format]
     byte_wide = (
         min(parameters, 2 * embedding) if weight_format == "int4" else 0
@@ -184,7 +189,9 @@ def check_bytes(size: int, parameters: int, weight_format: str, embedding: int) 
 
 
 def _genai_files(source: Path, target: Path) -> None:
-    """Tokenizer models and settings, so that OpenVINO GenAI's LLMPipeline opens the folder as it is. Our runtime reads none of them."""
+    """Tokenizer models and settings, so that OpenVINO GenAI's LLMPipeline opens the folder as it is. Our runtime reads
+    none of them.
+    """
     import openvino as ov
 
     with quiet_torch():

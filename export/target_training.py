@@ -1,4 +1,6 @@
-"""A small Llama target trained from nothing on text: the demo's target. About 12 M parameters. Letters: B windows, T positions, V vocabulary."""
+"""A small Llama target trained from nothing on text: the demo's target. About 12 M parameters. Letters: B windows, T
+positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from dovetail.export import corpus as corpora
+from dovetail.export.corpus import Corpus
+from dovetail.export.muon import Muon
+from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dovetail.export import corpus as corpora
-from dovetail.export.corpus import Corpus
-from dovetail.export.muon import Muon
-from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
-
 CONTEXT_LENGTH = 2048
-# Until this part of the stage: batches of so many windows of so many tokens. Short windows are quicker; the last ones teach the whole context.
+# Until this part of the stage: batches of so many windows of so many tokens. Short windows are quicker; the last ones
+# teach the whole context.
 WINDOW_PLAN = ((0.35, 16, 256), (0.65, 8, 512), (1.0, 2, 2048))
 MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.02, 0.1, 3e-3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetReport:
-    """What the model card says of the target. Bits per byte are of the whole held-out text in windows of `window` tokens."""
+    """What the model card says of the target. Bits per byte are of the whole held-out text in windows of `window`
+    tokens.
+    """
 
     minutes: float
     warm_start_minutes: float
@@ -126,7 +130,8 @@ def train_target(
 ) -> tuple[Path, TargetReport]:
     """Train (or go on training) the demo's target; returns its checkpoint folder, `work/target`, and the report.
 
-    `warm_start` gives the first weights and the tokenizer, whose ids are kept; `warm_start_minutes` is what it was trained for before.
+    `warm_start` gives the first weights and the tokenizer, whose ids are kept; `warm_start_minutes` is what it was
+    trained for before.
     """
     keep_freed_memory()
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """What every training run here shares: time budget, learning rate, batches of windows, checkpoints, resuming, progress.
 
-A stage is resumed by running the same command again: the checkpoint holds the weights, both optimizers, the order of the data, the random
-generator and the seconds spent. Letters: N tokens, B windows, T positions.
+A stage is resumed by running the same command again: the checkpoint holds the weights, both optimizers, the order of
+the data, the random generator and the seconds spent. Letters: N tokens, B windows, T positions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from dovetail.export.progress import stage
 from dovetail.runtime.console import notice
 from dovetail.runtime.errors import UserError
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 WARMUP_STEPS = 30
 DECAY_FROM = 0.3  # of the stage: constant until here, then linearly down
@@ -72,7 +71,9 @@ class Pace:
 
 
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it natively (over twice the speed here), else float32: emulation is slower than float32."""
+    """bfloat16 where the CPU multiplies it natively (over twice the speed here), else float32: emulation is slower than
+    float32.
+    """
     native = "avx512_bf16", "amx_bf16", "bf16"
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
@@ -81,7 +82,9 @@ def fast_dtype() -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to return large blocks to the kernel: a training step's activations are the same every step (a fifth of its time)."""
+    """Tell glibc not to return large blocks to the kernel: a training step's activations are the same every step (a
+    fifth of its time).
+    """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4
@@ -96,7 +99,9 @@ def learning_rate_scale(step: int, fraction: float) -> float:
 
 
 class Windows:
-    """Endless windows of a token stream, each epoch in a new order and from a new offset, without replacement within an epoch."""
+    """Endless windows of a token stream, each epoch in a new order and from a new offset, without replacement within an
+    epoch.
+    """
 
     def __init__(self, tokens: NDArray[np.int32], seed: int) -> None:
         self._tokens = tokens  # [N]
@@ -104,7 +109,9 @@ class Windows:
         self._starts: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def next(self, count: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(starts [B], windows [B, T + 1]): one more token than positions, so that inputs and goals both come from a row."""
+        """(starts [B], windows [B, T + 1]): one more token than positions, so that inputs and goals both come from a
+        row.
+        """
         if length != self._length or self._cursor + count > len(self._starts):
             self._begin_epoch(self._epoch + 1, length)
         if count > len(self._starts):
@@ -164,7 +171,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train until the minutes are spent; returns the held-out figures over time, the last ones at the end.
 
-    Goes on from `checkpoint` if it exists, and leaves its last state there. Raises `TrainingStoppedError` after SIGTERM or SIGINT.
+    Goes on from `checkpoint` if it exists, and leaves its last state there. Raises `TrainingStoppedError` after SIGTERM
+    or SIGINT.
     """
     step, spent, history = _load(task, checkpoint)
     budget = pace.minutes * 60
@@ -231,7 +239,7 @@ def _figures(history: list[dict[str, float]]) -> str:
 
 def _save(task: Task, checkpoint: Path, step: int, spent: float, history: list[dict[str, float]]) -> None:
     state = {
-        "model": {name: p for name, p in task.model.state_dict().items()},
+        "model": dict(task.model.state_dict().items()),
         "optimizers": [optimizer.state_dict() for optimizer in task.optimizers],
         "task": task.state_dict(),
         "step": step,
@@ -242,7 +250,8 @@ def _save(task: Task, checkpoint: Path, step: int, spent: float, history: list[d
         write_atomically(checkpoint, lambda path: torch.save(state, path))
     except OSError as error:
         raise UserError(
-            f"expected room for the checkpoint {checkpoint.name}, got: {error.strerror}; free some space and run the same command"
+            f"expected room for the checkpoint {checkpoint.name}, got: {error.strerror}; free some space and run the "
+            f"same command"
         ) from None
 
 

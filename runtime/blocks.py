@@ -30,7 +30,8 @@ class BlockPool:
         if count > len(self._free):
             need, have = count * self.block_size, len(self._free) * self.block_size
             raise ContextOverflowError(
-                f"the cache needs room for {need} more tokens, {have} are free; raise --ctx-size"
+                f"expected room in the cache for {need} more tokens, got {have}; close a conversation, or load with a "
+                "larger ctx_size or more sequences"
             )
         return [self._free.pop() for _ in range(count)]
 

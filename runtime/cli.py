@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import secrets
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from dovetail.runtime.errors import UserError
 from dovetail.runtime.printer import Printer, report
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from dovetail.runtime.manifest import Manifest
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -36,7 +37,9 @@ class Commands(click.Group):
         return found[0] if found else None
 
 
-def _entry_points() -> importlib.metadata.EntryPoints:
+def _entry_points() -> EntryPoints:
+    import importlib.metadata  # costs a third of the program's start, and only an unknown or listed command needs it
+
     return importlib.metadata.entry_points(group="dovetail.commands")
 
 

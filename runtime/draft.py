@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from dovetail.runtime.errors import DeviceError, DraftError
+from dovetail.runtime.errors import ArtifactError, DeviceError, DraftError
 from dovetail.runtime.manifest import DraftInfo, TreeShape
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
 
@@ -81,7 +81,14 @@ class DraftModel:
         options.log_severity_level = 3
         # Idle workers that spin would take the target's cores between two draft calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=_providers(device))
+        providers = _providers(device)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime has a dozen exception types and no common base but this
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"{path}: expected a draft that ONNX Runtime loads, got: {reason}; export again"
+            ) from None
         provider = self._session.get_providers()[0]
         if device.startswith("cuda") and provider != "CUDAExecutionProvider":
             raise DeviceError(

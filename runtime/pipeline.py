@@ -39,6 +39,7 @@ def load(
     numerics: Numerics = "fast",
     threads: int | None = None,
     ctx_size: int | None = None,
+    sequences: int = 1,
     tree: TreeShape | None = None,
     chat_template: str | None = None,
     trust: bool = False,
@@ -47,7 +48,8 @@ def load(
     """Open the artifact at `path` and load its target and draft.
 
     `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
-    context; `tree` to the manifest's. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
+    context; `sequences` is how many such contexts the cache can hold (an open conversation keeps its own); `tree`
+    defaults to the manifest's. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
     is told, a line each, what was chosen and what went wrong with the draft. Raises `ArtifactError`, `DeviceError`,
     `UserError`.
     """
@@ -58,6 +60,7 @@ def load(
         numerics=numerics,
         threads=threads,
         ctx_size=ctx_size,
+        sequences=sequences,
         tree=tree,
         chat_template=chat_template,
         notice=notice,
@@ -78,6 +81,7 @@ class Pipeline:
         numerics: Numerics,
         threads: int | None,
         ctx_size: int | None,
+        sequences: int = 1,
         tree: TreeShape | None,
         chat_template: str | None = None,
         notice: Callable[[str], None],
@@ -88,6 +92,8 @@ class Pipeline:
             raise UserError(f"threads: expected a whole number >= 1, got {threads}")
         if ctx_size is not None and not 2 <= ctx_size <= longest:
             raise UserError(f"ctx_size: expected 2 to {longest} tokens, the model's own context, got {ctx_size}")
+        if sequences < 1:
+            raise UserError(f"sequences: expected a whole number >= 1, got {sequences}")
         if tree is not None and tree.nodes > MAX_TREE_NODES:
             raise UserError(f"tree nodes: expected at most {MAX_TREE_NODES}, got {tree.nodes}")
         self.artifact = artifact
@@ -124,6 +130,7 @@ class Pipeline:
             numerics=numerics,
             threads=self.threads,
             cache_tokens=self.ctx_size,
+            sequences=sequences,
         )
 
     def __enter__(self) -> Pipeline:
@@ -154,7 +161,7 @@ class Pipeline:
 
         With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
         """
-        many = not isinstance(prompt, str) and any(isinstance(item, (str, list, tuple)) for item in prompt)
+        many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
         prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
         made = [
@@ -225,8 +232,8 @@ class Pipeline:
             ids = list(prompt)  # type: ignore[arg-type]  # all integers
         else:
             raise UserError(f"prompt: expected text, token ids or messages, got {type(prompt).__name__}")
-        if not ids:
-            raise UserError("prompt: expected at least one token, got none; give some text")
+        if not ids or prompt == "":
+            raise UserError("prompt: expected at least one token, got none; give some text, or a start token's id")
         return ids
 
     @cached_property

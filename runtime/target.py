@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 from dovetail.runtime.blocks import BlockPool, BlockTable
-from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.errors import ArtifactError, ContextOverflowError
 from dovetail.runtime.manifest import FEATURES_OUTPUT, TargetInfo
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree
 from openvino._offline_transformations import paged_attention_transformation
@@ -61,7 +61,9 @@ class TargetModel:
     thread at a time.
     """
 
-    def __init__(self, path: Path, info: TargetInfo, *, numerics: Numerics, threads: int, cache_tokens: int) -> None:
+    def __init__(
+        self, path: Path, info: TargetInfo, *, numerics: Numerics, threads: int, cache_tokens: int, sequences: int = 1
+    ) -> None:
         """Load the IR at `path` for `numerics`; the pool has room for `cache_tokens` tokens over all sequences, and
         one tree.
 
@@ -87,9 +89,16 @@ class TargetModel:
             )
         kv_heads, block_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
-        self.pool = BlockPool(-(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
+        self.pool = BlockPool(sequences * -(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
         # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
-        self._cache = np.zeros((len(ports), self.pool.num_blocks, kv_heads, block_size, head_dim), dtype)  # [2L, ...]
+        shape = (len(ports), self.pool.num_blocks, kv_heads, block_size, head_dim)
+        try:
+            self._cache = np.zeros(shape, dtype)  # [2L, ...]
+        except MemoryError:
+            size = np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize / 1e9
+            raise ContextOverflowError(
+                f"expected memory for a cache of {size:.1f} GB ({cache_tokens} tokens), got none; lower --ctx-size"
+            ) from None
         for port, cache in zip(ports, self._cache, strict=True):
             self._request.set_tensor(port.any_name, ov.Tensor(cache, shared_memory=True))
 
@@ -207,7 +216,11 @@ class TargetSequence:
 def read_ir(path: Path) -> ov.Model:
     """Read an OpenVINO IR with the IR front end only: `read_model` would go by content and start other parsers."""
     front_end = FrontEndManager().load_by_framework("ir")
-    return front_end.convert(front_end.load(str(path)))
+    try:
+        return front_end.convert(front_end.load(str(path)))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path}: expected a target that OpenVINO reads, got: {reason}; export again") from None
 
 
 def to_paged_attention(model: ov.Model) -> ov.Model:
@@ -246,4 +259,4 @@ def restrict_logits(model: ov.Model) -> ov.Model:
 
 
 def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int32]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return np.array([0, *itertools.accumulate(counts)], np.int32)

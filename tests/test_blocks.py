@@ -67,5 +67,5 @@ TestPages.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 def test_a_full_pool_says_what_is_missing() -> None:
     table = BlockTable(BlockPool(2, 32))
-    with pytest.raises(ContextOverflowError, match="room for 96 more tokens, 64 are free"):
+    with pytest.raises(ContextOverflowError, match="room in the cache for 96 more tokens, got 64"):
         table.reserve(65)

@@ -38,7 +38,7 @@ def shipped_plain(shipped_artifact: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def held_out_prompts() -> list[str]:
     """The beginnings of functions in files that the shipped models were not trained on."""
-    texts = list(corpus.load_corpus().held_out.values())
+    texts = list(corpus.standard_library().held_out.values())
     starts = [text[i : i + 300] for text in texts for i in range(0, len(text) - 300, 4000)]
     return starts[:: max(1, len(starts) // NUM_PROMPTS)][:NUM_PROMPTS]
 

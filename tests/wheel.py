@@ -21,9 +21,11 @@ def main() -> None:
     assert "site-packages" in home.parts, f"expected the installed wheel, got {home}"
     for package in TORCH_FAMILY:
         assert importlib.util.find_spec(package) is None, f"expected no {package} beside the runtime"
-    for extra in ("runtime/py.typed", "calibration/__init__.py", "export/cli.py"):
-        files = {str(file) for file in importlib.metadata.files("dovetail") or []}
-        assert f"dovetail/{extra}" in files, f"expected dovetail/{extra} in the wheel"
+    checkout = Path(__file__).parent.parent
+    sources = [path for folder in ("export", "runtime", "calibration") for path in (checkout / folder).rglob("*.py")]
+    packed = {str(file) for file in importlib.metadata.files("dovetail") or []}
+    missing = {f"dovetail/{path.relative_to(checkout)}" for path in sources} - packed
+    assert not missing, f"expected every module in the wheel, missing {sorted(missing)}"
     sys.argv = [
         "dovetail",
         "generate",

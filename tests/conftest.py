@@ -1,0 +1,100 @@
+"""Models and artifacts that the tests share: tiny, random, and made by the real exporter. No downloads."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores with native runtimes
+
+
+def write_checkpoint(folder: Path, *, seed: int = 0, vocab_size: int = 512, hidden_size: int = 64) -> Path:
+    """A random Llama with a real byte-level tokenizer, and weights wide enough that its logits are far from flat."""
+    import torch
+    from dovetail.export import corpus
+    from dovetail.export.quiet import quiet_torch
+    from dovetail.export.target_training import save_target
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    texts = [
+        Path(sysconfig.get_path("stdlib"), name).read_text(encoding="utf-8") for name in ("ast.py", "json/decoder.py")
+    ]
+    tokenizer = corpus.train_tokenizer(texts, vocab_size)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocab_size,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.15,
+    )
+    with quiet_torch():
+        save_target(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def write_draft(folder: Path, checkpoint: Path, *, seed: int = 1, blocks: int = 2) -> Path:
+    """A random draft for a checkpoint."""
+    import torch
+    from dovetail.export.checkpoint import body_and_head, load_torch
+    from dovetail.export.draft_model import DraftModel, config_for, save_draft
+
+    model = load_torch(checkpoint)
+    _, embedding, lm_head = body_and_head(model)
+    torch.manual_seed(seed)
+    draft = DraftModel(config_for(model.config, blocks), embedding, lm_head)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.mul_(5 if parameter.ndim == 2 else 1)
+    save_draft(draft, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a random Llama: hidden 64, 2 layers, vocabulary 512, context 512."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_draft(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft folder for `tiny_checkpoint`: random, 2 blocks."""
+    return write_draft(tmp_path_factory.mktemp("tiny") / "draft", tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` and `tiny_draft` as an INT8 artifact."""
+    from dovetail.export.artifact import write_artifact
+
+    out = tmp_path_factory.mktemp("artifacts") / "tiny"
+    write_artifact(tiny_checkpoint, out, draft=tiny_draft)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact_fp32(tiny_checkpoint: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with float32 weights: what transformers can be compared with token by token."""
+    from dovetail.export.artifact import write_artifact
+
+    out = tmp_path_factory.mktemp("artifacts") / "tiny-fp32"
+    write_artifact(tiny_checkpoint, out, draft=tiny_draft, weight_format="fp32")
+    return out
+
+
+@pytest.fixture(scope="session")
+def shipped_artifact() -> Path:
+    """The artifact that ships in this repository."""
+    path = Path(__file__).resolve().parents[1] / "artifacts" / "pystd"
+    if not path.is_dir():
+        pytest.skip("artifacts/pystd is not there: make it with `dovetail-export demo -o artifacts/pystd`")
+    return path

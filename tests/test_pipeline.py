@@ -1,0 +1,299 @@
+"""Proves the Python API on a tiny artifact in the real engines: every kind of prompt, streams, conversations that
+reuse their cache, cancelling, threads, failing engines; and that ten thousand generations leak neither blocks nor
+memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dovetail.runtime import load
+from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
+from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.target import TargetModel
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+)
+PROMPT = "def main(argv):\n    return"
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 24, "ignore_eos": True}
+
+
+def make(path: Path, **settings: Any) -> Pipeline:
+    settings = {"numerics": "exact", "ctx_size": 256, "tree": TreeShape(8, 3, 3), "chat_template": TEMPLATE, **settings}
+    return load(path, **settings)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_artifact: Path) -> Iterator[Pipeline]:
+    with make(tiny_artifact) as loaded:
+        yield loaded
+        assert free_blocks(loaded) == loaded.target.pool.num_blocks, "a test leaked blocks"
+
+
+def free_blocks(pipe: Pipeline) -> int:
+    gc.collect()
+    return pipe.target.pool.num_free
+
+
+def test_text_ids_and_messages_are_prompts(pipe: Pipeline) -> None:
+    by_text = pipe.generate(PROMPT, **SAMPLED)
+    by_ids = pipe.generate(pipe.tokenizer.encode(PROMPT), **SAMPLED)
+    assert by_text.token_ids == by_ids.token_ids
+    assert by_text.text == pipe.tokenizer.decode(by_text.token_ids)
+    messages = [{"role": "user", "content": "hello"}]
+    by_messages = pipe.generate(messages, **SAMPLED)
+    rendered = pipe.tokenizer.encode("user: hello\nassistant:", add_special_tokens=False)
+    assert by_messages.token_ids == pipe.generate(rendered, **SAMPLED).token_ids
+
+
+def test_several_prompts_and_several_answers(pipe: Pipeline) -> None:
+    one, two = pipe.generate([PROMPT, "import os"], **SAMPLED)
+    assert one.token_ids == pipe.generate(PROMPT, **SAMPLED).token_ids
+    assert two.token_ids == pipe.generate("import os", **SAMPLED).token_ids
+    answers = pipe.generate(PROMPT, num_return_sequences=3, **SAMPLED)
+    assert isinstance(answers, list)
+    assert len({tuple(answer.token_ids) for answer in answers}) == 3
+    assert answers[0].token_ids == one.token_ids
+
+
+def test_a_stream_says_what_generate_says(pipe: Pipeline) -> None:
+    whole = pipe.generate(PROMPT, logprobs=2, **SAMPLED)
+    stream = pipe.stream(PROMPT, logprobs=2, **SAMPLED)
+    chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
+    assert [flag for chunk in chunks for flag in chunk.drafted] == whole.drafted
+    assert [entry for chunk in chunks for entry in chunk.logprobs] == whole.logprobs
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert len(whole.logprobs) == len(whole.token_ids)
+    document = whole.as_dict()
+    assert document["completion_tokens"] == 24
+    assert sum(document["accept_histogram"]) == document["rounds"]
+
+
+def test_eos_ends_a_text_and_min_new_tokens_holds_it_off(pipe: Pipeline) -> None:
+    settings = {**SAMPLED, "ignore_eos": False, "max_new_tokens": 60}
+    free = pipe.generate(PROMPT, **{**settings, "ignore_eos": True})
+    eos = free.token_ids[5]
+    ended = pipe.generate(PROMPT, eos_token_ids=[eos], **settings)
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: free.token_ids.index(eos) + 1]
+    assert ended.text == pipe.tokenizer.decode(ended.token_ids[:-1])
+    held = pipe.generate(PROMPT, eos_token_ids=[eos], min_new_tokens=40, **settings)
+    assert len(held.token_ids) >= 40
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_stop_strings_end_a_text_across_token_borders(pipe: Pipeline, include: bool) -> None:
+    free = pipe.generate(PROMPT, **SAMPLED)
+    stop = free.text[9:13]
+    assert stop not in free.text[:9]
+    ended = pipe.generate(PROMPT, stop_strings=[stop], include_stop_str_in_output=include, **SAMPLED)
+    end = free.text.index(stop)
+    assert ended.text == free.text[: end + len(stop) if include else end]
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: len(ended.token_ids)]
+    assert stop in pipe.tokenizer.decode(ended.token_ids)
+    assert stop not in pipe.tokenizer.decode(ended.token_ids[:-1])
+
+
+@pytest.mark.parametrize("draft", ["artifact", "none"])
+def test_a_conversation_that_reuses_its_cache_says_what_a_fresh_one_says(tiny_artifact: Path, draft: Any) -> None:
+    pipe = make(tiny_artifact, draft=draft, sequences=2)
+    messages: list[dict[str, str]] = []
+    with pipe.conversation() as conversation:
+        for turn in range(4):
+            messages.append({"role": "user", "content": f"question {turn}"})
+            settings = {**SAMPLED, "seed": turn}
+            reused = pipe.stream(messages, conversation=conversation, **settings).finish()
+            fresh = pipe.generate(messages, **settings)
+            assert reused.token_ids == fresh.token_ids
+            assert fresh.reused_tokens == 0
+            assert (reused.reused_tokens > 0) == (turn > 0)
+            messages.append({"role": "assistant", "content": reused.text})
+        conversation.reset()
+        assert pipe.stream(PROMPT, conversation=conversation, **SAMPLED).finish().reused_tokens == 0
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+
+
+def test_an_open_conversation_keeps_its_part_of_the_cache(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        pipe.stream([5] * 250, conversation=conversation, max_new_tokens=1).finish()
+        with pytest.raises(ContextOverflowError, match="close a conversation"):
+            pipe.generate([5] * 250, max_new_tokens=1)
+    assert pipe.generate([5] * 250, max_new_tokens=1).finish_reason == "length"
+
+
+def test_cancel_ends_after_the_round_and_close_at_once(pipe: Pipeline) -> None:
+    stream = pipe.stream(PROMPT, **SAMPLED)
+    next(iter(stream))
+    stream.cancel()
+    assert len(list(stream)) == 1
+    assert stream.finish().finish_reason == "cancelled"
+    stream = pipe.stream(PROMPT, **SAMPLED)
+    first = next(iter(stream))
+    stream.close()
+    assert stream.finish().token_ids == first.token_ids
+    assert stream.finish().finish_reason == "cancelled"
+
+
+def test_a_consumer_that_stops_reading_frees_its_blocks(pipe: Pipeline) -> None:
+    for chunk in pipe.stream(PROMPT, **SAMPLED):
+        assert chunk.token_ids
+        break
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+    assert pipe.generate(PROMPT, **SAMPLED).token_ids
+
+
+def test_a_second_stream_in_one_thread_is_refused_and_other_threads_wait(pipe: Pipeline) -> None:
+    with pipe.stream(PROMPT, **SAMPLED) as stream:
+        next(iter(stream))
+        with pytest.raises(UserError, match="already generating"):
+            pipe.generate(PROMPT, **SAMPLED)
+    alone = {seed: pipe.generate(PROMPT, **{**SAMPLED, "seed": seed}).token_ids for seed in range(6)}
+    together: dict[int, list[int]] = {}
+
+    def work(seed: int) -> None:
+        together[seed] = pipe.generate(PROMPT, **{**SAMPLED, "seed": seed}).token_ids
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
+    with pytest.raises(ContextOverflowError, match=r"context of 256 tokens, got \d+ of prompt and 300 to generate"):
+        pipe.generate(PROMPT, max_new_tokens=300)
+    with pytest.raises(ContextOverflowError):
+        pipe.generate([5] * 256)
+    filled = pipe.generate([5] * 200, max_new_tokens=56, temperature=0, ignore_eos=True)
+    assert len(filled.token_ids) == 56
+    assert len(pipe.generate([5] * 200, temperature=0, ignore_eos=True).token_ids) == 56
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ("", {}, "at least one token"),
+        ([], {}, "at least one token"),
+        ([1, -1], {}, "token ids from 0"),
+        ([10**9], {}, "token ids from 0"),
+        ([True], {}, "token ids from 0"),
+        (3, {}, "expected text, token ids or messages"),
+        ("\ud800", {}, "UTF-8"),
+        ("a\0b", {}, "NUL"),
+        ([{"role": "user"}], {}, "give it a content"),
+        ([{"content": "x"}], {}, "give it a role"),
+        ([{"role": "user", "content": object()}], {}, "JSON"),
+        (PROMPT, {"temperature": -1}, "temperature: expected"),
+        (PROMPT, {"temprature": 1}, "got 'temprature'"),
+        (PROMPT, {"logit_bias": {10**8: 1.0}}, "logit_bias: expected token ids below"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_the_pipeline_goes_on(
+    pipe: Pipeline, prompt: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        pipe.generate(prompt, **settings)
+    assert "\n" not in str(raised.value)
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+    assert pipe.generate(PROMPT, **SAMPLED).token_ids
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threads": 0}, {"ctx_size": 1}, {"ctx_size": 10**6}, {"sequences": 0}, {"tree": TreeShape(500, 2, 2)}]
+)
+def test_bad_settings_are_refused(tiny_artifact: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        make(tiny_artifact, **settings)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu", "cuda:x"])
+def test_a_draft_device_that_is_not_there_is_refused(tiny_artifact: Path, device: str) -> None:
+    from dovetail.runtime import draft
+
+    if device.startswith("cuda") and draft._cuda_driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    with pytest.raises(DeviceError, match="--draft-device"):
+        make(tiny_artifact, draft_device=device)
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_draft_session_that_fails_in_the_middle_changes_no_token(
+    tiny_artifact: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    pipe = make(tiny_artifact, notice=lines.append)
+    expected = pipe.generate(PROMPT, **SAMPLED)
+    assert pipe.draft is not None
+    healthy, calls = pipe.draft.run, 0
+
+    def failing(feeds: dict[str, Any]) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        out = healthy(feeds)
+        if calls > 5 and fault == "raises":
+            raise RuntimeError("device lost")
+        if calls > 5:
+            out["top_log_probs"] = np.full_like(out["top_log_probs"], np.nan)
+        return out
+
+    monkeypatch.setattr(pipe.draft, "run", failing)
+    got = pipe.generate(PROMPT, **SAMPLED)
+    assert got.token_ids == expected.token_ids
+    assert got.draft_failure is not None
+    assert sum(line.startswith("warning: the draft failed") for line in lines) == 1
+    assert expected.draft_failure is None
+
+
+def test_nan_from_the_target_is_an_error_and_frees_the_blocks(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = make(tiny_artifact)
+    forward, calls = TargetModel.forward, 0
+
+    def failing(self: TargetModel, steps: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        outputs = forward(self, steps)
+        if calls == 6:
+            outputs[0].logits[:] = np.nan
+        return outputs
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TargetModel, "forward", failing)
+        with pytest.raises(TargetError, match="expected finite logits"):
+            pipe.generate(PROMPT, **SAMPLED)
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+    assert pipe.generate(PROMPT, **SAMPLED).finish_reason == "length"
+
+
+def test_ten_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> None:
+    pipe = make(tiny_artifact, numerics="fast")
+    page = 4096
+
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6
+
+    def run(count: int) -> float:
+        for seed in range(count):
+            pipe.generate([5, 9, 7], temperature=1.0, seed=seed, max_new_tokens=3, ignore_eos=True)
+        gc.collect()
+        return resident_mb()
+
+    settled = run(2000)
+    grown = run(8000) - settled
+    print(f"resident memory grew by {grown:.2f} MB over 8,000 generations after the first 2,000")
+    assert grown < 8
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
