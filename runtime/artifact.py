@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dovetail.runtime import manifest as manifest_format
-from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.errors import ArtifactError
 from dovetail.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 
 _CHUNK_BYTES = 1 << 20
@@ -171,34 +170,3 @@ def _check_hash(path: Path, expected: str, size: int, progress: Callable[[int], 
         raise ArtifactError(
             f"{path}: expected sha256 {expected[:12]}…, got {digest.hexdigest()[:12]}…; copy the artifact again"
         )
-
-
-def cache_folder(digest: str) -> Path:
-    """The user's private folder for compiled models of the artifact `digest`; made when missing, with mode 0700.
-
-    A compiled model is code, and its reader believes it: so the folder must be ours and writable by nobody else, or
-    `UserError`.
-    """
-    import platformdirs
-
-    assert re.fullmatch(r"[0-9a-f]{64}", digest), digest
-    base = platformdirs.user_cache_path("dovetail")
-    remedy = "remove it or set XDG_CACHE_HOME"
-    folder = base
-    try:
-        base.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (base, base / "compiled", base / "compiled" / digest):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            status = folder.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise UserError(
-                    f"{folder}: expected a folder of user {os.geteuid()} that nobody else may write to, "
-                    f"got {stat.filemode(status.st_mode)} of user {status.st_uid}; {remedy}"
-                )
-            if folder != base and status.st_mode & 0o077:
-                folder.chmod(0o700)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: expected a cache folder that can be written, got {_reason(error)}; {remedy}"
-        ) from None
-    return folder

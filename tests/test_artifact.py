@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from dovetail.runtime import artifact as artifact_module
 from dovetail.runtime import manifest
-from dovetail.runtime.artifact import cache_folder, open_artifact
-from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.artifact import open_artifact
+from dovetail.runtime.errors import ArtifactError
 from plain_artifact import write_artifact
 
 CONTENT = {
@@ -173,45 +173,10 @@ def test_manifest_of_a_newer_format(folder: Path) -> None:
 def test_opening_loads_nothing_heavy(folder: Path) -> None:
     code = (
         "import sys; from dovetail.runtime.artifact import open_artifact; open_artifact(sys.argv[1]);"
-        "print(sorted({'numpy', 'openvino', 'onnxruntime', 'tokenizers', 'platformdirs'} & set(sys.modules)))"
+        "print(sorted({'numpy', 'openvino', 'onnxruntime', 'tokenizers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-DIGEST = "ab" * 32
-
-
-def test_cache_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = cache_folder(DIGEST)
-    assert folder == cache_folder(DIGEST) == tmp_path / "cache" / "dovetail" / "compiled" / DIGEST
-    for made in (folder, folder.parent, folder.parent.parent):
-        assert made.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o755)
-    cache_folder(DIGEST)
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
-@pytest.mark.parametrize("part", ["dovetail", "dovetail/compiled", f"dovetail/compiled/{DIGEST}"])
-def test_cache_folder_that_others_could_have_filled(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cache_folder(DIGEST)
-    (tmp_path / part).chmod(0o770)
-    with pytest.raises(UserError, match="nobody else may write"):
-        cache_folder(DIGEST)
-    (tmp_path / part).chmod(0o700)
-    (tmp_path / part).rename(tmp_path / "moved")
-    (tmp_path / part).symlink_to(tmp_path / "moved")
-    with pytest.raises(UserError, match="nobody else may write"):
-        cache_folder(DIGEST)
-
-
-def test_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "x"))
-    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        cache_folder(DIGEST)
 
 
 def test_artifacts_are_values(folder: Path) -> None:
