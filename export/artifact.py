@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.export import checks
-from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch
-from dovetail.export.draft_model import DraftModel, load_draft
+from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch, read_sizes
+from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.target import TargetIR, export_target
@@ -56,6 +56,8 @@ def write_artifact(
     """
     check_checkpoint(source)
     check_goal(out, force)
+    if draft is not None:
+        check_fits(read_config(draft), *read_sizes(source))
     tokenizer_text = _tokenizer_text(source)
     with appearing(out, force) as folder:
         notice(f"target: exporting {source} as {weight_format}")

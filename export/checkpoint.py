@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
 
@@ -47,8 +49,26 @@ def check_checkpoint(source: Path) -> None:
             f"expected tokenizer.json in {source}, got none; save the fast tokenizer there "
             f"(AutoTokenizer.save_pretrained)"
         )
-    if not list(source.glob("*.safetensors")):
+    weights = sorted(source.glob("*.safetensors"))
+    if not weights:
         raise UserError(f"expected safetensors weights in {source}, got none; save the model with save_pretrained")
+    for path in weights:
+        try:
+            with safe_open(path, "numpy"):  # reads the header, and holds it against the size of the file
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"expected whole weights in {path}, got: {error}; copy the checkpoint again") from None
+
+
+def read_sizes(source: Path) -> tuple[int, int]:
+    """(vocabulary, hidden size) of a checkpoint that was checked."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    sizes = config.get("vocab_size"), config.get("hidden_size")
+    if not all(isinstance(size, int) for size in sizes):
+        raise UserError(
+            f"expected vocab_size and hidden_size in {source}/config.json, got {sizes}; choose a Llama-family checkpoint"
+        )
+    return sizes
 
 
 def load_torch(source: Path) -> Any:

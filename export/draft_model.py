@@ -180,14 +180,8 @@ class DraftModel(nn.Module):
     def __init__(self, config: DraftConfig, embedding: Tensor, lm_head: Tensor) -> None:
         """`embedding` and `lm_head` are the target's, [V, D]. Raises `UserError` if they do not fit the config."""
         super().__init__()
-        for name, weight in (("embedding", embedding), ("LM head", lm_head)):
-            for what, ours, theirs in zip(
-                ("vocabulary", "hidden size"), (config.vocab_size, config.hidden_size), weight.shape, strict=True
-            ):
-                if ours != theirs:
-                    raise UserError(
-                        f"draft {what} {ours} != target {what} {theirs} ({name}); train the draft for this target"
-                    )
+        for weight in (embedding, lm_head):
+            check_fits(config, weight.shape[0], weight.shape[1])
         self.config = config
         self.fusion = Fusion(config)
         self.blocks = nn.ModuleList(Block(config, input_norm=i > 0) for i in range(config.num_layers))
@@ -248,10 +242,8 @@ def save_draft(model: DraftModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
 
 
-def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
-    """Read a draft folder for the target whose embedding and LM head are given. Raises `UserError` if it is not one, or
-    not for this target.
-    """
+def read_config(folder: Path) -> DraftConfig:
+    """The config of a draft folder. Raises `UserError` if it is not one."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
@@ -260,12 +252,27 @@ def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         document["rope_frequencies"] = tuple(document["rope_frequencies"])
-        config = DraftConfig(**document)
+        return DraftConfig(**document)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"expected {folder}/config.json to be a draft's, got {error}; train one with dovetail-export draft"
         ) from None
-    model = DraftModel(config, embedding, lm_head)
+
+
+def check_fits(config: DraftConfig, vocab_size: int, hidden_size: int) -> None:
+    """Raise `UserError` unless the draft was made for a target of these sizes."""
+    pairs = (("vocabulary", config.vocab_size, vocab_size), ("hidden size", config.hidden_size, hidden_size))
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise UserError(f"draft {what} {ours} != target {what} {theirs}; train the draft for this target")
+
+
+def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
+    """Read a draft folder for the target whose embedding and LM head are given.
+
+    Raises `UserError` if it is not one, or not for this target.
+    """
+    model = DraftModel(read_config(folder), embedding, lm_head)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
