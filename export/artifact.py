@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.export import checks
+from dovetail.export.chat_examples import write_chat_examples
 from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch, read_sizes
 from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
-from dovetail.export.target import TargetIR, export_target
+from dovetail.export.target import TargetIR, check_weight_format, export_target
 from dovetail.runtime import manifest as manifests
 from dovetail.runtime import tokenizer_file
 from dovetail.runtime.artifact import open_artifact
@@ -55,6 +56,7 @@ def write_artifact(
     library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_checkpoint(source)
+    check_weight_format(weight_format)
     check_goal(out, force)
     if draft is not None:
         check_fits(read_config(draft), *read_sizes(source))
@@ -65,6 +67,8 @@ def write_artifact(
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
         _write_settings(source, folder)
+        if (folder / manifests.CHAT_TEMPLATE).is_file():
+            write_chat_examples(source, folder)
         model = load_torch(source)
         trained = None if draft is None else _draft_for(model, draft)
         if trained is not None:

@@ -60,8 +60,8 @@ writes text that looks like Python, and is no use as a programmer.
 
 ## What it is
 
-- Target: {ours.architecture}, {ours.parameters / 1e6:.1f} M parameters ({ours.weight_format} weights), {ours.num_layers}
-  layers of {ours.hidden_size}, vocabulary {ours.vocab_size} (byte-level BPE),
+- Target: {ours.architecture}, {ours.parameters / 1e6:.1f} M parameters ({ours.weight_format} weights),
+  {ours.num_layers} layers of {ours.hidden_size}, vocabulary {ours.vocab_size} (byte-level BPE),
   context {ours.context_length}.
 - Draft: DGF, {theirs.num_layers} blocks, {theirs.parameters / 1e6:.1f} M trained parameters ({theirs.precision}).
 

@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
+from safetensors import SafetensorError, safe_open
 
 
 def check_checkpoint(source: Path) -> None:
@@ -66,7 +65,7 @@ def read_sizes(source: Path) -> tuple[int, int]:
     sizes = config.get("vocab_size"), config.get("hidden_size")
     if not all(isinstance(size, int) for size in sizes):
         raise UserError(
-            f"expected vocab_size and hidden_size in {source}/config.json, got {sizes}; choose a Llama-family checkpoint"
+            f"expected vocab_size and hidden_size in {source}/config.json, got {sizes}; choose another checkpoint"
         )
     return sizes
 

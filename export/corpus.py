@@ -42,7 +42,11 @@ class Corpus:
 
 def is_held_out(path: str) -> bool:
     """The split: a file is held out or not by the hash of its path, whatever else is in the corpus."""
-    return int(hashlib.sha256(path.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
+    return _path_hash(path) % HELD_OUT_ONE_IN == 0
+
+
+def _path_hash(path: str) -> int:
+    return int(hashlib.sha256(path.encode()).hexdigest(), 16)
 
 
 def split(documents: Iterable[tuple[str, str]]) -> Corpus:
@@ -59,6 +63,9 @@ def split(documents: Iterable[tuple[str, str]]) -> Corpus:
             continue
         seen.add(digest)
         (held_out if is_held_out(path) else train)[path] = text
+    if not held_out and len(train) > 1:  # so few documents that the hash chose none
+        chosen = min(train, key=_path_hash)
+        held_out[chosen] = train.pop(chosen)
     return Corpus(train, held_out)
 
 

@@ -120,7 +120,7 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, dtype: to
 
 
 def _forget_origin(model: Any) -> None:
-    """Drop what the exporter notes of the Python it traced: stack traces with this machine's paths, larger than the graph."""
+    """Drop what the exporter notes of the Python it traced: stack traces with this machine's paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():

@@ -32,6 +32,14 @@ class TargetIR:
     weight_format: str
 
 
+def check_weight_format(weight_format: str) -> None:
+    """Raise `UserError` unless it is one of `WEIGHT_FORMATS`."""
+    if weight_format not in WEIGHT_FORMATS:
+        raise UserError(
+            f"expected a weight format of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}; choose one of them"
+        )
+
+
 def export_target(source: Path, folder: Path, weight_format: str = "int8") -> TargetIR:
     """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
     GenAI wants beside them.
@@ -39,10 +47,7 @@ def export_target(source: Path, folder: Path, weight_format: str = "int8") -> Ta
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel can export.
     """
     check_checkpoint(source)
-    if weight_format not in WEIGHT_FORMATS:
-        raise UserError(
-            f"expected a weight format of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}; choose one of them"
-        )
+    check_weight_format(weight_format)
     import openvino as ov
     from transformers import AutoConfig
 

@@ -90,12 +90,15 @@ def generate(
 @dovetail.command()
 @click.argument("artifact", type=click.Path())
 @click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
+@click.option("--verify", is_flag=True, help="Also render the chat examples and compare with the export's.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
-def inspect(artifact: str, trust: bool, as_json: bool) -> None:
+def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     """Show what ARTIFACT holds, and verify every file's hash."""
     opened = options.open_verified(artifact, trust)
+    examples = options.replay_chat_examples(opened) if verify else None
     if as_json:
-        print_json({**dataclasses.asdict(opened.manifest), "digest": opened.digest, "verified": not trust})
+        about = {"digest": opened.digest, "verified": not trust, "chat_examples": examples}
+        print_json({**dataclasses.asdict(opened.manifest), **about})
         return
     for name, value in _described(opened.manifest):
         click.echo(f"{name:<14} {value}")
@@ -103,6 +106,8 @@ def inspect(artifact: str, trust: bool, as_json: bool) -> None:
     click.echo(
         f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}"
     )
+    if examples is not None:
+        click.echo(f"{'chat':<14} {f'{examples} examples render as at export' if examples else 'no template'}")
 
 
 def _prompt(prompt: str | None, file: str | None) -> str:

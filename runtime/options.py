@@ -131,6 +131,21 @@ def open_verified(path: str, trust: bool) -> Artifact:
         return open_artifact(path, trust=trust, progress=progress)
 
 
+def replay_chat_examples(artifact: Artifact) -> int:
+    """Render what transformers rendered at export; the number of examples. Raises `ArtifactError` where one differs."""
+    from dovetail.runtime.chat import ChatFormat
+    from dovetail.runtime.manifest import CHAT_TEMPLATE
+    from dovetail.runtime.text import load_tokenizer
+
+    if not artifact.has(CHAT_TEMPLATE):
+        return 0
+    chat = ChatFormat(artifact, load_tokenizer(artifact))
+    try:
+        return chat.verify()
+    finally:
+        chat.close()
+
+
 def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -> Pipeline:
     """Open the artifact and load its models, after every flag was checked."""
     from dovetail.runtime.generation_config import GenerationConfig

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policy import FixedPolicy
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree, chain, root_only
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 NUM_PROMPTS, NEW_TOKENS = 50, 128
 SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
@@ -152,3 +155,78 @@ def test_random_weights_with_scripted_drafts(
         lengths.append(done.accept_length)
     assert tokens == expected
     assert low <= np.mean(lengths) <= high
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_artifact: Path) -> Pipeline:
+    return load(tiny_artifact, numerics="exact", ctx_size=256)
+
+
+TOKENS = st.integers(0, 511)
+CONTROLS = st.fixed_dictionaries(
+    {"seed": st.integers(0, 2**64 - 1), "max_new_tokens": st.integers(1, 40)},
+    optional={
+        "temperature": st.sampled_from([0.3, 1.0, 1.7]),
+        "top_k": st.sampled_from([1, 7, 100]),
+        "top_p": st.sampled_from([0.3, 0.95]),
+        "min_p": st.sampled_from([0.01, 0.2]),
+        "typical_p": st.sampled_from([0.5, 0.9]),
+        "repetition_penalty": st.sampled_from([0.8, 1.2]),
+        "presence_penalty": st.sampled_from([-0.5, 0.5]),
+        "frequency_penalty": st.sampled_from([-0.5, 0.5]),
+        "logit_bias": st.dictionaries(TOKENS, st.floats(-5, 5), max_size=4),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "bad_words_ids": st.lists(st.lists(TOKENS, min_size=1, max_size=2), max_size=3),
+        "eos_token_ids": st.lists(TOKENS, max_size=60),
+    },
+)
+SHAPES = st.builds(TreeShape, nodes=st.integers(1, 24), depth=st.integers(0, 6), width=st.integers(1, 10))
+
+
+def no_guess(expected: list[int], vocab: int) -> Draft:
+    return NoDraft()
+
+
+def knows_it_all(expected: list[int], vocab: int) -> Draft:
+    return Scripted(expected, lambda i: True, vocab)
+
+
+def knows_every_third(expected: list[int], vocab: int) -> Draft:
+    return Scripted(expected, lambda i: i % 3 == 0, vocab)
+
+
+def always_wrong(expected: list[int], vocab: int) -> Draft:
+    return Scripted(expected, lambda i: False, vocab)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    CONTROLS, SHAPES, st.lists(TOKENS, min_size=1, max_size=30), st.sampled_from(["artifact", "scripted"]), st.data()
+)
+def test_any_controls_any_tree_any_draft(
+    tiny: Pipeline, controls: dict[str, Any], shape: TreeShape, prompt: list[int], kind: str, data: st.DataObject
+) -> None:
+    """Controls, seeds, trees and drafts at random; the artifact's own draft has random weights, the others a script."""
+    config = tiny.config(**controls)
+    vocab = tiny.artifact.manifest.target.vocab_size
+
+    def run(draft: Draft, shape: TreeShape) -> list[int]:
+        target = tiny.target.sequence()
+        sampler = Sampler(config, prompt, vocab)
+        tokens: list[int] = []
+        for done in rounds(target, draft, FixedPolicy(shape), sampler, np.array(prompt), config.max_new_tokens or 1):
+            tokens += done.tokens
+            if config.eos_token_ids & set(tokens):
+                break
+        target.close()
+        end = next((i for i, token in enumerate(tokens) if token in config.eos_token_ids), len(tokens))
+        return tokens[: end + 1]
+
+    expected = run(NoDraft(), TreeShape(1, 0, 1))
+    if kind == "own":
+        assert tiny.draft is not None
+        draft: Draft = tiny.draft.sequence()
+    else:
+        make = data.draw(st.sampled_from([no_guess, knows_it_all, knows_every_third, always_wrong]))
+        draft = make(expected, vocab)
+    assert run(draft, shape) == expected
