@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.01, 0.01, 3e-3
+MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.02, 0.01, 3e-3
 AGREEMENT_DEPTHS = 5
 
 # Token windows [B, T + 1] and their starts in the stream -> the target's features at them, [B, T + 1, D] float32.

@@ -11,23 +11,23 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from dovetail.runtime.blocks import BlockPool, BlockTable
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError
+from dovetail.runtime.feeds import LOGIT_ROWS, Feeds, Layout, SequenceStep, layout_of
 from dovetail.runtime.manifest import FEATURES_OUTPUT, TargetInfo
-from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree
+from dovetail.runtime.tree import Float32s, Int64s, Tree
 from openvino._offline_transformations import paged_attention_transformation
 from openvino.frontend import FrontEndManager
 
 Numerics = Literal["fast", "exact"]
 
 PREFILL_CHUNK = 256  # tokens a call: an interrupt is only seen between calls
+MAX_LAYOUTS = 64  # whose input arrays are kept: one per tree size and number of blocks in use
 MAX_TREE_NODES = 128  # room kept beyond the context, so that the last tree of a full context still fits
-LOGIT_ROWS = "logit_rows"
 
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
 _PRECISION: dict[str, dict[str, str]] = {
@@ -35,17 +35,6 @@ _PRECISION: dict[str, dict[str, str]] = {
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
 _CACHE_DTYPES = {"f32": np.float32, "f16": np.float16}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SequenceStep:
-    """What one sequence feeds into a call: N tokens behind the `length` tokens its table holds."""
-
-    table: BlockTable
-    tokens: Int64s  # [N]
-    positions: Int64s  # [N]
-    mask: Bools | None  # [N, N] ancestor-or-self; None: causal
-    logit_rows: Int64s  # [R] rows of this step, 0..N-1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +88,8 @@ class TargetModel:
             raise ContextOverflowError(
                 f"expected memory for a cache of {size:.1f} GB ({cache_tokens} tokens), got none; lower --ctx-size"
             ) from None
+        self._feeds: dict[Layout, Feeds] = {}
+        self._bound: Layout | None = None
         for port, cache in zip(ports, self._cache, strict=True):
             self._request.set_tensor(port.any_name, ov.Tensor(cache, shared_memory=True))
 
@@ -112,47 +103,34 @@ class TargetModel:
         """
         for step in steps:
             step.table.reserve(len(step.tokens))
-        counts = [len(step.tokens) for step in steps]
-        begins = _offsets(counts)  # [S + 1]
-        masks = [np.zeros(0, np.uint8) if s.mask is None else s.mask.astype(np.uint8).ravel() for s in steps]
-        mask = np.concatenate(masks)
-        rows = [step.logit_rows + begin for step, begin in zip(steps, begins, strict=False)]
-        self._infer(
-            {
-                "input_ids": np.concatenate([s.tokens for s in steps]),
-                "position_ids": np.concatenate([s.positions for s in steps]),
-                "past_lens": np.array([s.table.length for s in steps], np.int32),
-                "subsequence_begins": begins,
-                "block_indices": np.concatenate([np.array(s.table.blocks, np.int32) for s in steps]),
-                "block_indices_begins": _offsets([len(s.table.blocks) for s in steps]),
-                "max_context_len": np.array(
-                    max(s.table.length + n for s, n in zip(steps, counts, strict=True)), np.int32
-                ),
-                "qq_bias": mask,
-                "qq_bias_begins": _offsets([len(m) for m in masks]) if len(mask) else np.zeros(0, np.int32),
-                LOGIT_ROWS: np.concatenate(rows),
-            }
-        )
-        logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [sum R, V]
+        feeds = self._bound_feeds(layout_of(steps))
+        feeds.fill(steps)
+        start = time.perf_counter()
+        self._request.infer(share_outputs=True)
+        self.native_s += time.perf_counter() - start
+        logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [R, V]
         features = self._request.get_tensor(FEATURES_OUTPUT).data.reshape(-1, self.info.hidden_size)  # [T, D]
-        row_begins = _offsets([len(r) for r in rows])
         return [
             StepOutput(logits[r0:r1], features[t0:t1])
-            for (r0, r1), (t0, t1) in zip(itertools.pairwise(row_begins), itertools.pairwise(begins), strict=True)
+            for (r0, r1), (t0, t1) in zip(itertools.pairwise(feeds.rows), itertools.pairwise(feeds.tokens), strict=True)
         ]
+
+    def _bound_feeds(self, layout: Layout) -> Feeds:
+        """The inputs of this layout, bound to the request."""
+        if layout != self._bound:
+            feeds = self._feeds.pop(layout, None) or Feeds(layout)
+            self._feeds[layout] = feeds  # the newest is last
+            if len(self._feeds) > MAX_LAYOUTS:
+                del self._feeds[next(iter(self._feeds))]
+            feeds.bind(self._request)
+            self._bound = layout
+        return self._feeds[layout]
 
     def move_rows(self, table: BlockTable, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy cache rows between slots of one sequence, in every layer; all are read before any is written."""
         source_blocks, source_offsets = zip(*(table.slot(s) for s in sources), strict=True)
         target_blocks, target_offsets = zip(*(table.slot(s) for s in targets), strict=True)
         self._cache[:, target_blocks, :, target_offsets] = self._cache[:, source_blocks, :, source_offsets]
-
-    def _infer(self, feeds: dict[str, npt.NDArray[Any]]) -> None:
-        for name, value in feeds.items():
-            self._request.set_tensor(name, ov.Tensor(value))
-        start = time.perf_counter()
-        self._request.infer()
-        self.native_s += time.perf_counter() - start
 
 
 class TargetSequence:
@@ -256,7 +234,3 @@ def restrict_logits(model: ov.Model) -> ov.Model:
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
     return model
-
-
-def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int32]:
-    return np.array([0, *itertools.accumulate(counts)], np.int32)
