@@ -140,10 +140,11 @@ def draft(
 def demo(out: Path, work: Path | None, tree: str | None, force: bool, as_json: bool, **recipe: Any) -> None:
     """Make the small artifact that ships, from the running Python's standard library."""
     from dovetail.export.demo import DemoRecipe, make_demo
+    from dovetail.export.figures import measure_acceptance
 
     kept = work or out.absolute().parent / f".{out.name}.work"
     with _stoppable():
-        manifest = make_demo(out, kept, DemoRecipe(**recipe), tree=_tree(tree), force=force)
+        manifest = make_demo(out, kept, DemoRecipe(**recipe), tree=_tree(tree), measure=measure_acceptance, force=force)
     if work is None:
         shutil.rmtree(kept, ignore_errors=True)
     _report(out, manifest, as_json)
