@@ -30,8 +30,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.02, 0.01, 3e-3
+MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR = 0.03, 0.01, 3e-3
 AGREEMENT_DEPTHS = 5
+UNROLL_FROM = 0.6  # of the stage: until here one level, which is over twice as fast; then all of them
 
 # Token windows [B, T + 1] and their starts in the stream -> the target's features at them, [B, T + 1, D] float32.
 FeatureSource = Callable[[NDArray[np.int64], Tensor], Tensor]
@@ -156,14 +157,15 @@ class DraftTask:
         with self._autocast():
             with torch.no_grad():
                 expected = self._expected_rows(features[:, 1:])  # [B, T, D]
-            predicted = unroll(self.draft, ids[:, 1:], features[:, :-1] + noise, recipe.unroll)
+            depths = recipe.unroll if fraction >= UNROLL_FROM else 1
+            predicted = unroll(self.draft, ids[:, 1:], features[:, :-1] + noise, depths)
             losses = []
             for depth, guess in enumerate(predicted, 1):
                 first = depth - 1
                 feature_loss = functional.smooth_l1_loss(guess[:, first:].float(), features[:, 1 + first :])
                 soft = soft_cross_entropy(self.draft.logits(guess[:, first:]), guess[:, first:], expected[:, first:])
                 losses.append(recipe.depth_decay ** (depth - 1) * (feature_loss + recipe.soft_weight * soft))
-        return torch.stack(losses).sum() / sum(recipe.depth_decay**d for d in range(recipe.unroll))
+        return torch.stack(losses).sum() / sum(recipe.depth_decay**d for d in range(depths))
 
     def _expected_rows(self, features: Tensor) -> Tensor:
         """The LM head's rows averaged by the target's own distribution p: p W. [B, T, D] float32."""

@@ -36,7 +36,8 @@ def test_fast_departs_from_exact_at_near_ties_only(shipped_artifact: Path) -> No
             sequence.close()
             margins.append(float(logits[slow[same]] - logits[quick[same]]))
     print(
-        f"fast departs from exact in {len(margins)} of {NUM_PROMPTS} texts, once in {tokens / max(1, len(margins)):.0f} tokens; "
+        f"fast departs from exact in {len(margins)} of {NUM_PROMPTS} texts, "
+        f"once in {tokens / max(1, len(margins)):.0f} tokens; "
         f"margin there: median {np.median(margins or [0]):.4f}, largest {max(margins, default=0):.4f} logits"
     )
     assert max(margins, default=0) < LARGEST_MARGIN
