@@ -39,6 +39,11 @@ def check_checkpoint(source: Path) -> None:
             f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a "
             f"text-generation checkpoint"
         )
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise UserError(
+            f"expected attention over the whole context, got a sliding window of {config['sliding_window']} in {source}: "
+            "trees are verified wrongly once it bites; choose a checkpoint without one"
+        )
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
             f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"

@@ -8,17 +8,21 @@ print(pipe.generate("def main():", temperature=0.8, seed=1).text)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dovetail.runtime.errors import UserError
     from dovetail.runtime.generation import Chunk, Generation
     from dovetail.runtime.generation_config import GenerationConfig
+    from dovetail.runtime.manifest import TreeShape
     from dovetail.runtime.pipeline import Pipeline, load
 
-__all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "load"]
+__all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
 
 _HOMES = {
     "Chunk": "generation",
     "Generation": "generation",
     "GenerationConfig": "generation_config",
     "Pipeline": "pipeline",
+    "TreeShape": "manifest",
+    "UserError": "errors",
     "load": "pipeline",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from dovetail.runtime.errors import DrawError
 from dovetail.runtime.tree import Float32s, Tree
 
 Draw = Callable[[Float32s], int]
@@ -18,9 +19,7 @@ Draw = Callable[[Float32s], int]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a round keeps. `path` starts at the root; `tokens` are the accepted drafted tokens followed by the bonus
-    token.
-    """
+    """What a round keeps. `path` starts at the root; `tokens` are the accepted drafted tokens, then the bonus token."""
 
     path: list[int]  # node numbers, len == accept_length + 1
     tokens: list[int]  # len == accept_length + 1
@@ -31,17 +30,25 @@ class Accepted:
         return len(self.path) - 1
 
 
-def accept(tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None) -> Accepted:
+def accept(
+    tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None, ends: frozenset[int] = frozenset()
+) -> Accepted:
     """Walk from the root along the target's own draws. `logits` [N, V]: row i is the target's for the token after
     node i.
 
-    At most `limit` tokens are drawn (the caller's room); the walk also ends there.
+    At most `limit` tokens are drawn (the caller's room), and none behind one of `ends`, which close a text: plain
+    decoding would not draw them either. For the same reason a draw that fails (`DrawError`) counts only at the root,
+    where it is raised: behind other tokens the text may be over before it gets there.
     """
     path, tokens = [0], [draw(logits[0])]
-    while len(tokens) != limit:
+    while len(tokens) != limit and tokens[-1] not in ends:
         child = tree.children(path[-1]).get(tokens[-1])
         if child is None:
             break
+        try:
+            token = draw(logits[child])
+        except DrawError:
+            break
         path.append(child)
-        tokens.append(draw(logits[child]))
+        tokens.append(token)
     return Accepted(path, tokens)

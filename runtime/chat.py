@@ -27,7 +27,10 @@ class ChatFormat:
                     f"{artifact.path}: expected a model with a chat template, got one without; it continues text "
                     "(dovetail generate), or pass --chat-template FILE"
                 )
-            template = artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            try:
+                template = artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ArtifactError(f"{CHAT_TEMPLATE}: expected UTF-8, got {error.reason}; export again") from None
         self._tokenizer = tokenizer
         self._examples = _read_examples(artifact)
         self._template = ChatTemplate(template, self._examples["special_tokens"])
@@ -85,7 +88,9 @@ def _read_examples(artifact: Artifact) -> dict[str, Any]:
         and all(isinstance(text, str) for text in document["special_tokens"].values())
         and isinstance(document.get("examples"), list)
         and all(
-            isinstance(example, dict) and set(example) == {"messages", "tools", "add_generation_prompt", "text"}
+            isinstance(example, dict)
+            and set(example) == {"messages", "tools", "add_generation_prompt", "text"}
+            and isinstance(example["text"], str)
             for example in document["examples"]
         )
     )

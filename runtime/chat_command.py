@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from dovetail.runtime import options
 from dovetail.runtime.console import notice
-from dovetail.runtime.errors import ContextOverflowError
+from dovetail.runtime.errors import UserError
 from dovetail.runtime.printer import Printer, report
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def chat(artifact: str, system: str | None, show_draft: bool, **given: Any) -> N
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)
+    if config.num_return_sequences > 1 or config.logprobs is not None:
+        raise UserError("expected one answer a turn, got --num-return-sequences or --logprobs; use dovetail generate")
     opening = [] if system is None else [{"role": "system", "content": system}]
     pipe.encode(
         [*opening, {"role": "user", "content": "hello"}]
@@ -52,8 +54,8 @@ def chat(artifact: str, system: str | None, show_draft: bool, **given: Any) -> N
                 asked = [*messages, {"role": "user", "content": line}]
                 try:
                     stream = pipe.stream(asked, config, conversation=conversation, sequence=len(asked))
-                except ContextOverflowError as error:
-                    notice(f"error: {error}; or /reset")
+                except UserError as error:
+                    notice(f"error: {error}")
                     continue
                 last = Printer(show_draft).show(stream)
                 messages = [*asked, {"role": "assistant", "content": last.text}]

@@ -76,6 +76,8 @@ class ChatTemplate:
             self.close()
 
     def _ask(self, line: bytes) -> dict[str, Any]:
+        if self._worker is not None and self._worker.poll() is not None:  # somebody killed it
+            self.close()
         worker = self._worker or self._start()
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -102,9 +104,10 @@ class ChatTemplate:
         return found
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "dovetail.runtime.chat_template"]
-        pipe = subprocess.PIPE
-        self._worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        # -P: the folder that the user stands in must not provide modules. A session of its own: Ctrl-C is not for it.
+        command = [sys.executable, "-P", "-m", "dovetail.runtime.chat_template"]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        self._worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
         assert self._worker.stdin is not None
         setting = {"source": self._source, "special_tokens": self._special_tokens}
         self._worker.stdin.write(json.dumps(setting).encode() + b"\n")

@@ -74,12 +74,15 @@ def generate(
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)
     results = []
-    for sequence in range(config.num_return_sequences):
-        if sequence and not as_json:
-            click.echo("---")
-        printer = Printer(show_draft)
-        results.append(printer.show(pipe.stream(text, config, sequence=sequence), quiet=as_json))
-        report(results[-1], stats)
+    with pipe.conversation() as conversation:  # further answers find the prompt in the cache
+        for sequence in range(config.num_return_sequences):
+            if sequence and not as_json:
+                click.echo("---")
+            stream = pipe.stream(text, config, conversation=conversation, sequence=sequence)
+            results.append(Printer(show_draft).show(stream, quiet=as_json))
+            report(results[-1], stats)
+            if results[-1].finish_reason == "cancelled":
+                break
     if as_json:
         first = results[0].as_dict()
         print_json(first if len(results) == 1 else {**first, "sequences": [result.as_dict() for result in results]})
@@ -113,7 +116,7 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
 def _prompt(prompt: str | None, file: str | None) -> str:
     if prompt is not None and file is not None:
         raise UserError("expected one prompt, got both an argument and --file; drop one")
-    if prompt is None and file is None and sys.stdin.isatty():
+    if prompt is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UserError("expected a prompt, got none; pass it as an argument, with --file, or on stdin")
     if prompt is None or (prompt == "-" and file is None):
         try:
@@ -132,7 +135,7 @@ def _prompt(prompt: str | None, file: str | None) -> str:
             ) from None
         if len(data) > MAX_PROMPT_FILE_BYTES:
             raise UserError(f"expected a prompt of at most {MAX_PROMPT_FILE_BYTES} bytes, got more; shorten it")
-    if not prompt.strip():
+    if not prompt:
         raise UserError("expected a prompt, got an empty one; give some text")
     return prompt
 

@@ -25,6 +25,9 @@ def run(command: click.Command, name: str) -> None:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except click.ClickException as error:
@@ -62,6 +65,16 @@ def print_json(document: dict[str, Any]) -> None:
 def on_terminal() -> bool:
     """Whether progress may move on the screen."""
     return sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[], None]]:
+    """A spinner on a terminal while something takes its time; call what it yields to end it early."""
+    if not on_terminal():
+        yield lambda: None
+        return
+    with stderr_console().status(what) as status:
+        yield status.stop
 
 
 @contextlib.contextmanager

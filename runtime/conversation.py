@@ -1,37 +1,42 @@
-"""The caches of one text, kept from turn to turn: what a new prompt has in common with the old text is not computed
-again.
-"""
+"""The caches of one text, kept from turn to turn: what a new prompt shares with the old text is not computed again."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from dovetail.runtime.draft import DraftModel, DraftSequence
+from dovetail.runtime.draft import DraftModel, DraftSequence, NoDraft
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.guard import GuardedDraft
 from dovetail.runtime.target import TargetModel
 
 
 class Conversation:
-    """A target sequence, a draft sequence, and the tokens that both hold. Use as a context manager, or `close` it."""
+    """A target sequence, a draft, and the tokens that both hold. Use as a context manager, or `close` it."""
 
-    def __init__(self, target: TargetModel, draft: DraftModel | None) -> None:
+    def __init__(self, target: TargetModel, draft: DraftModel | None, warn: Callable[[str], None]) -> None:
         self.target = target.sequence()
-        self.draft: DraftSequence | None = draft.sequence() if draft else None
+        self._sequence: DraftSequence | None = draft.sequence() if draft else None
+        self.draft = GuardedDraft(self._sequence or NoDraft(), warn)
         self._tokens: list[int] = []
+        self.busy = False  # a stream is making text in it
 
-    def rewind(self, prompt: Sequence[int]) -> int:
-        """Roll both caches back to what they share with `prompt`; returns how many of its tokens need no prefill.
+    def begin(self, prompt: Sequence[int], room: int) -> int:
+        """Roll both caches back to what they share with `prompt`, and make room for `room` tokens behind it.
 
-        The last token is always left to do, and so is one more, because the draft pairs each token with the feature
-        of the one before.
+        Returns how many tokens of the prompt need no prefill. One less than are shared: the draft's last pair holds a
+        feature of the shared text together with the token that follows. Raises `ContextOverflowError`.
         """
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._tokens, prompt[:-1], strict=False))
-        kept = min(sum(1 for _ in pairs), self.target.length)
-        if self.draft is not None:
-            kept = min(kept, self.draft.length)
-            self.draft.truncate(kept)
+        pairs = zip(self._tokens, prompt[:-1], strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        kept = min(max(shared - 1, 0), self.target.length)
+        if self._sequence is not None and self.draft.failure is None:
+            kept = min(kept, self._sequence.known)
+            self._sequence.truncate(kept)
+        self.draft.begin()
         self.target.truncate(kept)
+        self.target.reserve(len(prompt) - kept + room)
         self._tokens = list(prompt)
         return kept
 
@@ -40,13 +45,17 @@ class Conversation:
         self._tokens += tokens
 
     def reset(self) -> None:
-        """Forget the text."""
-        self.rewind([0])
+        """Forget the text. Raises `UserError` while a stream is open in it."""
+        if self.busy:
+            raise UserError("expected an idle conversation, got one with an open stream; finish or close that first")
+        self._tokens = []
+        self.target.truncate(0)
+        if self._sequence is not None:
+            self._sequence.truncate(0)
 
     def close(self) -> None:
-        """Give the target's blocks back."""
-        self._tokens = []
-        self.target.close()
+        """Give the target's blocks back. Raises `UserError` while a stream is open in it."""
+        self.reset()
 
     def __enter__(self) -> Conversation:
         return self

@@ -96,7 +96,24 @@ class DraftModel:
                 "install the CUDA libraries or use cpu"
             )
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._check_sizes(path)
         self.cache_names = [f"{kind}.{i}" for i in range(info.num_layers) for kind in ("key", "value")]
+
+    def _check_sizes(self, path: Path) -> None:
+        """The graph has the inputs and sizes that the manifest says."""
+        info = self.info
+        expected = {
+            "input_ids": 1,
+            "position_ids": 1,
+            "logit_rows": 1,
+            "attention_mask": 2,
+        }  # dimensions, or a last size
+        expected |= {"features": info.hidden_size}
+        expected |= {f"past_{kind}.{i}": info.head_dim for i in range(info.num_layers) for kind in ("key", "value")}
+        shapes = {port.name: port.shape for port in self._session.get_inputs()}
+        got = {name: shape[-1] if isinstance(shape[-1], int) else len(shape) for name, shape in shapes.items()}
+        if got != expected:
+            raise ArtifactError(f"{path}: expected the inputs {expected}, got {got}; export the artifact again")
 
     def sequence(self) -> DraftSequence:
         """A new text."""
@@ -144,7 +161,6 @@ class DraftSequence:
         if out is None:  # the text's first token: nothing to go by
             return root_only(root)
         width = min(shape.width, out.top_tokens.shape[1])
-        _require_numbers(out)
         builder = TreeBuilder(root)
         builder.extend(np.zeros(1, np.int64), out.top_tokens[:, :width], out.top_log_probs[:, :width])
         visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
@@ -162,11 +178,20 @@ class DraftSequence:
             builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
         return builder.best(shape.nodes)
 
-    def truncate(self, length: int) -> None:
-        """Forget the pairs from `length` on."""
-        assert 0 <= length <= self.length
-        self.length = length
-        self._unread.clear()
+    @property
+    def known(self) -> int:
+        """Verified pairs it was given: in the cache, or waiting to be read."""
+        return self.length + sum(len(features) for _, features in self._unread)
+
+    def truncate(self, known: int) -> None:
+        """Forget the pairs from `known` on."""
+        assert 0 <= known <= self.known
+        waiting, self._unread = self._unread, []
+        room = known - self.length
+        for tokens, features in waiting:
+            self._unread.append((tokens[: max(room, 0)], features[: max(room, 0)]))
+            room -= len(features)
+        self.length = min(self.length, known)
 
     def _read(self) -> DraftOutput | None:
         """Take the verified pairs into the cache; returns the last row's output."""
@@ -180,6 +205,7 @@ class DraftSequence:
             positions = self.length + np.arange(size)
             last = np.array([size - 1])
             out = self._call(chunk, pairs[begin : begin + size], positions, mask, last, self.length)
+            _require_numbers(out)
             self.length += size
         return out
 

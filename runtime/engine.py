@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from dovetail.runtime.accept import Accepted, accept
+from dovetail.runtime.accept import Accepted, Draw, accept
 from dovetail.runtime.draft import Draft
 from dovetail.runtime.policy import Policy
-from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree
 
 
@@ -54,20 +53,24 @@ class Round:
 
 
 def rounds(
-    target: Target, draft: Draft, policy: Policy, sampler: Sampler, prompt: Int64s, max_new_tokens: int
+    target: Target,
+    draft: Draft,
+    policy: Policy,
+    draw: Draw,
+    prompt: Int64s,
+    max_new_tokens: int,
+    ends: frozenset[int] = frozenset(),
 ) -> Iterator[Round]:
-    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, a round at a time. The caller stops it early by
-    not asking on.
-    """
+    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, or to one of `ends`, a round at a time."""
     features = target.prefill(prompt[:-1])
     tokens, emitted = prompt, 0
     clock = Stopwatch(target, draft)
-    while emitted < max_new_tokens:
+    while emitted < max_new_tokens and (emitted == 0 or tokens[-1] not in ends):
         clock.start()
         room = max_new_tokens - emitted
         tree = draft.propose(tokens, features, policy.shape(room))
         out = target.verify(tree)
-        accepted = accept(tree, out.logits, sampler.draw, room)
+        accepted = accept(tree, out.logits, draw, room, ends)
         target.commit(accepted.path)
         tokens, features = np.array(accepted.tokens), out.features[accepted.path]
         emitted += len(tokens)

@@ -17,8 +17,16 @@ class DeviceError(UserError):
     """The device that was asked for cannot be used on this machine."""
 
 
-class TargetError(Exception):
-    """The target produced no usable numbers. Nothing is emitted from them."""
+class DrawError(Exception):
+    """No token can be drawn from a row of logits. Nothing is emitted from it."""
+
+
+class NothingAllowedError(DrawError, UserError):
+    """The controls exclude the whole vocabulary."""
+
+
+class TargetError(DrawError):
+    """The target produced no usable numbers."""
 
 
 class DraftError(Exception):

@@ -11,7 +11,7 @@ from dovetail.runtime.sampling import TokenLogprobs
 
 @dataclasses.dataclass(slots=True)
 class RoundTotals:
-    """Sums over the rounds of one text. Times in milliseconds."""
+    """Sums over the rounds of one text. Times in milliseconds; `host_ms` is all that is in neither engine."""
 
     rounds: int = 0
     drafted_tokens: int = 0
@@ -22,14 +22,14 @@ class RoundTotals:
     accept_histogram: list[int] = dataclasses.field(default_factory=list)
     """Entry a counts the rounds that accepted a drafted tokens."""
 
-    def add(self, done: Round) -> None:
-        """Count one round."""
+    def add(self, done: Round, host_ms: float) -> None:
+        """Count one round, whose host time with detokenising and stop strings was `host_ms`."""
         self.rounds += 1
         self.drafted_tokens += done.nodes - 1
         self.accepted_tokens += done.accept_length
         self.draft_ms += done.draft_ms
         self.verify_ms += done.verify_ms
-        self.host_ms += done.host_ms
+        self.host_ms += host_ms
         missing = done.accept_length + 1 - len(self.accept_histogram)
         self.accept_histogram += [0] * missing
         self.accept_histogram[done.accept_length] += 1
@@ -38,6 +38,16 @@ class RoundTotals:
     def accept_length_mean(self) -> float:
         """Accepted drafted tokens per round, the bonus token not counted."""
         return self.accepted_tokens / self.rounds if self.rounds else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Host:
+    """Where and how a text was made."""
+
+    target_device: str
+    draft_device: str
+    numerics: str
+    threads: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,11 +68,11 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text.
+    """A finished text. Every key of `as_dict`, the document of `--json`, is an attribute too.
 
-    `finish_reason` is `stop` (end-of-sequence token or stop string), `length`, or `cancelled`. `prefill_ms` is the
-    target's reading of the prompt; `decode_ms` runs from there to the last token and contains the draft's reading of
-    it. `draft_failure` says why the draft was given up in the middle, if it was.
+    `finish_reason` is `stop` (end-of-sequence token or stop string), `length`, `cancelled` or `error`. `prefill_ms` is
+    the target's reading of the prompt; `decode_ms` runs from there to the last token and contains the draft's reading
+    of it. `draft_failure` says why the draft was given up, if it was; `draft_rests` how often it was put to rest.
     """
 
     text: str
@@ -79,29 +89,43 @@ class Generation:
     bytes_from_draft: int
     draft_failure: str | None
     draft_rests: int
-    target_device: str
-    draft_device: str
-    numerics: str
     seed: int
-    threads: int
+    host: Host
+
+    @property
+    def completion_tokens(self) -> int:
+        """Emitted tokens, an end-of-sequence token included."""
+        return len(self.token_ids)
 
     @property
     def tokens_per_second(self) -> float:
         """Emitted tokens per second of decoding, prefill not counted."""
         return 1e3 * len(self.token_ids) / self.decode_ms if self.decode_ms else 0.0
 
+    @property
+    def host_ms_per_round(self) -> float:
+        """Time in neither engine, a round."""
+        return self.totals.host_ms / self.totals.rounds if self.totals.rounds else 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """The fields of `totals` and `host`."""
+        if name not in ("totals", "host") and not name.startswith("_"):
+            for part in (self.totals, self.host):
+                if hasattr(part, name):
+                    return getattr(part, name)
+        raise AttributeError(f"a Generation has no {name!r}")
+
     def as_dict(self) -> dict[str, Any]:
-        """The fields of `--json`: totals flattened, host time also per round."""
-        fields = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("totals", "logprobs")
-        }
-        totals = self.totals
+        """The document of `--json`."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        totals, host = own.pop("totals"), own.pop("host")
         return {
-            **fields,
+            **own,
             "logprobs": [dataclasses.asdict(entry) for entry in self.logprobs],
-            "completion_tokens": len(self.token_ids),
             **dataclasses.asdict(totals),
+            **dataclasses.asdict(host),
             "accept_length_mean": totals.accept_length_mean,
-            "host_ms_per_round": totals.host_ms / totals.rounds if totals.rounds else 0.0,
+            "completion_tokens": self.completion_tokens,
+            "host_ms_per_round": self.host_ms_per_round,
             "tokens_per_second": self.tokens_per_second,
         }

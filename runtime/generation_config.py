@@ -40,7 +40,7 @@ class GenerationConfig:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)  # token id -> added to its logit
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    eos_token_ids: frozenset[int] = frozenset()
+    eos_token_id: frozenset[int] = frozenset()  # an int or a list is taken too
     ignore_eos: bool = False
     stop_strings: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
@@ -49,6 +49,8 @@ class GenerationConfig:
     logprobs: int | None = None  # None: none; n: of each emitted token and of the n most likely ones
 
     def __post_init__(self) -> None:
+        for name in ("stop_strings", "bad_words_ids", "eos_token_id"):
+            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
         for name, (low, high, open_below) in _NUMBERS.items():
             value = getattr(self, name)
             good = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
@@ -69,11 +71,7 @@ class GenerationConfig:
             raise UserError(
                 f"expected min_new_tokens <= max_new_tokens, got {self.min_new_tokens} > {self.max_new_tokens}; fix one"
             )
-        if self.temperature == 0 and self.num_return_sequences > 1:
-            raise UserError(
-                f"expected a temperature above 0 for num_return_sequences {self.num_return_sequences}, got 0: "
-                "greedy answers are all the same; raise the temperature"
-            )
+        _require(not 0 < self.temperature < 1e-5, "temperature", "0 or a number from 1e-05", self.temperature)
 
     def _check_tokens(self) -> None:
         _require(
@@ -81,12 +79,12 @@ class GenerationConfig:
         )
         for token, bias in self.logit_bias.items():
             _require(_is_token(token), "logit_bias", "token ids", token)
-            _require(type(bias) in (int, float) and not math.isnan(bias), "logit_bias", "numbers", bias)
+            _require(type(bias) in (int, float) and bias < math.inf, "logit_bias", "numbers, or -inf", bias)
         for word in _sequence("bad_words_ids", self.bad_words_ids):
             ids = _sequence("bad_words_ids", word)
             _require(len(ids) > 0 and all(map(_is_token, ids)), "bad_words_ids", "lists of at least one token id", word)
-        _require(isinstance(self.eos_token_ids, frozenset), "eos_token_ids", "a frozenset of ids", self.eos_token_ids)
-        _require(all(map(_is_token, self.eos_token_ids)), "eos_token_ids", "token ids", set(self.eos_token_ids))
+        _require(isinstance(self.eos_token_id, frozenset), "eos_token_id", "an id or a list of ids", self.eos_token_id)
+        _require(all(map(_is_token, self.eos_token_id)), "eos_token_id", "token ids", set(self.eos_token_id))
 
     def with_changes(self, **changes: Any) -> GenerationConfig:
         """A copy with some controls changed; None leaves one as it is. Raises `UserError` for an unknown name."""
@@ -94,20 +92,24 @@ class GenerationConfig:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise UserError(f"expected controls out of {', '.join(sorted(known))}, got {unknown[0]!r}; check its name")
-        given = {name: _frozen(name, value) for name, value in changes.items() if value is not None}
-        return dataclasses.replace(self, **given)
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `UserError` if a control names a token that the target does not have."""
+    def check(self, vocab_size: int) -> None:
+        """Raise `UserError` if controls contradict each other, or name a token that the target does not have."""
+        if self.temperature == 0 and self.num_return_sequences > 1:
+            raise UserError(
+                f"expected a temperature above 0 for num_return_sequences {self.num_return_sequences}, got 0: "
+                "greedy answers are all the same; raise the temperature"
+            )
         words = [token for word in self.bad_words_ids for token in word]
-        for name, ids in (("logit_bias", self.logit_bias), ("bad_words_ids", words)):
+        named = (("logit_bias", self.logit_bias), ("bad_words_ids", words), ("eos_token_id", self.eos_token_id))
+        for name, ids in named:
             highest = max(ids, default=0)
             _require(highest < vocab_size, name, f"token ids below {vocab_size}", highest)
 
 
-_INF = math.inf
 _NUMBERS = {  # name: lowest, highest, lowest itself excluded
-    "temperature": (0, 100, False),
+    "temperature": (0, 100, False),  # and not between 0 and 1e-5, where it would overflow: see below
     "top_p": (0, 1, True),
     "min_p": (0, 1, False),
     "typical_p": (0, 1, True),
@@ -147,8 +149,11 @@ def _sequence(name: str, value: object) -> tuple[Any, ...]:
 
 def _frozen(name: str, value: Any) -> Any:
     """Lists as the tuples that the dataclass holds."""
-    if name == "eos_token_ids" and isinstance(value, (list, tuple, set)):
-        return frozenset(value)
+    if name == "eos_token_id" and not isinstance(value, frozenset):
+        try:
+            return frozenset(value if isinstance(value, (list, tuple, set)) else [value])
+        except TypeError:  # an unhashable id
+            return value
     if name == "bad_words_ids" and isinstance(value, (list, tuple)):
         return tuple(tuple(word) if isinstance(word, list) else word for word in value)
     return tuple(value) if isinstance(value, list) else value
@@ -170,12 +175,12 @@ def load_generation_config(artifact: Artifact) -> GenerationConfig:
     sample = document.get("do_sample")
     try:
         _require(sample is None or type(sample) is bool, "do_sample", "true or false", sample)
-        given["eos_token_ids"] = [] if eos is None else eos if isinstance(eos, list) else [eos]
+        given["eos_token_id"] = [] if eos is None else eos if isinstance(eos, list) else [eos]
         given["temperature"] = document.get("temperature", 1.0) if sample else 0.0
         config = GenerationConfig().with_changes(**given)
-        highest = max(config.eos_token_ids, default=0)
+        highest = max(config.eos_token_id, default=0)
         vocab_size = artifact.manifest.target.vocab_size
         _require(highest < vocab_size, "eos_token_id", f"token ids below {vocab_size}", highest)
-    except (UserError, TypeError) as error:  # TypeError: an unhashable eos id
+    except UserError as error:
         raise ArtifactError(f"{GENERATION_CONFIG} {error}; or export the artifact again") from None
     return config

@@ -10,14 +10,16 @@ from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 
 WINDOW = 64  # rounds that are judged together
-FLOOR = 0.05  # of these, the share that must have accepted anything
+FLOOR = 0.05  # of these, the share in which the target must have agreed with a first drafted token
 REST = 256  # rounds without the draft before it is tried again; doubled every time
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
 
 
 class GuardedDraft:
-    """Stands before a draft. One that raises or answers NaN is given up for this text; one that never agrees gets a
-    rest.
+    """Stands before a draft. One that raises or answers NaN is given up; one that hardly ever agrees gets a rest.
+
+    Every drafted round costs at least one call of the draft, so below `FLOOR` it cannot earn what it costs unless it is
+    twenty times cheaper than a pass of the target.
     """
 
     def __init__(self, draft: Draft, warn: Callable[[str], None]) -> None:
@@ -46,6 +48,10 @@ class GuardedDraft:
         """See `Draft`."""
         return self._draft.bytes_out
 
+    def begin(self) -> None:
+        """Another text begins: how many tokens come next says nothing of the last tree."""
+        self._drafted = False
+
     def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
         """The draft's tree, or the root alone while there is no draft to ask."""
         if self._drafted:
@@ -57,9 +63,7 @@ class GuardedDraft:
             tree = self._draft.propose(tokens, features, NO_TREE if self._resting() else shape)
         except Exception as error:  # the draft is only a guess: nothing it does may end the text
             self.failure = f"{type(error).__name__}: {error}"
-            self._warn(
-                f"warning: the draft failed ({self.failure:.200}); the text goes on without it, unchanged but slower"
-            )
+            self._warn(f"warning: the draft failed ({self.failure:.200}); the text goes on, the same without it")
             return root_only(int(tokens[-1]))
         self._drafted = len(tree) > 1
         return tree
@@ -72,8 +76,8 @@ class GuardedDraft:
             share = sum(self._agreed) / WINDOW
             if not self.rests:
                 self._warn(
-                    f"warning: the draft agrees with the target in {share:.0%} of rounds, costs more than it saves "
-                    f"and rests for {self._next_rest} rounds. Was it trained for this target?"
+                    f"warning: the target agrees with the draft in {share:.0%} of rounds, so the draft rests for "
+                    f"{self._next_rest} rounds. Was it trained for this target?"
                 )
             self._rest, self._next_rest = self._next_rest - 1, 2 * self._next_rest
             self.rests += 1

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from dovetail.runtime import strict_json
-from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.errors import ArtifactError, UserError
 
 FORMAT_VERSION = 1
+MAX_TREE_NODES = 128  # also the room that a cache keeps beyond its text, for the last tree
 MANIFEST_NAME = "dovetail.json"
 MAX_MANIFEST_BYTES = 1 << 20
 TARGET_MODEL = "target/openvino_model.xml"
@@ -72,9 +73,10 @@ class TreeShape:
     width: int
 
     def __post_init__(self) -> None:
-        _in_range("tree nodes", self.nodes, 1, 1024)
-        _in_range("tree depth", self.depth, 0, 64)
-        _in_range("tree width", self.width, 1, 64)
+        for name, low, high in (("nodes", 1, MAX_TREE_NODES), ("depth", 0, 64), ("width", 1, 64)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(f"tree {name}: expected an integer from {low} to {high}, got {value!r:.40}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,7 +220,12 @@ def _read(cls: type[T], value: Any, where: str) -> T:
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     _require(set(value) == names, f"{where} with the fields {', '.join(sorted(names))}", sorted(set(value) ^ names))
-    return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in value})
+    try:
+        return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in value})
+    except ArtifactError:
+        raise
+    except UserError as error:  # of a part that users make too
+        raise ArtifactError(f"{MANIFEST_NAME}: {error}; export the artifact again") from None
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from dovetail.runtime.console import hashing_bar, notice
-from dovetail.runtime.errors import UserError
+from dovetail.runtime.console import hashing_bar, notice, waiting
+from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.manifest import MAX_TREE_NODES
 
 if TYPE_CHECKING:
     from dovetail.runtime.artifact import Artifact
@@ -33,6 +34,18 @@ class LogitBias(click.ParamType):  # type: ignore[type-arg]  # generic in the st
             self.fail(f"expected TOKEN_ID=NUMBER, got {value!r}; for example 42=-5", param, ctx)
 
 
+class TokenList(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
+    """ID,ID,..."""
+
+    name = "id,id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"expected token ids with commas between them, got {value!r}; for example 42,7", param, ctx)
+
+
 _CONTROLS = [
     click.option("-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what is left]"),
     click.option("--min-new-tokens", type=int, help="No end-of-sequence token before these.  [default: 0]"),
@@ -45,8 +58,10 @@ _CONTROLS = [
     click.option("--presence-penalty", type=float, help="Subtracted from logits of generated tokens.  [default: 0]"),
     click.option("--frequency-penalty", type=float, help="The same, times their count.  [default: 0]"),
     click.option("--no-repeat-ngram-size", type=int, help=f"No N tokens in a row occur twice; 0 is off.  {_OWN}"),
-    click.option("--logit-bias", type=LogitBias(), multiple=True, help="Add to a token's logit; may be repeated."),
-    click.option("--stop", "stop_strings", multiple=True, help="End the answer at this text; may be repeated."),
+    click.option("--logit-bias", type=LogitBias(), multiple=True, help="Add to a token's logit; repeatable."),
+    click.option("--bad-words-ids", type=TokenList(), multiple=True, help="Never these tokens in a row; repeatable."),
+    click.option("--eos-token-id", type=int, multiple=True, help=f"Token that ends the answer; repeatable.  {_OWN}"),
+    click.option("--stop-strings", "--stop", multiple=True, help="End the answer at this text; repeatable."),
     click.option("--include-stop-str-in-output", is_flag=True, default=None, help="Show the stop text too."),
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the end-of-sequence token."),
     click.option("--num-return-sequences", type=int, help="How many answers.  [default: 1]"),
@@ -62,7 +77,9 @@ _ENGINE = [
     click.option("--draft-device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX."),
     click.option("--exact", is_flag=True, help="Token-identical to decoding one token at a time; slower."),
     click.option(
-        "--tree-nodes", type=click.IntRange(1, 128), help=f"Nodes verified in a pass, the root counted.  {_OWN}"
+        "--tree-nodes",
+        type=click.IntRange(1, MAX_TREE_NODES),
+        help=f"Nodes of a pass, the root counted.  {_OWN}",
     ),
     click.option("--tree-depth", type=click.IntRange(0, 64), help=f"Levels that are drafted.  {_OWN}"),
     click.option("--tree-width", type=click.IntRange(1, 64), help=f"Children tried per node and level.  {_OWN}"),
@@ -98,8 +115,9 @@ def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     engine = {name: value for name, value in given.items() if name in _ENGINE_NAMES}
     flags = {name: value for name, value in given.items() if name not in _ENGINE_NAMES}
     controls = _read_config(flags.pop("config_file"))
-    flags["stop_strings"] = flags["stop_strings"] or None
-    flags["logit_bias"] = dict(flags["logit_bias"]) or None
+    flags["logit_bias"] = dict(flags["logit_bias"])
+    for name in ("stop_strings", "logit_bias", "bad_words_ids", "eos_token_id"):
+        flags[name] = flags[name] or None  # not given
     controls.update((name, value) for name, value in flags.items() if value is not None)
     return controls, engine
 
@@ -113,6 +131,8 @@ def _read_config(path: str | None) -> dict[str, Any]:
         document = strict_json.parse(Path(path).read_bytes(), path, _MAX_CONFIG_BYTES)
     except OSError as error:
         raise UserError(f"--config {path}: expected a readable file, got {error.strerror}; check the path") from None
+    except ArtifactError as error:  # the strict reader takes every file for an artifact's
+        raise UserError(f"--config {str(error).removesuffix('; export the artifact again')}; correct it") from None
     if not isinstance(document, dict):
         raise UserError(f"--config {path}: expected a JSON object of controls, got {strict_json.shown(document)}")
     if isinstance(document.get("logit_bias"), dict):  # JSON has no integer keys
@@ -159,14 +179,15 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
 
     shape = {"nodes": engine["tree_nodes"], "depth": engine["tree_depth"], "width": engine["tree_width"]}
     shape = {name: value for name, value in shape.items() if value is not None}
-    return Pipeline(
-        opened,
-        draft="none" if engine["no_draft"] or engine["draft"] == "none" else "artifact",
-        draft_device=engine["draft_device"],
-        numerics="exact" if engine["exact"] else "fast",
-        threads=engine["threads"],
-        ctx_size=engine["ctx_size"],
-        tree=dataclasses.replace(opened.manifest.default_tree, **shape),
-        chat_template=None if engine["chat_template"] is None else read_template(engine["chat_template"]),
-        notice=notice,
-    )
+    with waiting("loading the models"):
+        return Pipeline(
+            opened,
+            draft="none" if engine["no_draft"] or engine["draft"] == "none" else "artifact",
+            draft_device=engine["draft_device"],
+            numerics="exact" if engine["exact"] else "fast",
+            threads=engine["threads"],
+            ctx_size=engine["ctx_size"],
+            tree=dataclasses.replace(opened.manifest.default_tree, **shape),
+            chat_template=None if engine["chat_template"] is None else read_template(engine["chat_template"]),
+            notice=notice,
+        )

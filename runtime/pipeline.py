@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from dovetail.runtime.artifact import Artifact, open_artifact
 from dovetail.runtime.chat import ChatFormat
@@ -15,14 +14,16 @@ from dovetail.runtime.chat_template import Message, check_messages
 from dovetail.runtime.conversation import Conversation
 from dovetail.runtime.draft import DraftModel, resolve_device
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.generation import Generation
+from dovetail.runtime.generation import Generation, Host
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
 from dovetail.runtime.policy import FixedPolicy, Policy
+from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.stream import Stream
-from dovetail.runtime.target import MAX_TREE_NODES, Numerics, TargetModel
+from dovetail.runtime.target import Numerics, TargetModel
 from dovetail.runtime.text import Tokenizer, load_tokenizer
 from dovetail.runtime.threads import default_threads
+from dovetail.runtime.turns import Turns
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -88,22 +89,19 @@ class Pipeline:
     ) -> None:
         manifest = artifact.manifest
         longest = manifest.target.context_length
-        if threads is not None and threads < 1:
-            raise UserError(f"threads: expected a whole number >= 1, got {threads}")
-        if ctx_size is not None and not 2 <= ctx_size <= longest:
-            raise UserError(f"ctx_size: expected 2 to {longest} tokens, the model's own context, got {ctx_size}")
-        if sequences < 1:
-            raise UserError(f"sequences: expected a whole number >= 1, got {sequences}")
-        if tree is not None and tree.nodes > MAX_TREE_NODES:
-            raise UserError(f"tree nodes: expected at most {MAX_TREE_NODES}, got {tree.nodes}")
+        _check_choice("draft", draft, get_args(DraftChoice))
+        _check_choice("numerics", numerics, get_args(Numerics))
+        _check_whole("threads", threads, 1, 4096)
+        _check_whole("ctx_size", ctx_size, 2, longest)
+        _check_whole("sequences", sequences, 1, 4096)
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
         self.threads = threads or default_threads()
         self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
         self._notice = notice
         self._chat_template = chat_template
-        self._busy = threading.Lock()
-        self._holder: int | None = None  # the thread whose stream is open
+        self._turns = Turns()
+        self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.tokenizer: Tokenizer = load_tokenizer(artifact)
         self.draft: DraftModel | None = None
@@ -142,20 +140,39 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free both models. The pipeline can't be used afterwards."""
-        if "chat" in self.__dict__:
-            self.chat.close()
-        self.draft = None
-        del self.target
+        """Free both models. The pipeline can't be used afterwards; closing again does nothing."""
+        if not self._closed:
+            self._closed = True
+            if "chat" in self.__dict__:
+                self.chat.close()
+            self.draft = None
+            del self.target
 
     @overload
-    def generate(self, prompt: Prompt, config: GenerationConfig | None = None, **controls: Any) -> Generation: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **controls: Any,
+    ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], config: GenerationConfig | None = None, **controls: Any
+        self,
+        prompt: Sequence[Prompt],
+        config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **controls: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], config: GenerationConfig | None = None, **controls: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **controls: Any,
     ) -> Generation | list[Generation]:
         """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, one after another.
 
@@ -164,9 +181,14 @@ class Pipeline:
         many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
         prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
-        made = [
-            self.stream(one, config, sequence=i).finish() for one in prompts for i in range(config.num_return_sequences)
-        ]
+        ready = [self.encode(one, tools) for one in prompts]
+        for ids in ready:
+            self._room(len(ids), config)  # all prompts are refused before the first is begun
+        made = []
+        for ids in ready:
+            with self.conversation() as conversation:  # further answers to a prompt find it in the cache
+                for sequence in range(config.num_return_sequences):
+                    made.append(self.stream(ids, config, conversation=conversation, sequence=sequence).finish())
         return made if many or config.num_return_sequences > 1 else made[0]
 
     def stream(
@@ -174,44 +196,31 @@ class Pipeline:
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         conversation: Conversation | None = None,
         sequence: int = 0,
         **controls: Any,
     ) -> Stream:
-        """Continue `prompt` chunk by chunk. Controls are `GenerationConfig`'s, over `config`, over the artifact's own.
+        """Continue `prompt` chunk by chunk. `controls` are `GenerationConfig`'s fields and change `config`, which
+        replaces the artifact's own defaults.
 
-        A `conversation` keeps its caches for the next turn. `sequence` numbers the answers to one prompt. Raises
+        A `conversation` keeps its caches for the next turn. `tools` go into the chat template of messages. A stream is
+        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. Raises
         `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        ids = self.encode(prompt)
-        max_new_tokens = self._room(len(ids), config)
-        own = conversation or Conversation(self.target, self.draft)
-
-        def end() -> None:
-            if conversation is None:
-                own.close()
-            self._holder = None
-            self._busy.release()
-
+        ids = self.encode(prompt, tools)
         return Stream(
-            own,
-            self.tokenizer,
-            self.policy,
-            config,
+            conversation or self.conversation(),
             ids,
-            max_new_tokens=max_new_tokens,
-            sequence=sequence,
-            info=self.artifact.manifest.target,
-            warn=self._notice,
-            begin=self._begin,
-            end=end,
-            describe={
-                "target_device": "CPU",
-                "draft_device": self.draft_device,
-                "numerics": self.target.numerics,
-                "threads": self.threads,
-            },
+            config,
+            max_new_tokens=self._room(len(ids), config),
+            policy=self.policy,
+            sampler=Sampler(config, ids, self.artifact.manifest.target.vocab_size, sequence),
+            tokenizer=self.tokenizer,
+            turns=self._turns,
+            keep=conversation is not None,
+            host=Host("CPU", self.draft_device, self.target.numerics, self.threads),
         )
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -219,6 +228,8 @@ class Pipeline:
 
         Raises `UserError` for an empty prompt, ids out of the vocabulary, and messages in a wrong shape.
         """
+        if isinstance(prompt, (bytes, bytearray)):
+            raise UserError("prompt: expected text, token ids or messages, got bytes; decode them first")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
@@ -243,21 +254,17 @@ class Pipeline:
 
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
-        return Conversation(self.target, self.draft)
+        if self._closed:
+            raise UserError("expected an open pipeline, got a closed one; load the artifact again")
+        return Conversation(self.target, self.draft, self._notice)
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""
         merged = (config or self.tokenizer.generation).with_changes(**controls)
-        if not merged.eos_token_ids:
-            merged = merged.with_changes(eos_token_ids=self.tokenizer.eos_token_ids)
-        merged.check_vocabulary(self.artifact.manifest.target.vocab_size)
+        if not merged.eos_token_id:
+            merged = merged.with_changes(eos_token_id=self.tokenizer.eos_token_ids)
+        merged.check(self.artifact.manifest.target.vocab_size)
         return merged
-
-    def _begin(self) -> None:
-        if self._holder == threading.get_ident():
-            raise UserError("this pipeline is already generating in this thread; finish or close that stream first")
-        self._busy.acquire()
-        self._holder = threading.get_ident()
 
     def _room(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """How many tokens the answer may have."""
@@ -270,3 +277,13 @@ class Pipeline:
                 f"prompt and {wanted} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
             )
         return wanted
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}: expected {' or '.join(choices)}, got {value!r:.40}")
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise UserError(f"{name}: expected a whole number from {low} to {high}, got {value!r:.40}")

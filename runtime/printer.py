@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
-from dovetail.runtime.console import notice, stderr_console
+from dovetail.runtime.console import notice, stderr_console, waiting
 
 if TYPE_CHECKING:
     from dovetail.runtime.generation import Generation
@@ -26,7 +27,10 @@ class Printer:
     def show(self, stream: Stream, quiet: bool = False) -> Generation:
         """Run `stream` to its end, printing as it goes unless `quiet`. Ctrl-C ends the text, not the report on it."""
         try:
-            for chunk in stream:
+            with waiting("reading the prompt") as done_waiting:
+                chunks = [chunk] if (chunk := next(stream, None)) else []
+                done_waiting()
+            for chunk in itertools.chain(chunks, stream):
                 if quiet:
                     continue
                 for piece, guessed in zip(chunk.pieces, chunk.drafted, strict=True):
@@ -61,12 +65,13 @@ def report(result: Generation, stats: bool) -> None:
         "rounds": f"{totals.rounds}, {n / per_round:.2f} tokens each",
         "accept length": f"{totals.accept_length_mean:.2f} of {totals.drafted_tokens / per_round:.1f} drafted",
         "accept histogram": "  ".join(f"{a}:{count}" for a, count in enumerate(totals.accept_histogram)),
-        "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.target_device}",
-        "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.draft_device}",
+        "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.host.target_device}",
+        "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.host.draft_device}",
         "host_ms": f"{totals.host_ms / per_round:.2f} a round",
         "bytes to draft": f"{result.bytes_to_draft / per_round:.0f} a round",
         "bytes from draft": f"{result.bytes_from_draft / per_round:.0f} a round",
-        "numerics": f"{result.numerics}, {result.threads} threads",
+        "draft's health": result.draft_failure or (f"{result.draft_rests} rests" if result.draft_rests else "good"),
+        "numerics": f"{result.host.numerics}, {result.host.threads} threads",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -78,9 +78,14 @@ def keep_top_p(scores: Scores, mass: float) -> Scores:
     """Keep the smallest set of most likely tokens whose probability reaches `mass` (Holtzman et al. 2019, arXiv
     1904.09751).
     """
-    order = np.argsort(scores, kind="stable")
-    dropped = np.cumsum(softmax(scores)[order]) <= 1 - mass
+    probabilities = softmax(scores)
+    # All tokens this unlikely together have at most 1 - mass: they are dropped in any case and need no sorting.
+    unlikely = probabilities <= (1 - mass) / len(scores)
+    likely = np.flatnonzero(~unlikely)
+    order = likely[np.argsort(scores[likely], kind="stable")]
+    dropped = probabilities[unlikely].sum() + np.cumsum(probabilities[order]) <= 1 - mass
     dropped[-1] = False
+    scores[unlikely] = -np.inf
     scores[order[dropped]] = -np.inf
     return scores
 

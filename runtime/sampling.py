@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from dovetail.runtime import processors
-from dovetail.runtime.errors import TargetError, UserError
+from dovetail.runtime.errors import NothingAllowedError, TargetError
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.tree import Float32s
 
@@ -42,7 +42,7 @@ class Sampler:
 
     def draw(self, logits: Float32s) -> int:
         """The token at the next output position from the target's row `logits` [V]."""
-        if not np.isfinite(logits.max()) or np.isnan(logits.min()):
+        if not np.isfinite(logits.max()):  # NaN anywhere is the maximum
             raise TargetError(
                 f"expected finite logits at output position {self._position}, got NaN or infinity from the target; "
                 "the weights are damaged or overflow, export the artifact again"
@@ -75,10 +75,10 @@ class Sampler:
             scores = processors.ban_repeated_ngrams(scores, self._text, config.no_repeat_ngram_size)
         if config.bad_words_ids:
             scores = processors.ban_words(scores, self._text, config.bad_words_ids)
-        if self._position < config.min_new_tokens and config.eos_token_ids:
-            scores = processors.ban(scores, sorted(config.eos_token_ids))
+        if self._position < config.min_new_tokens and config.eos_token_id:
+            scores = processors.ban(scores, sorted(config.eos_token_id))
         if scores.max() == -np.inf:
-            raise UserError(
+            raise NothingAllowedError(
                 f"expected at least one token that may follow at output position {self._position}, got none: bans and "
                 "biases exclude the whole vocabulary; relax no_repeat_ngram_size, bad_words_ids or logit_bias"
             )
@@ -114,7 +114,7 @@ class Sampler:
             and not config.logit_bias
             and not config.no_repeat_ngram_size
             and not config.bad_words_ids
-            and not (config.eos_token_ids and self._position < config.min_new_tokens)
+            and not (config.eos_token_id and self._position < config.min_new_tokens)
         )
 
     def _pick(self, scores: processors.Scores) -> int:
@@ -136,7 +136,8 @@ class Sampler:
 def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:
     with np.errstate(divide="ignore"):
         values = np.log(processors.softmax(scores))
-    best = np.argsort(-values, kind="stable")[:count]
+    best = np.argpartition(-values, min(count, len(values) - 1))[:count]
+    best = best[np.argsort(-values[best], kind="stable")]
     return TokenLogprobs(float(values[token]), [(int(i), float(values[i])) for i in best if values[i] > -np.inf])
 
 

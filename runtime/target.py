@@ -18,7 +18,7 @@ import openvino as ov
 from dovetail.runtime.blocks import BlockPool, BlockTable
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError
 from dovetail.runtime.feeds import LOGIT_ROWS, Feeds, Layout, SequenceStep, layout_of
-from dovetail.runtime.manifest import FEATURES_OUTPUT, TargetInfo
+from dovetail.runtime.manifest import FEATURES_OUTPUT, MAX_TREE_NODES, TargetInfo
 from dovetail.runtime.tree import Float32s, Int64s, Tree
 from openvino._offline_transformations import paged_attention_transformation
 from openvino.frontend import FrontEndManager
@@ -27,7 +27,6 @@ Numerics = Literal["fast", "exact"]
 
 PREFILL_CHUNK = 256  # tokens a call: an interrupt is only seen between calls
 MAX_LAYOUTS = 64  # whose input arrays are kept: one per tree size and number of blocks in use
-MAX_TREE_NODES = 128  # room kept beyond the context, so that the last tree of a full context still fits
 
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
 _PRECISION: dict[str, dict[str, str]] = {
@@ -76,6 +75,7 @@ class TargetModel:
             raise ArtifactError(
                 f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported"
             )
+        _check_sizes(compiled, info, len(ports), path)
         kv_heads, block_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
         self.pool = BlockPool(sequences * -(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
@@ -182,6 +182,10 @@ class TargetSequence:
             self._model.move_rows(self._table, *zip(*moved, strict=True))
         self._table.length += len(path)
 
+    def reserve(self, num_tokens: int) -> None:
+        """Take the blocks for `num_tokens` more tokens now. Raises `ContextOverflowError`, changing nothing."""
+        self._table.reserve(num_tokens)
+
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on."""
         self._table.truncate(length)
@@ -213,6 +217,17 @@ def to_paged_attention(model: ov.Model) -> ov.Model:
     names = {name for port in model.inputs for name in port.get_names()}
     assert {"qq_bias", "key_cache.0", "value_cache.0"} <= names, "the PagedAttention transformation changed its inputs"
     return model
+
+
+def _check_sizes(compiled: ov.CompiledModel, info: TargetInfo, num_caches: int, path: Path) -> None:
+    """The IR has the sizes that the manifest says: a row read with another width would be garbage."""
+    got = {name: compiled.output(name).partial_shape[-1].get_length() for name in ("logits", FEATURES_OUTPUT)}
+    expected = {"logits": info.vocab_size, FEATURES_OUTPUT: info.hidden_size}
+    if got != expected or num_caches != 2 * info.num_layers:
+        raise ArtifactError(
+            f"{path}: expected {info.num_layers} layers and the widths {expected}, got {num_caches // 2} and {got}; "
+            "export the artifact again"
+        )
 
 
 def restrict_logits(model: ov.Model) -> ov.Model:

@@ -45,7 +45,7 @@ class Tokenizer:
         self._control_ids = self._special_ids - {tokenizer_file.unknown_id(document["model"])}
         self._pieces = Pieces(read_decoder(document["decoder"]), native.id_to_token)
         self.generation = generation
-        self.eos_token_ids = generation.eos_token_ids
+        self.eos_token_ids = generation.eos_token_id
         self._control_tokens = frozenset(token["content"] for token in document["added_tokens"])
         self.vocab_size: int = native.get_vocab_size(with_added_tokens=True)
 

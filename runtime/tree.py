@@ -57,11 +57,6 @@ def root_only(token: int) -> Tree:
     return Tree(np.array([token], np.int64), np.array([-1], np.int64))
 
 
-def chain(root: int, drafted: list[int]) -> Tree:
-    """Each drafted token the only child of the one before."""
-    return Tree(np.array([root, *drafted], np.int64), np.arange(-1, len(drafted), dtype=np.int64))
-
-
 class TreeBuilder:
     """Grows candidates level by level and keeps the best (EAGLE-2, Li et al. 2024, arXiv 2406.16858, sections 4.1 and
     4.2).

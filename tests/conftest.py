@@ -96,5 +96,5 @@ def shipped_artifact() -> Path:
     """The artifact that ships in this repository."""
     path = Path(__file__).resolve().parents[1] / "artifacts" / "pystd"
     if not path.is_dir():
-        pytest.skip("artifacts/pystd is not there: make it with `dovetail-export demo -o artifacts/pystd`")
+        pytest.fail("artifacts/pystd is not there: make it with `dovetail-export demo -o artifacts/pystd`")
     return path

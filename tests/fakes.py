@@ -31,6 +31,11 @@ class Output:
     features: Float32s
 
 
+def chain(root: int, drafted: list[int]) -> Tree:
+    """Each drafted token the only child of the one before."""
+    return Tree(np.array([root, *drafted], np.int64), np.arange(-1, len(drafted), dtype=np.int64))
+
+
 class FakeTarget:
     """Keeps the text itself where the real one keeps a cache."""
 

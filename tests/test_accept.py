@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dovetail.runtime.accept import accept
+from dovetail.runtime.errors import TargetError
 from dovetail.runtime.tree import Float32s, Tree
 
 V = 8
@@ -65,3 +66,21 @@ def test_every_emitted_token_is_one_draw_in_the_order_of_the_text() -> None:
 
     accept(TREE, wanted, recording)
     assert drawn_from == [0, 1, 3, 5]
+
+
+def test_nothing_is_drawn_behind_an_end() -> None:
+    accepted = accept(TREE, logits(3, 5, 0, 7, 0, 1), greedy, ends=frozenset({5}))
+    assert accepted.tokens == [3, 5]
+    assert accepted.path == [0, 1]
+
+
+def test_a_draw_that_fails_counts_at_the_root_only() -> None:
+    def failing(row: Float32s) -> int:
+        if row[7] == 5:
+            raise TargetError("not numbers")
+        return int(row.argmax())
+
+    accepted = accept(TREE, logits(3, 5, 0, 7, 0, 1), failing)
+    assert (accepted.path, accepted.tokens) == ([0, 1], [3, 5])
+    with pytest.raises(TargetError):
+        accept(TREE, logits(7, 5, 0, 7, 0, 1), failing)

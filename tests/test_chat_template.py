@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,27 @@ def test_a_model_talks_without_naming_its_template(talking_artifact: Path) -> No
         assert hostile.count(0) == 1, "a user's are text"
         assert "a<|endoftext|>b" in pipe.tokenizer.decode(hostile, skip_special_tokens=False)
         assert pipe.generate([{"role": "user", "content": "hi"}], max_new_tokens=4, ignore_eos=True).token_ids
+
+
+def test_the_folder_that_a_user_stands_in_provides_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('taken over')")
+    monkeypatch.chdir(tmp_path)
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    assert template.render([{"role": "user", "content": "fine"}]) == "fine"
+    template.close()
+
+
+def test_a_worker_that_dies_is_replaced_and_ctrl_c_is_not_for_it() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    ask = [{"role": "user", "content": "fine"}]
+    assert template.render(ask) == "fine"
+    worker = template._worker
+    assert worker is not None
+    assert os.getpgid(worker.pid) != os.getpgid(0), "Ctrl-C goes to the terminal's process group"
+    worker.kill()
+    worker.wait()
+    assert template.render(ask) == "fine"
+    template.close()
 
 
 HOSTILE = [

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 
 import fakes
 import numpy as np
 import pytest
 from dovetail.runtime import engine, processors
-from dovetail.runtime.accept import Accepted
+from dovetail.runtime.accept import Accepted, Draw
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.manifest import TreeShape
@@ -64,7 +63,7 @@ def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, 
         shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
         config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
         sampler = Sampler(config, PROMPT, VOCAB)
-        loop = rounds(target, draft, FixedPolicy(shape), sampler, np.array(PROMPT), LENGTH)
+        loop = rounds(target, draft, FixedPolicy(shape), sampler.draw, np.array(PROMPT), LENGTH)
         counts[tuple(token for done in loop for token in done.tokens)] += 1
     return counts
 
@@ -97,25 +96,26 @@ def test_outputs_follow_the_exact_distribution(controls: dict[str, float]) -> No
     assert variation < 1.5 * noise
 
 
-def inverted_ratio(tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None) -> Accepted:
-    """The wrong rule: accept a child when r <= p_draft / p_target, else draw from the target independently of what
-    was refused.
-    """
-    rng = np.random.default_rng(hash(tree.tokens.tobytes()) % 2**32)
-    path, tokens = [0], []
-    while len(tokens) + 1 != limit:
-        target = processors.softmax(logits[path[-1]].astype(np.float64))
-        for token, child in tree.children(path[-1]).items():
-            if rng.random() <= (1 / VOCAB) / target[token]:
-                path.append(child)
-                tokens.append(token)
-                break
-        else:
-            break
-    return Accepted(path, [*tokens, draw(logits[path[-1]])])
-
-
 def test_a_wrong_acceptance_rule_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule: accept a child when r <= p_draft / p_target, else draw from the target independently of what was
+    refused. Here p_draft is uniform.
+    """
+    rng = np.random.default_rng(1)
+
+    def inverted_ratio(
+        tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None, ends: frozenset[int] = frozenset()
+    ) -> Accepted:
+        path, tokens = [0], []
+        while len(tokens) + 1 != limit:
+            target = processors.softmax(logits[path[-1]].astype(np.float64))
+            children = tree.children(path[-1]).items()
+            taken = next(((t, c) for t, c in children if rng.random() <= (1 / VOCAB) / target[t]), None)
+            if taken is None:
+                break
+            tokens.append(taken[0])
+            path.append(taken[1])
+        return Accepted(path, [*tokens, draw(logits[path[-1]])])
+
     expected = exact(GenerationConfig(temperature=1.0))
     monkeypatch.setattr(engine, "accept", inverted_ratio)
     p_value, variation, noise = compare(observe({"temperature": 1.0}), expected)

@@ -13,6 +13,7 @@ from dovetail.runtime import engine
 from dovetail.runtime.accept import Accepted
 from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
+from dovetail.runtime.errors import NothingAllowedError
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.policy import FixedPolicy
@@ -39,7 +40,7 @@ def run(
     tokens: list[int] = []
     lengths = []
     for done in rounds(
-        target, make_draft(target), FixedPolicy(shape), Sampler(params, prompt.tolist(), 12), prompt, count
+        target, make_draft(target), FixedPolicy(shape), Sampler(params, prompt.tolist(), 12).draw, prompt, count
     ):
         tokens += done.tokens
         lengths.append(done.accept_length)
@@ -100,7 +101,9 @@ def test_no_draft_is_one_token_a_round() -> None:
     assert lengths == [0] * 20
 
 
-def take_the_draft_unseen(tree: Tree, logits: Float32s, draw: object, limit: int | None = None) -> Accepted:
+def take_the_draft_unseen(
+    tree: Tree, logits: Float32s, draw: object, limit: int | None = None, ends: object = None
+) -> Accepted:
     """A mutant: believes the first drafted child at every node, and lets the target speak only at the end."""
     path, tokens = [0], []
     while (children := tree.children(path[-1])) and len(tokens) + 1 != limit:
@@ -111,7 +114,7 @@ def take_the_draft_unseen(tree: Tree, logits: Float32s, draw: object, limit: int
 
 
 def always_accept_the_runner_up(
-    tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None
+    tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None, ends: object = None
 ) -> Accepted:
     """A mutant: a child among the target's two best counts as agreed."""
     path, tokens = [0], [draw(logits[0])]
@@ -134,3 +137,35 @@ def test_the_first_law_test_notices_a_broken_accept(
     monkeypatch.setattr(engine, "accept", mutant)
     tokens, _ = run(make_draft, TreeShape(nodes=12, depth=4, width=3), GenerationConfig(temperature=1.0, seed=1), 60)
     assert tokens != plain(GenerationConfig(temperature=1.0, seed=1), 60)
+
+
+def plain_until(config: GenerationConfig, prompt: list[int], count: int) -> tuple[list[int], bool]:
+    """(tokens, whether the next draw failed): one token at a time up to an end token, the count, or a failing draw."""
+    sampler, text = Sampler(config, prompt, 12), list(prompt)
+    while len(text) - len(prompt) < count and not (len(text) > len(prompt) and text[-1] in config.eos_token_id):
+        try:
+            text.append(sampler.draw(fakes.row(text, 12)))
+        except NothingAllowedError:
+            return text[len(prompt) :], True
+    return text[len(prompt) :], False
+
+
+@given(
+    st.sampled_from(DRAFTS),
+    st.sets(st.integers(0, 11), max_size=3),
+    st.lists(st.integers(0, 11), min_size=1, max_size=10),
+    st.integers(1, 20),
+)
+def test_ends_and_failing_draws_come_where_plain_decoding_meets_them(
+    make_draft: Callable[[FakeTarget], Draft], ends: set[int], prompt: list[int], count: int
+) -> None:
+    """No token may occur twice, so texts run out of tokens: a draw behind the end of a text must not be missed."""
+    config = GenerationConfig(no_repeat_ngram_size=1, eos_token_id=frozenset(ends))
+    target, tokens, failed = FakeTarget(), [], False
+    draw, shape = Sampler(config, prompt, 12).draw, FixedPolicy(TreeShape(16, 4, 4))
+    try:
+        for done in rounds(target, make_draft(target), shape, draw, np.array(prompt), count, config.eos_token_id):
+            tokens += done.tokens
+    except NothingAllowedError:
+        failed = True
+    assert (tokens, failed) == plain_until(config, prompt, count)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from dovetail.export import corpus
 from dovetail.runtime import GenerationConfig, engine, load
-from dovetail.runtime.accept import Accepted, accept
+from dovetail.runtime.accept import Accepted, Draw, accept
 from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policy import FixedPolicy
 from dovetail.runtime.sampling import Sampler
-from dovetail.runtime.tree import Float32s, Int64s, Tree, chain, root_only
+from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
+from fakes import chain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,10 +65,12 @@ def test_shipped_artifact_with_and_without_its_draft(
 def test_the_law_notices_an_accept_that_takes_the_drafts_token_unseen(
     shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unseen(tree: Tree, logits: Float32s, draw: Callable[[Float32s], int], limit: int | None = None) -> Accepted:
+    def unseen(
+        tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None, ends: frozenset[int] = frozenset()
+    ) -> Accepted:
         children = tree.children(0)
         if not children or limit == 1:
-            return accept(tree, logits, draw, limit)
+            return accept(tree, logits, draw, limit, ends)
         token, child = next(iter(children.items()))
         return Accepted([0, child], [token, draw(logits[child])])
 
@@ -101,7 +104,7 @@ def test_a_draft_fed_shuffled_features_loses_its_accept_length(
             others = np.array([seen[i] for i in rng.integers(0, len(seen), len(features))], np.float32)
             return propose(tokens, others.reshape(features.shape), shape)
 
-        monkeypatch.setattr(type(sequence), "propose", lambda self, *args: propose_shuffled(*args), raising=True)
+        monkeypatch.setattr(sequence, "propose", propose_shuffled)
         return sequence
 
     monkeypatch.setattr(shipped.draft, "sequence", shuffled)
@@ -164,9 +167,13 @@ def tiny(tiny_artifact: Path) -> Pipeline:
 
 TOKENS = st.integers(0, 511)
 CONTROLS = st.fixed_dictionaries(
-    {"seed": st.integers(0, 2**64 - 1), "max_new_tokens": st.integers(1, 40)},
+    {
+        "seed": st.integers(0, 2**64 - 1),
+        "max_new_tokens": st.integers(1, 40),
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+    },
     optional={
-        "temperature": st.sampled_from([0.3, 1.0, 1.7]),
+        "min_new_tokens": st.just(1),
         "top_k": st.sampled_from([1, 7, 100]),
         "top_p": st.sampled_from([0.3, 0.95]),
         "min_p": st.sampled_from([0.01, 0.2]),
@@ -177,10 +184,33 @@ CONTROLS = st.fixed_dictionaries(
         "logit_bias": st.dictionaries(TOKENS, st.floats(-5, 5), max_size=4),
         "no_repeat_ngram_size": st.integers(1, 3),
         "bad_words_ids": st.lists(st.lists(TOKENS, min_size=1, max_size=2), max_size=3),
-        "eos_token_ids": st.lists(TOKENS, max_size=60),
+        "eos_token_id": st.lists(TOKENS, max_size=60),
     },
 )
 SHAPES = st.builds(TreeShape, nodes=st.integers(1, 24), depth=st.integers(0, 6), width=st.integers(1, 10))
+
+
+class RandomTrees(Scripted):
+    """Branching trees of random tokens, with the text to come hidden in a random branch of some of them."""
+
+    def __init__(self, text: list[int], seed: int, vocab_size: int) -> None:
+        super().__init__(text, lambda i: True, vocab_size)
+        self._rng = np.random.default_rng(seed)
+
+    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        true = super().propose(tokens, features, shape)
+        size = min(shape.nodes, 12)
+        parents = [-1] + [int(self._rng.integers(0, i)) for i in range(1, size)]
+        drafted = self._rng.integers(0, self._vocab_size, size)
+        drafted[0] = tokens[-1]
+        node = 0
+        for token in true.tokens[1:]:  # down a random branch
+            children = [i for i in range(1, size) if parents[i] == node]
+            if not children:
+                break
+            node = int(self._rng.choice(children))
+            drafted[node] = token
+        return Tree(drafted, np.array(parents))
 
 
 def no_guess(expected: list[int], vocab: int) -> Draft:
@@ -201,7 +231,11 @@ def always_wrong(expected: list[int], vocab: int) -> Draft:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    CONTROLS, SHAPES, st.lists(TOKENS, min_size=1, max_size=30), st.sampled_from(["artifact", "scripted"]), st.data()
+    CONTROLS,
+    SHAPES,
+    st.lists(TOKENS, min_size=1, max_size=30),
+    st.sampled_from(["own", "scripted", "random tree"]),
+    st.data(),
 )
 def test_any_controls_any_tree_any_draft(
     tiny: Pipeline, controls: dict[str, Any], shape: TreeShape, prompt: list[int], kind: str, data: st.DataObject
@@ -211,21 +245,20 @@ def test_any_controls_any_tree_any_draft(
     vocab = tiny.artifact.manifest.target.vocab_size
 
     def run(draft: Draft, shape: TreeShape) -> list[int]:
-        target = tiny.target.sequence()
-        sampler = Sampler(config, prompt, vocab)
-        tokens: list[int] = []
-        for done in rounds(target, draft, FixedPolicy(shape), sampler, np.array(prompt), config.max_new_tokens or 1):
-            tokens += done.tokens
-            if config.eos_token_ids & set(tokens):
-                break
-        target.close()
-        end = next((i for i, token in enumerate(tokens) if token in config.eos_token_ids), len(tokens))
-        return tokens[: end + 1]
+        target, draw = tiny.target.sequence(), Sampler(config, prompt, vocab).draw
+        length, ends = config.max_new_tokens or 1, config.eos_token_id
+        try:
+            loop = rounds(target, draft, FixedPolicy(shape), draw, np.array(prompt), length, ends)
+            return [token for done in loop for token in done.tokens]
+        finally:
+            target.close()
 
     expected = run(NoDraft(), TreeShape(1, 0, 1))
     if kind == "own":
         assert tiny.draft is not None
         draft: Draft = tiny.draft.sequence()
+    elif kind == "random tree":
+        draft = RandomTrees(expected, data.draw(st.integers(0, 1000)), vocab)
     else:
         make = data.draw(st.sampled_from([no_guess, knows_it_all, knows_every_third, always_wrong]))
         draft = make(expected, vocab)

@@ -14,7 +14,7 @@ from dovetail.runtime.generation_config import GenerationConfig
 WRONG = [
     ("max_new_tokens", [0, -1, 1.5, "3", True]),
     ("min_new_tokens", [-1, 1.0]),
-    ("temperature", [-0.1, float("nan"), float("inf"), "1", True, 101]),
+    ("temperature", [-0.1, 1e-310, float("nan"), float("inf"), "1", True, 101]),
     ("top_k", [-1, 2.0, False]),
     ("top_p", [0, 0.0, 1.1, -1, "0.9"]),
     ("min_p", [-0.1, 1.1]),
@@ -22,10 +22,10 @@ WRONG = [
     ("repetition_penalty", [0, -1, float("inf")]),
     ("presence_penalty", [float("nan"), "a"]),
     ("frequency_penalty", [float("-inf"), []]),
-    ("logit_bias", [[1], {-1: 1.0}, {"1": 1.0}, {1: "x"}, {1: float("nan")}, 3]),
+    ("logit_bias", [[1], {-1: 1.0}, {"1": 1.0}, {1: "x"}, {1: float("nan")}, {1: float("inf")}, 3]),
     ("no_repeat_ngram_size", [-1, 1.5]),
     ("bad_words_ids", ["ab", [3], [[]], [[-1]], [["a"]]]),
-    ("eos_token_ids", [[-1], ["a"], 3, [1.5]]),
+    ("eos_token_id", [[-1], ["a"], -3, [1.5], [[1]]]),
     ("ignore_eos", [1, "yes"]),
     ("stop_strings", ["stop", [""], [3]]),
     ("include_stop_str_in_output", [0]),
@@ -49,7 +49,7 @@ def test_every_control_is_in_the_list_above() -> None:
 @pytest.mark.parametrize("controls", [{"min_new_tokens": 9, "max_new_tokens": 8}, {"num_return_sequences": 2}])
 def test_contradictions_are_refused(controls: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"expected .* got"):
-        GenerationConfig(**controls)
+        GenerationConfig(**controls).check(10)
 
 
 def test_unknown_controls_are_refused() -> None:
@@ -59,15 +59,16 @@ def test_unknown_controls_are_refused() -> None:
 
 def test_none_leaves_a_control_as_it_is_and_lists_become_tuples() -> None:
     config = GenerationConfig(top_k=5).with_changes(
-        top_k=None, stop_strings=["a"], bad_words_ids=[[1, 2]], eos_token_ids=[3]
+        top_k=None, stop_strings=["a"], bad_words_ids=[[1, 2]], eos_token_id=[3]
     )
     assert config == GenerationConfig(
-        top_k=5, stop_strings=("a",), bad_words_ids=((1, 2),), eos_token_ids=frozenset({3})
+        top_k=5, stop_strings=("a",), bad_words_ids=((1, 2),), eos_token_id=frozenset({3})
     )
 
 
 def test_tokens_beyond_the_vocabulary_are_refused() -> None:
-    GenerationConfig(logit_bias={9: 1.0}).check_vocabulary(10)
-    for config in (GenerationConfig(logit_bias={10: 1.0}), GenerationConfig(bad_words_ids=((1, 10),))):
+    GenerationConfig(logit_bias={9: 1.0}).check(10)
+    for wrong in ({"logit_bias": {10: 1.0}}, {"bad_words_ids": [[1, 10]]}, {"eos_token_id": 10}):
+        config = GenerationConfig().with_changes(**wrong)
         with pytest.raises(UserError, match="token ids below 10, got 10"):
-            config.check_vocabulary(10)
+            config.check(10)

@@ -45,7 +45,7 @@ class Breaking:
 def run(make: Callable[[FakeTarget], Draft], count: int, config: GenerationConfig = SAMPLED) -> list[Round]:
     target = FakeTarget()
     sampler = Sampler(config, PROMPT.tolist(), target.vocab)
-    return list(rounds(target, make(target), FixedPolicy(TreeShape(8, 3, 2)), sampler, PROMPT, count))
+    return list(rounds(target, make(target), FixedPolicy(TreeShape(8, 3, 2)), sampler.draw, PROMPT, count))
 
 
 def tokens(made: list[Round]) -> list[int]:

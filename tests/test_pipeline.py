@@ -39,7 +39,6 @@ def pipe(tiny_artifact: Path) -> Iterator[Pipeline]:
 
 
 def free_blocks(pipe: Pipeline) -> int:
-    gc.collect()
     return pipe.target.pool.num_free
 
 
@@ -75,6 +74,9 @@ def test_a_stream_says_what_generate_says(pipe: Pipeline) -> None:
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert len(whole.logprobs) == len(whole.token_ids)
     document = whole.as_dict()
+    for name, value in document.items():
+        if name != "logprobs":  # objects there, dictionaries in the document
+            assert getattr(whole, name) == value
     assert document["completion_tokens"] == 24
     assert sum(document["accept_histogram"]) == document["rounds"]
 
@@ -83,11 +85,11 @@ def test_eos_ends_a_text_and_min_new_tokens_holds_it_off(pipe: Pipeline) -> None
     settings = {**SAMPLED, "ignore_eos": False, "max_new_tokens": 60}
     free = pipe.generate(PROMPT, **{**settings, "ignore_eos": True})
     eos = free.token_ids[5]
-    ended = pipe.generate(PROMPT, eos_token_ids=[eos], **settings)
+    ended = pipe.generate(PROMPT, eos_token_id=[eos], **settings)
     assert ended.finish_reason == "stop"
     assert ended.token_ids == free.token_ids[: free.token_ids.index(eos) + 1]
     assert ended.text == pipe.tokenizer.decode(ended.token_ids[:-1])
-    held = pipe.generate(PROMPT, eos_token_ids=[eos], min_new_tokens=40, **settings)
+    held = pipe.generate(PROMPT, eos_token_id=[eos], min_new_tokens=40, **settings)
     assert len(held.token_ids) >= 40
 
 
@@ -124,6 +126,76 @@ def test_a_conversation_that_reuses_its_cache_says_what_a_fresh_one_says(tiny_ar
     assert free_blocks(pipe) == pipe.target.pool.num_blocks
 
 
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_draft_that_failed_in_one_turn_costs_the_next_nothing_but_speed(
+    tiny_artifact: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    pipe = make(tiny_artifact, sequences=2, notice=lines.append)
+    assert pipe.draft is not None
+    healthy, calls = pipe.draft.run, 0
+
+    def failing(feeds: dict[str, Any]) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and fault == "raises":
+            raise RuntimeError("device lost")
+        out = healthy(feeds)
+        if calls == 3:
+            out["top_log_probs"] = np.full_like(out["top_log_probs"], np.nan)
+        return out
+
+    text = pipe.tokenizer.encode(PROMPT)
+    with pipe.conversation() as conversation:
+        for turn in range(3):
+            settings = {**SAMPLED, "seed": turn}
+            with monkeypatch.context() as patched:
+                patched.setattr(pipe.draft, "run", failing)
+                got = pipe.stream(text, conversation=conversation, **settings).finish()
+            assert got.token_ids == pipe.generate(text, **settings).token_ids
+            assert got.reused_tokens == (len(text) - 5 if turn else 0)  # all but the new tokens, one and the last
+            text = text + got.token_ids + [5, 6, 7]
+    assert sum(line.startswith("warning: the draft failed") for line in lines) == 1
+
+
+def test_turns_that_diverge_leave_the_draft_as_a_fresh_text_would(pipe: Pipeline) -> None:
+    """Not only the tokens: the accepted lengths too, so the draft's cache holds no pair of the old text."""
+    first, second = [5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 300, 301, 302, 303]
+    with pipe.conversation() as conversation:
+        pipe.stream(first, conversation=conversation, **SAMPLED).finish()
+        reused = pipe.stream(second, conversation=conversation, **SAMPLED).finish()
+        assert reused.reused_tokens == 3
+    fresh = pipe.generate(second, **SAMPLED)
+    assert reused.token_ids == fresh.token_ids
+    assert reused.drafted == fresh.drafted
+    assert reused.accept_histogram == fresh.accept_histogram
+
+
+def test_an_answer_that_would_not_fit_the_cache_is_refused_before_its_first_token(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        pipe.stream([5] * 200, conversation=conversation, **{**SAMPLED, "max_new_tokens": 20}).finish()
+        with pytest.raises(ContextOverflowError, match="close a conversation"):
+            next(pipe.stream(PROMPT, max_new_tokens=200))
+
+
+def test_a_conversation_in_use_is_neither_reset_nor_closed(pipe: Pipeline) -> None:
+    conversation = pipe.conversation()
+    with pipe.stream(PROMPT, conversation=conversation, **SAMPLED) as stream:
+        next(stream)
+        for forbidden in (conversation.reset, conversation.close):
+            with pytest.raises(UserError, match="open stream"):
+                forbidden()
+    conversation.close()
+
+
+def test_a_closed_pipeline_says_so(tiny_artifact: Path) -> None:
+    pipe = make(tiny_artifact)
+    pipe.close()
+    pipe.close()
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        pipe.generate(PROMPT)
+
+
 def test_an_open_conversation_keeps_its_part_of_the_cache(pipe: Pipeline) -> None:
     with pipe.conversation() as conversation:
         pipe.stream([5] * 250, conversation=conversation, max_new_tokens=1).finish()
@@ -146,17 +218,25 @@ def test_cancel_ends_after_the_round_and_close_at_once(pipe: Pipeline) -> None:
 
 
 def test_a_consumer_that_stops_reading_frees_its_blocks(pipe: Pipeline) -> None:
+    gc.disable()  # dropping the stream is enough
+    try:
+        read_one_chunk(pipe)
+        assert free_blocks(pipe) == pipe.target.pool.num_blocks
+        assert pipe.generate(PROMPT, **SAMPLED).token_ids
+    finally:
+        gc.enable()
+
+
+def read_one_chunk(pipe: Pipeline) -> None:
     for chunk in pipe.stream(PROMPT, **SAMPLED):
         assert chunk.token_ids
         break
-    assert free_blocks(pipe) == pipe.target.pool.num_blocks
-    assert pipe.generate(PROMPT, **SAMPLED).token_ids
 
 
 def test_a_second_stream_in_one_thread_is_refused_and_other_threads_wait(pipe: Pipeline) -> None:
     with pipe.stream(PROMPT, **SAMPLED) as stream:
         next(iter(stream))
-        with pytest.raises(UserError, match="already generating"):
+        with pytest.raises(UserError, match="expected an idle pipeline"):
             pipe.generate(PROMPT, **SAMPLED)
     alone = {seed: pipe.generate(PROMPT, **{**SAMPLED, "seed": seed}).token_ids for seed in range(6)}
     together: dict[int, list[int]] = {}
@@ -191,6 +271,7 @@ def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
         ([10**9], {}, "token ids from 0"),
         ([True], {}, "token ids from 0"),
         (3, {}, "expected text, token ids or messages"),
+        (b"text", {}, "got bytes"),
         ("\ud800", {}, "UTF-8"),
         ("a\0b", {}, "NUL"),
         ([{"role": "user"}], {}, "give it a content"),
@@ -198,6 +279,8 @@ def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
         ([{"role": "user", "content": object()}], {}, "JSON"),
         (PROMPT, {"temperature": -1}, "temperature: expected"),
         (PROMPT, {"temprature": 1}, "got 'temprature'"),
+        (PROMPT, {"eos_token_id": 512, "min_new_tokens": 3}, "eos_token_id: expected token ids below"),
+        (PROMPT, {"num_return_sequences": 2}, "expected a temperature above 0"),
         (PROMPT, {"logit_bias": {10**8: 1.0}}, "logit_bias: expected token ids below"),
     ],
 )
@@ -212,7 +295,17 @@ def test_bad_input_is_one_clear_error_and_the_pipeline_goes_on(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"threads": 0}, {"ctx_size": 1}, {"ctx_size": 10**6}, {"sequences": 0}, {"tree": TreeShape(500, 2, 2)}]
+    "settings",
+    [
+        {"threads": 0},
+        {"ctx_size": 1},
+        {"ctx_size": 10**6},
+        {"sequences": 0},
+        {"threads": "4"},
+        {"ctx_size": 64.5},
+        {"draft": "lookup"},
+        {"numerics": "bogus"},
+    ],
 )
 def test_bad_settings_are_refused(tiny_artifact: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="expected"):

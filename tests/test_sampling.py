@@ -59,7 +59,7 @@ CONTROLS = [
         id="logit_bias",
     ),
     pytest.param(
-        {"min_new_tokens": 4, "eos_token_ids": frozenset({2, 5})},
+        {"min_new_tokens": 4, "eos_token_id": frozenset({2, 5})},
         lambda prompt: [hf.MinNewTokensLengthLogitsProcessor(len(prompt), 4, [2, 5], device="cpu")],
         id="min_new_tokens",
     ),
@@ -118,7 +118,7 @@ def test_ngram_ban_against_the_obvious_version(text: list[int], size: int) -> No
 
 def test_min_new_tokens_ends() -> None:
     row = np.where(np.arange(V) == 2, 5, 0).astype(np.float32)
-    made = sampler([1], min_new_tokens=3, eos_token_ids=frozenset({2}))
+    made = sampler([1], min_new_tokens=3, eos_token_id=frozenset({2}))
     drawn = [made.draw(row) for _ in range(4)]
     assert drawn[:3] == [0, 0, 0]
     assert drawn[3] == 2

@@ -5,7 +5,7 @@ best connected set.
 from __future__ import annotations
 
 import numpy as np
-from dovetail.runtime.tree import Tree, TreeBuilder, chain, root_only
+from dovetail.runtime.tree import Tree, TreeBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,13 +43,6 @@ def test_children_maps_each_token_to_its_first_child(tree: Tree) -> None:
             if tree.parents[child] == node:
                 expected.setdefault(int(tree.tokens[child]), child)
         assert tree.children(node) == expected
-
-
-def test_plain_shapes() -> None:
-    assert len(root_only(7)) == 1
-    line = chain(5, [6, 7, 8])
-    assert line.parents.tolist() == [-1, 0, 1, 2]
-    assert np.array_equal(line.ancestors(), np.tri(4, dtype=bool))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(1, 40))
