@@ -41,8 +41,8 @@ def check_checkpoint(source: Path) -> None:
         )
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         raise UserError(
-            f"expected attention over the whole context, got a sliding window of {config['sliding_window']} in {source}: "
-            "trees are verified wrongly once it bites; choose a checkpoint without one"
+            f"expected attention over the whole context, got a sliding window of {config['sliding_window']} in "
+            f"{source}: trees are verified wrongly once it bites; choose a checkpoint without one"
         )
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(

@@ -104,13 +104,17 @@ def _logits(request: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _draft_difference(path: Path, draft: DraftModel, ids: NDArray[np.int64], features: torch.Tensor) -> float:
-    """Over a real prefill of up to 64 pairs, and over short calls behind caches of several lengths."""
-    pairs = min(64, len(ids) - 1)
-    real = example_inputs(draft, pairs, 0)
-    real["input_ids"], real["features"] = torch.from_numpy(ids[1 : pairs + 1]), features[:pairs].half()
-    cases = [real]
-    for length, past in ((1, 0), (4, 0), (1, 33), (8, 200)):
+    """Over a real prefill, and over short calls behind the keys and values that torch makes of it."""
+    pairs = len(ids) - 1
+    tokens, halves = torch.from_numpy(ids[1:]), features[:pairs].half()
+    with torch.no_grad():
+        _, cache = draft(tokens[None], halves[None].float(), torch.arange(pairs))
+    differences = []
+    for past, length in ((0, 1), (0, min(64, pairs)), (pairs // 2, 4), (pairs - 8, 8)):
         case = example_inputs(draft, length, past)
-        case["features"] = features[torch.arange(length) % len(features)].half()
-        cases.append(case)
-    return max(largest_difference(draft, path, case) for case in cases)
+        case["input_ids"], case["features"] = tokens[past : past + length], halves[past : past + length]
+        for block, (keys, values) in enumerate(cache):
+            case[f"past_key.{block}"] = keys[0, :, :past].permute(1, 0, 2).half().contiguous()
+            case[f"past_value.{block}"] = values[0, :, :past].permute(1, 0, 2).half().contiguous()
+        differences.append(largest_difference(draft, path, case))
+    return max(differences)

@@ -11,6 +11,7 @@ predictions stand in.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +98,8 @@ class DraftModel:
             )
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._check_sizes(path)
-        self.cache_names = [f"{kind}.{i}" for i in range(info.num_layers) for kind in ("key", "value")]
+        caches = [f"{kind}.{i}" for i in range(info.num_layers) for kind in ("key", "value")]
+        self.past_names, self.new_names = [f"past_{name}" for name in caches], [f"new_{name}" for name in caches]
 
     def _check_sizes(self, path: Path) -> None:
         """The graph has the inputs and sizes that the manifest says."""
@@ -162,18 +164,19 @@ class DraftSequence:
             return root_only(root)
         width = min(shape.width, out.top_tokens.shape[1])
         builder = TreeBuilder(root)
-        builder.extend(np.zeros(1, np.int64), out.top_tokens[:, :width], out.top_log_probs[:, :width])
+        builder.extend([0], out.top_tokens[:, :width], out.top_log_probs[:, :width])
         visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
         for level in range(1, shape.depth):
             chosen = builder.frontier(width)  # [W]
-            source = (chosen - builder.newest) // width  # the row of the last call that each is a child of
-            visible = np.concatenate([visible[source], np.eye(len(chosen), dtype=np.bool_)], axis=1)
-            mask = np.concatenate([np.ones((len(chosen), self.length), np.bool_), visible], axis=1)
-            behind = mask.shape[1] - len(chosen)
-            positions = np.full(len(chosen), self.length + level - 1)
-            out = self._call(
-                builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(len(chosen)), behind
-            )
+            source = [(candidate - builder.newest) // width for candidate in chosen]  # each one's parent's row
+            size, behind = len(chosen), self.length + visible.shape[1]
+            mask = np.zeros((size, behind + size), np.bool_)
+            mask[:, : self.length] = True
+            mask[:, self.length : behind] = visible[source]
+            mask[:, behind:].flat[:: size + 1] = True  # each sees itself
+            visible = mask[:, self.length :]
+            positions = np.full(size, self.length + level - 1)
+            out = self._call(builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(size), behind)
             _require_numbers(out)
             builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
         return builder.best(shape.nodes)
@@ -227,11 +230,10 @@ class DraftSequence:
             "logit_rows": rows,
         }
         self.bytes_in += sum(array.nbytes for array in feeds.values())
-        for name, cache in zip(self._model.cache_names, self._cache, strict=True):
-            feeds[f"past_{name}"] = cache[:behind]
+        feeds.update(zip(self._model.past_names, self._cache[:, :behind], strict=True))
         out = self._model.run(feeds)
-        for name, cache in zip(self._model.cache_names, self._cache, strict=True):
-            cache[behind : behind + len(tokens)] = out[f"new_{name}"]
+        for name, cache in zip(self._model.new_names, self._cache, strict=True):
+            cache[behind : behind + len(tokens)] = out[name]
         # The view renames ONNX Runtime's "long long" to the int64 that OpenVINO knows.
         done = DraftOutput(out["top_token_ids"].view(np.int64), out["top_log_probs"], out["hidden_states"])
         self.bytes_out += done.top_tokens.nbytes + done.top_log_probs.nbytes + done.features.nbytes
@@ -239,7 +241,7 @@ class DraftSequence:
 
 
 def _require_numbers(out: DraftOutput) -> None:
-    if not np.isfinite(out.top_log_probs).all():
+    if not math.isfinite(out.top_log_probs.sum()):  # as is every sum with something that is none
         raise DraftError("the draft's log-probabilities are not numbers")
 
 

@@ -124,8 +124,10 @@ class Sampler:
         cumulative = np.cumsum(probabilities)
         point = self._uniform() * cumulative[-1]
         # side="right": a token of probability 0 spans nothing and cannot be drawn.
-        token = int(np.searchsorted(cumulative, point, side="right"))
-        return min(token, int(np.flatnonzero(probabilities)[-1]))  # point == cumulative[-1] by rounding
+        token = int(cumulative.searchsorted(point, side="right"))
+        if token == len(cumulative):  # point == cumulative[-1] by rounding
+            token = int(np.flatnonzero(probabilities)[-1])
+        return token
 
     def _uniform(self) -> float:
         if self._position >= len(self._uniforms):

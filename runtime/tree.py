@@ -1,4 +1,4 @@
-"""The token tree: node 0 is the last emitted token, every other node a drafted one. Pure numpy.
+"""The token tree: node 0 is the last emitted token, every other node a drafted one. No framework.
 
 Letters: N nodes (root included), W rows expanded at a level, K children per row.
 """
@@ -6,6 +6,7 @@ Letters: N nodes (root included), W rows expanded at a level, K children per row
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,31 +67,31 @@ class TreeBuilder:
     their children, `best` keeps the N-1 best.
     """
 
+    # Lists, not arrays: a level has some dozens of candidates, and a numpy call costs as much as ten of them.
+
     def __init__(self, root: int) -> None:
-        self._tokens = [np.array([root], np.int64)]
-        self._parents = [np.array([-1], np.int64)]
-        self._scores = [np.zeros(1, np.float32)]
+        self._tokens = [root]
+        self._parents = [-1]
+        self._scores = [0.0]
         self.newest = 0  # index of the newest level's first candidate
-        self._count = 1
 
-    def frontier(self, width: int) -> Int64s:
+    def frontier(self, width: int) -> list[int]:
         """[W <= width]: the best candidates of the newest level, in the order of their index."""
-        scores = self._scores[-1]
-        best = np.argsort(-scores, kind="stable")[:width]
-        return np.sort(best) + self.newest
+        level = range(self.newest, len(self._scores))
+        return sorted(sorted(level, key=self._scores.__getitem__, reverse=True)[:width])
 
-    def extend(self, expanded: Int64s, tokens: Int64s, log_probs: Float32s) -> None:
+    def extend(self, expanded: Sequence[int], tokens: Int64s, log_probs: Float32s) -> None:
         """Add the children `tokens` [W, K] with `log_probs` [W, K] of the candidates `expanded` [W]."""
-        scores = np.concatenate(self._scores)[expanded, None] + log_probs  # [W, K]
-        self.newest = self._count
-        self._tokens.append(tokens.ravel())
-        self._parents.append(np.repeat(expanded, tokens.shape[1]))
-        self._scores.append(scores.ravel().astype(np.float32))
-        self._count += tokens.size
+        self.newest = len(self._scores)
+        for parent, children, steps in zip(expanded, tokens.tolist(), log_probs.tolist(), strict=True):
+            score = self._scores[parent]
+            self._tokens += children
+            self._parents += [parent] * len(children)
+            self._scores += [score + step for step in steps]
 
-    def tokens_of(self, candidates: Int64s) -> Int64s:
-        """Tokens of candidates."""
-        return np.concatenate(self._tokens)[candidates]
+    def tokens_of(self, candidates: Sequence[int]) -> Int64s:
+        """[W] tokens of candidates."""
+        return np.array([self._tokens[candidate] for candidate in candidates], np.int64)
 
     def best(self, nodes: int) -> Tree:
         """The root and the `nodes - 1` best candidates.
@@ -98,11 +99,8 @@ class TreeBuilder:
         A child never scores above its parent, and the stable sort puts a parent before a child of the same score, so
         the kept set is a tree.
         """
-        scores, parents = np.concatenate(self._scores), np.concatenate(self._parents)
-        scores[0] = np.inf
-        kept = np.sort(np.argsort(-scores, kind="stable")[:nodes])
-        renumbered = np.full(len(scores), -1, np.int64)
-        renumbered[kept] = np.arange(len(kept))
-        new_parents = renumbered[parents[kept]]
-        new_parents[0] = -1
-        return Tree(np.concatenate(self._tokens)[kept], new_parents)
+        drafted = sorted(range(1, len(self._scores)), key=self._scores.__getitem__, reverse=True)[: nodes - 1]
+        kept = [0, *sorted(drafted)]
+        renumbered = {candidate: node for node, candidate in enumerate(kept)} | {-1: -1}
+        parents = [renumbered[self._parents[candidate]] for candidate in kept]
+        return Tree(self.tokens_of(kept), np.array(parents, np.int64))

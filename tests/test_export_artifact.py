@@ -97,6 +97,11 @@ def not_causal(source: Path) -> None:
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
 
 
+def sliding_window(source: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"sliding_window": 128}))
+
+
 def config_is_not_json(source: Path) -> None:
     (source / "config.json").write_text("{")
 
@@ -126,6 +131,7 @@ def truncated_weights(source: Path) -> None:
         (no_folder, "expected a checkpoint folder"),
         (empty_folder, "config.json"),
         (not_causal, "BertForMaskedLM"),
+        (sliding_window, "sliding window of 128"),
         (config_is_not_json, "JSON"),
         (no_tokenizer, "tokenizer.json"),
         (odd_tokenizer, "Telepathy"),

@@ -147,7 +147,7 @@ def test_random_weights_with_scripted_drafts(
     def run(draft: Draft) -> Iterator[engine.Round]:
         target = pipe.target.sequence()
         yield from rounds(
-            target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params, prompt.tolist(), vocab), prompt, 120
+            target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params, prompt.tolist(), vocab).draw, prompt, 120
         )
         target.close()
 
