@@ -70,6 +70,7 @@ def write_artifact(
         if (folder / manifests.CHAT_TEMPLATE).is_file():
             write_chat_examples(source, folder)
         model = load_torch(source)
+        target = dataclasses.replace(target, parameters=sum(weight.numel() for weight in model.parameters()))
         trained = None if draft is None else _draft_for(model, draft)
         if trained is not None:
             notice("draft: exporting to ONNX")
