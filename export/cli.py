@@ -116,7 +116,7 @@ def draft(
     settings = DraftRecipe(**recipe)
     documents = corpus.text_files(texts)
     kept = work or out.absolute().parent / f".{out.name}.work"
-    with _stoppable(), appearing(out, force) as folder:
+    with _training(), appearing(out, force) as folder:
         report = train_draft(source, documents, folder, settings, work=kept, feature_cache=feature_cache)
     if work is None:
         shutil.rmtree(kept, ignore_errors=True)
@@ -143,7 +143,7 @@ def demo(out: Path, work: Path | None, tree: str | None, force: bool, as_json: b
     from dovetail.export.figures import measure_acceptance
 
     kept = work or out.absolute().parent / f".{out.name}.work"
-    with _stoppable():
+    with _training():
         manifest = make_demo(out, kept, DemoRecipe(**recipe), tree=_tree(tree), measure=measure_acceptance, force=force)
     if work is None:
         shutil.rmtree(kept, ignore_errors=True)
@@ -169,11 +169,15 @@ def _text(path: Path) -> str:
         raise UserError(f"expected a UTF-8 text file, got {path} ({error}); check --check-text") from None
 
 
-class _stoppable:  # a context manager, named as it reads
-    """SIGTERM and SIGINT during training: the checkpoint is written, one line says how to go on, exit 128 + signal."""
+class _training:  # a context manager, named as it reads
+    """The process trains, and nothing else: memory is kept for the next step. SIGTERM and SIGINT: the checkpoint is
+    written, one line says how to go on, exit 128 + signal.
+    """
 
     def __enter__(self) -> None:
-        return None
+        from dovetail.export.training import keep_freed_memory
+
+        keep_freed_memory()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from dovetail.export.training import TrainingStoppedError

@@ -23,7 +23,7 @@ from dovetail.export.corpus import Corpus
 from dovetail.export.draft_model import Cache, DraftModel, config_for, join, save_draft
 from dovetail.export.muon import Muon
 from dovetail.export.progress import stage
-from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
+from dovetail.export.training import Pace, Windows, fast_dtype, train
 from dovetail.runtime.errors import UserError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -273,7 +273,6 @@ def train_draft(
     """Train (or go on training) a draft for the checkpoint `source`; writes the draft folder `out`, keeps its
     checkpoint in `work`.
     """
-    keep_freed_memory()
     torch.manual_seed(recipe.seed)
     target = load_torch(source).requires_grad_(False)
     _, embedding, lm_head = body_and_head(target)

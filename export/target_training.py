@@ -15,7 +15,7 @@ import torch
 from dovetail.export import corpus as corpora
 from dovetail.export.corpus import Corpus
 from dovetail.export.muon import Muon
-from dovetail.export.training import Pace, Windows, fast_dtype, keep_freed_memory, train
+from dovetail.export.training import Pace, Windows, fast_dtype, train
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -133,7 +133,6 @@ def train_target(
     `warm_start` gives the first weights and the tokenizer, whose ids are kept; `warm_start_minutes` is what it was
     trained for before.
     """
-    keep_freed_memory()
     torch.manual_seed(seed)
     folder = work / "target"
     work.mkdir(parents=True, exist_ok=True)
