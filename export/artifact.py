@@ -20,7 +20,7 @@ from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_tor
 from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
-from dovetail.export.target import TargetIR, check_weight_format, export_target
+from dovetail.export.target import check_weight_format, export_target
 from dovetail.runtime import manifest as manifests
 from dovetail.runtime import tokenizer_file
 from dovetail.runtime.artifact import open_artifact
@@ -133,7 +133,7 @@ def _write_settings(source: Path, folder: Path) -> None:
 
 
 def _manifest(
-    folder: Path, name: str, target: TargetIR, draft: DraftModel | None, tree: TreeShape, measured: ExportChecks
+    folder: Path, name: str, target: TargetInfo, draft: DraftModel | None, tree: TreeShape, measured: ExportChecks
 ) -> Manifest:
     info = None
     if draft is not None:
@@ -152,7 +152,7 @@ def _manifest(
     return Manifest(
         format_version=manifests.FORMAT_VERSION,
         name=name,
-        target=TargetInfo(**dataclasses.asdict(target)),
+        target=target,
         draft=info,
         default_tree=tree,
         checks=measured,

@@ -5,7 +5,6 @@ Each step is a function from model to model that checks what it found and what i
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import shutil
 from pathlib import Path
@@ -14,22 +13,9 @@ from typing import Any
 from dovetail.export.checkpoint import check_checkpoint
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS
+from dovetail.runtime.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 
 WEIGHT_FORMATS = ("int8", "int4", "fp16", "fp32")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TargetIR:
-    """What was written, for the manifest."""
-
-    architecture: str
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    context_length: int
-    parameters: int
-    weight_format: str
 
 
 def check_weight_format(weight_format: str) -> None:
@@ -40,7 +26,7 @@ def check_weight_format(weight_format: str) -> None:
         )
 
 
-def export_target(source: Path, folder: Path, weight_format: str = "int8") -> TargetIR:
+def export_target(source: Path, folder: Path, weight_format: str = "int8") -> TargetInfo:
     """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
     GenAI wants beside them.
 
@@ -72,7 +58,7 @@ def export_target(source: Path, folder: Path, weight_format: str = "int8") -> Ta
         embedding=config.vocab_size * config.hidden_size,
     )
     _genai_files(source, folder / "target")
-    return TargetIR(
+    return TargetInfo(
         architecture=config.model_type,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,

@@ -136,8 +136,7 @@ class Stream:
         self._turns.begin()
         conversation = self._conversation
         try:
-            if conversation.busy:  # by a stream of another pipeline's thread that has not ended
-                raise AssertionError("a conversation of one pipeline has one stream at a time")
+            assert not conversation.busy, "a conversation belongs to one pipeline, which has one stream at a time"
             self._reused = conversation.begin(self._prompt, self._max_new_tokens + MAX_TREE_NODES)
         except BaseException:
             self._turns.end()
