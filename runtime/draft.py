@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from dovetail.runtime.errors import ArtifactError, DeviceError, DraftError
-from dovetail.runtime.manifest import DraftInfo, TreeShape
+from dovetail.runtime.manifest import DraftInfo
+from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
 
 PREFILL_CHUNK = 256
@@ -36,7 +37,7 @@ class Draft(Protocol):
     @property
     def bytes_out(self) -> int: ...
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         """A tree rooted at `tokens[-1]`.
 
         `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position
@@ -51,7 +52,7 @@ class NoDraft:
     native_s = 0.0
     bytes_in = bytes_out = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         """The last token alone."""
         return root_only(int(tokens[-1]))
 
@@ -150,23 +151,24 @@ class DraftSequence:
         """Seconds spent inside ONNX Runtime so far, over all sequences of the model."""
         return self._model.native_s
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
-        """See `Draft.propose`. `shape.depth` calls of the graph; the first also reads the newly verified pairs.
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+        """See `Draft.propose`. One call of the graph per level; the first also reads the newly verified pairs.
 
         Where no tree is wanted, nothing is run: the pairs wait for the next call.
         """
         root = int(tokens[-1])
         self._unread.append((tokens[len(tokens) - len(features) :], features))
-        if shape.depth == 0 or shape.nodes == 1:
+        if not growth.goes_on(0, [0.0]):
             return root_only(root)
         out = self._read()
         if out is None:  # the text's first token: nothing to go by
             return root_only(root)
-        width = min(shape.width, out.top_tokens.shape[1])
+        width = min(growth.width, out.top_tokens.shape[1])
         builder = TreeBuilder(root)
         builder.extend([0], out.top_tokens[:, :width], out.top_log_probs[:, :width])
         visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
-        for level in range(1, shape.depth):
+        level = 1
+        while growth.goes_on(level, builder.newest_scores):
             chosen = builder.frontier(width)  # [W]
             source = [(candidate - builder.newest) // width for candidate in chosen]  # each one's parent's row
             size, behind = len(chosen), self.length + visible.shape[1]
@@ -179,7 +181,8 @@ class DraftSequence:
             out = self._call(builder.tokens_of(chosen), out.features[source], positions, mask, np.arange(size), behind)
             _require_numbers(out)
             builder.extend(chosen, out.top_tokens[:, :width], out.top_log_probs[:, :width])
-        return builder.best(shape.nodes)
+            level += 1
+        return builder.best(growth.drafted)
 
     @property
     def known(self) -> int:

@@ -28,6 +28,8 @@ class Target(Protocol):
 
     @property
     def native_s(self) -> float: ...  # seconds spent inside the target's engine so far
+    @property
+    def length(self) -> int: ...  # tokens in the cache
 
     def prefill(self, tokens: Int64s) -> Float32s: ...
     def verify(self, tree: Tree) -> Verification: ...
@@ -64,14 +66,16 @@ def rounds(
     """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, or to one of `ends`, a round at a time."""
     features = target.prefill(prompt[:-1])
     tokens, emitted = prompt, 0
+    policy.begin()
     clock = Stopwatch(target, draft)
     while emitted < max_new_tokens and (emitted == 0 or tokens[-1] not in ends):
         clock.start()
         room = max_new_tokens - emitted
-        tree = draft.propose(tokens, features, policy.shape(room))
+        tree = draft.propose(tokens, features, policy.growth(room, target.length))
         out = target.verify(tree)
         accepted = accept(tree, out.logits, draw, room, ends)
         target.commit(accepted.path)
+        policy.observe(len(accepted.path) - 1)
         tokens, features = np.array(accepted.tokens), out.features[accepted.path]
         emitted += len(tokens)
         yield clock.lap(tree, accepted)

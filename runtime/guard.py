@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable
 
 from dovetail.runtime.draft import Draft
-from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.policy import NO_GROWTH, Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 
 WINDOW = 64  # rounds that are judged together
 FLOOR = 0.05  # of these, the share in which the target must have agreed with a first drafted token
 REST = 256  # rounds without the draft before it is tried again; doubled every time
-NO_TREE = TreeShape(nodes=1, depth=0, width=1)
 
 
 class GuardedDraft:
@@ -52,7 +51,7 @@ class GuardedDraft:
         """Another text begins: how many tokens come next says nothing of the last tree."""
         self._drafted = False
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         """The draft's tree, or the root alone while there is no draft to ask."""
         if self._drafted:
             self._agreed.append(len(tokens) > 1)
@@ -60,7 +59,7 @@ class GuardedDraft:
         if self.failure is not None:
             return root_only(int(tokens[-1]))
         try:
-            tree = self._draft.propose(tokens, features, NO_TREE if self._resting() else shape)
+            tree = self._draft.propose(tokens, features, NO_GROWTH if self._resting() else growth)
         except Exception as error:  # the draft is only a guess: nothing it does may end the text
             self.failure = f"{type(error).__name__}: {error}"
             self._warn(f"warning: the draft failed ({self.failure:.200}); the text goes on, the same without it")

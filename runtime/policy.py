@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from dovetail.runtime.manifest import TreeShape
 
 
-class Policy(Protocol):
-    """Decides the next tree's shape."""
+class Growth(Protocol):
+    """How far one tree grows: the draft asks while it drafts.
 
-    def shape(self, room: int) -> TreeShape:
-        """The shape for a round that may emit at most `room` >= 1 tokens."""
+    Scores are candidates' cumulative log-probabilities from the root (see `TreeBuilder`).
+    """
+
+    @property
+    def width(self) -> int:
+        """Children tried per node, and nodes expanded per level."""
         ...
+
+    def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
+        """Whether to draft a level behind the `depth` drafted so far, of whose newest `scores` are the candidates'."""
+        ...
+
+    def drafted(self, scores: Sequence[float]) -> int:
+        """How many of all candidates to keep; `scores` are theirs, descending."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides how each round's tree grows. One text at a time."""
+
+    def begin(self) -> None:
+        """Another text begins."""
+        ...
+
+    def growth(self, room: int, context: int) -> Growth:
+        """For a round that may emit at most `room` >= 1 tokens, with `context` tokens in the target's cache."""
+        ...
+
+    def observe(self, accept_length: int) -> None:
+        """The round's tree was verified, and this many of its drafted tokens were accepted."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FixedGrowth:
+    """Towards one shape, whatever the scores say."""
+
+    shape: TreeShape
+
+    @property
+    def width(self) -> int:
+        """The shape's."""
+        return self.shape.width
+
+    def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
+        """Down to the shape's depth; not at all for a root alone."""
+        return depth < self.shape.depth and self.shape.nodes > 1
+
+    def drafted(self, scores: Sequence[float]) -> int:
+        """All but the root."""
+        return self.shape.nodes - 1
+
+
+NO_GROWTH = FixedGrowth(TreeShape(nodes=1, depth=0, width=1))
+"""The root alone: plain decoding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +77,12 @@ class FixedPolicy:
 
     tree: TreeShape
 
-    def shape(self, room: int) -> TreeShape:
+    def begin(self) -> None:
+        """Nothing to forget."""
+
+    def growth(self, room: int, context: int) -> Growth:
         """`tree`, no deeper than `room - 1`."""
-        depth = min(self.tree.depth, room - 1)
-        return self.tree if depth == self.tree.depth else dataclasses.replace(self.tree, depth=depth)
+        return FixedGrowth(dataclasses.replace(self.tree, depth=min(self.tree.depth, room - 1)))
+
+    def observe(self, accept_length: int) -> None:
+        """Nothing to learn."""

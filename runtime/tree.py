@@ -6,7 +6,7 @@ Letters: N nodes (root included), W rows expanded at a level, K children per row
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,11 @@ class TreeBuilder:
         self._scores = [0.0]
         self.newest = 0  # index of the newest level's first candidate
 
+    @property
+    def newest_scores(self) -> list[float]:
+        """Of the newest level's candidates."""
+        return self._scores[self.newest :]
+
     def frontier(self, width: int) -> list[int]:
         """[W <= width]: the best candidates of the newest level, in the order of their index."""
         level = range(self.newest, len(self._scores))
@@ -93,14 +98,14 @@ class TreeBuilder:
         """[W] tokens of candidates."""
         return np.array([self._tokens[candidate] for candidate in candidates], np.int64)
 
-    def best(self, nodes: int) -> Tree:
-        """The root and the `nodes - 1` best candidates.
+    def best(self, how_many: Callable[[Sequence[float]], int]) -> Tree:
+        """The root and the best candidates: as many as `how_many` says, given all their scores, descending.
 
         A child never scores above its parent, and the stable sort puts a parent before a child of the same score, so
         the kept set is a tree.
         """
-        drafted = sorted(range(1, len(self._scores)), key=self._scores.__getitem__, reverse=True)[: nodes - 1]
-        kept = [0, *sorted(drafted)]
+        drafted = sorted(range(1, len(self._scores)), key=self._scores.__getitem__, reverse=True)
+        kept = [0, *sorted(drafted[: how_many([self._scores[candidate] for candidate in drafted])])]
         renumbered = {candidate: node for node, candidate in enumerate(kept)} | {-1: -1}
         parents = [renumbered[self._parents[candidate]] for candidate in kept]
         return Tree(self.tokens_of(kept), np.array(parents, np.int64))

@@ -9,10 +9,11 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from dovetail.runtime.manifest import TreeShape
+from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 
 D = 4  # feature size
+ENOUGH = 64  # candidates of a fake tree, about
 
 
 def row(context: Sequence[int], vocab: int, salt: int = 0) -> Float32s:
@@ -45,6 +46,10 @@ class FakeTarget:
         self.vocab, self.salt = vocab, salt
         self.text: list[int] = []
         self.tree = root_only(0)
+
+    @property
+    def length(self) -> int:
+        return len(self.text)
 
     def _feature(self, context: Sequence[int]) -> list[float]:
         return [len(context), *([-1, -1, -1, *context][-3:])]
@@ -79,8 +84,8 @@ class FakeDraft:
         self._children = children
         self.text: list[int] = []
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
-        """Breadth first, `shape.width` children a node, until `shape.nodes` or `shape.depth`."""
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+        """Breadth first, `growth.width` children a node; all are as good as certain."""
         first = not self.text
         assert len(features) == len(tokens) - first
         for i, feature in enumerate(features):
@@ -88,15 +93,15 @@ class FakeDraft:
             assert feature.tolist() == [len(before), *([-1, -1, -1, *before][-3:])], "the feature of the token before"
         self.text += tokens.tolist()
         nodes, parents, paths = [self.text[-1]], [-1], [self.text]
-        for node in range(shape.nodes):
-            if node == len(nodes):
-                break
-            if len(paths[node]) - len(self.text) < shape.depth:
-                for token in self._children(paths[node])[: shape.width]:
+        depth, level = 0, range(1)
+        while level and len(nodes) < ENOUGH and growth.goes_on(depth, [0.0] * len(level)):
+            for node in level:
+                for token in self._children(paths[node])[: growth.width]:
                     nodes.append(token)
                     parents.append(node)
                     paths.append([*paths[node], token])
-        kept = slice(0, shape.nodes)
+            depth, level = depth + 1, range(level.stop, len(nodes))
+        kept = slice(0, 1 + growth.drafted([0.0] * (len(nodes) - 1)))
         return Tree(np.array(nodes[kept], np.int64), np.array(parents[kept], np.int64))
 
 

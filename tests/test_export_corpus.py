@@ -11,6 +11,7 @@ import pytest
 from dovetail.export import corpus
 from dovetail.export.training import Windows
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.held_out import HELD_OUT_ONE_IN, is_held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +25,8 @@ def test_split_is_deterministic_and_disjoint(library: corpus.Corpus) -> None:
     assert not set(library.train) & set(library.held_out)
     assert not set(library.train.values()) & set(library.held_out.values()), "one text on both sides"
     assert len(set(library.train.values())) == len(library.train), "the same text twice"
-    assert all(corpus.is_held_out(name) for name in library.held_out)
-    assert 0.4 < len(library.held_out) * corpus.HELD_OUT_ONE_IN / (len(library.train) + len(library.held_out)) < 2.5
+    assert all(is_held_out(name) for name in library.held_out)
+    assert 0.4 < len(library.held_out) * HELD_OUT_ONE_IN / (len(library.train) + len(library.held_out)) < 2.5
     assert not any("site-packages" in name for name in library.train)
     assert set(library.held_out.values()) <= set(corpus.held_out_samples())
 

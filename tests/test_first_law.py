@@ -18,7 +18,7 @@ from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.policy import FixedPolicy, Growth
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 from fakes import chain
@@ -99,10 +99,10 @@ def test_a_draft_fed_shuffled_features_loses_its_accept_length(
         propose = sequence.propose
         seen: list[Float32s] = []
 
-        def propose_shuffled(tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+        def propose_shuffled(tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
             seen.extend(features)
             others = np.array([seen[i] for i in rng.integers(0, len(seen), len(features))], np.float32)
-            return propose(tokens, others.reshape(features.shape), shape)
+            return propose(tokens, others.reshape(features.shape), growth)
 
         monkeypatch.setattr(sequence, "propose", propose_shuffled)
         return sequence
@@ -121,9 +121,10 @@ class Scripted:
         self._text, self._keep, self._vocab_size = text, keep, vocab_size
         self._done = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         self._done += len(tokens) if self._done else 1
-        ahead = self._text[self._done - 1 : self._done - 1 + shape.depth]
+        depth = next(depth for depth in range(99) if not growth.goes_on(depth, [0.0]))
+        ahead = self._text[self._done - 1 : self._done - 1 + depth]
         guesses = [t if self._keep(self._done + i) else (t + 1) % self._vocab_size for i, t in enumerate(ahead)]
         return chain(int(tokens[-1]), guesses) if guesses else root_only(int(tokens[-1]))
 
@@ -197,8 +198,8 @@ class RandomTrees(Scripted):
         super().__init__(text, lambda i: True, vocab_size)
         self._rng = np.random.default_rng(seed)
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
-        true = super().propose(tokens, features, shape)
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+        true = super().propose(tokens, features, growth)
         size = min(shape.nodes, 12)
         parents = [-1] + [int(self._rng.integers(0, i)) for i in range(1, size)]
         drafted = self._rng.integers(0, self._vocab_size, size)
@@ -238,13 +239,13 @@ def always_wrong(expected: list[int], vocab: int) -> Draft:
     st.data(),
 )
 def test_any_controls_any_tree_any_draft(
-    tiny: Pipeline, controls: dict[str, Any], shape: TreeShape, prompt: list[int], kind: str, data: st.DataObject
+    tiny: Pipeline, controls: dict[str, Any], growth: Growth, prompt: list[int], kind: str, data: st.DataObject
 ) -> None:
     """Controls, seeds, trees and drafts at random; the artifact's own draft has random weights, the others a script."""
     config = tiny.config(**controls)
     vocab = tiny.artifact.manifest.target.vocab_size
 
-    def run(draft: Draft, shape: TreeShape) -> list[int]:
+    def run(draft: Draft, growth: Growth) -> list[int]:
         target, draw = tiny.target.sequence(), Sampler(config, prompt, vocab).draw
         length, ends = config.max_new_tokens or 1, config.eos_token_id
         try:

@@ -16,7 +16,7 @@ from dovetail.runtime.errors import DraftError
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.guard import GuardedDraft
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.policy import FixedPolicy, Growth
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree
 from fakes import FakeTarget
@@ -35,11 +35,11 @@ class Breaking:
         self._draft, self._when, self._error = draft, when, error
         self.calls = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, shape: TreeShape) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         self.calls += 1
         if self.calls == self._when:
             raise self._error
-        return self._draft.propose(tokens, features, shape)
+        return self._draft.propose(tokens, features, growth)
 
 
 def run(make: Callable[[FakeTarget], Draft], count: int, config: GenerationConfig = SAMPLED) -> list[Round]:
