@@ -200,7 +200,7 @@ class RandomTrees(Scripted):
 
     def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
         true = super().propose(tokens, features, growth)
-        size = min(shape.nodes, 12)
+        size = min(1 + growth.drafted([0.0] * 11), 12)
         parents = [-1] + [int(self._rng.integers(0, i)) for i in range(1, size)]
         drafted = self._rng.integers(0, self._vocab_size, size)
         drafted[0] = tokens[-1]
