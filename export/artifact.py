@@ -17,6 +17,7 @@ from typing import Any
 from dovetail.export import checks
 from dovetail.export.chat_examples import write_chat_examples
 from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch, read_sizes
+from dovetail.export.draft_graph import WeightFormat
 from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
 from dovetail.export.draft_onnx import TOP_K, export_draft
 from dovetail.export.folder import appearing, check_goal
@@ -31,7 +32,7 @@ from dovetail.runtime.manifest import DraftInfo, ExportChecks, FileEntry, Manife
 DEFAULT_TREE = TreeShape(nodes=12, depth=5, width=4)
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
 MODEL_CARD = "README.md"
-_TOOLS = ("dovetail", "nncf", "onnx", "onnxscript", "openvino", "optimum-intel", "tokenizers", "torch", "transformers")
+_TOOLS = ("dovetail", "nncf", "onnx", "openvino", "optimum-intel", "tokenizers", "torch", "transformers")
 _READ_ONLY = 0o444
 
 # From the artifact's folder, complete but for its card, and the manifest so far -> the card's text.
@@ -44,6 +45,7 @@ def write_artifact(
     *,
     draft: Path | None = None,
     weight_format: str = "int8",
+    draft_weight_format: WeightFormat = "int8",
     tree: TreeShape | None = None,
     check_text: str | None = None,
     card: CardWriter | None = None,
@@ -75,11 +77,16 @@ def write_artifact(
         if trained is not None:
             notice("draft: exporting to ONNX")
             (folder / "draft").mkdir()
-            export_draft(trained, folder / manifests.DRAFT_MODEL, top_k=min(TOP_K, target.vocab_size))
+            export_draft(
+                trained,
+                folder / manifests.DRAFT_MODEL,
+                top_k=min(TOP_K, target.vocab_size),
+                weight_format=draft_weight_format,
+            )
         notice("checking against torch")
         measured = checks.compare(folder, model, trained, check_text)
         chosen_tree = NO_TREE if trained is None else tree or DEFAULT_TREE
-        manifest = _manifest(folder, name or out.name, target, trained, chosen_tree, measured)
+        manifest = _manifest(folder, name or out.name, target, trained, draft_weight_format, chosen_tree, measured)
         if card is not None:
             _write_manifest(folder, manifest)
             (folder / MODEL_CARD).write_text(card(folder, manifest), encoding="utf-8")
@@ -133,7 +140,13 @@ def _write_settings(source: Path, folder: Path) -> None:
 
 
 def _manifest(
-    folder: Path, name: str, target: TargetInfo, draft: DraftModel | None, tree: TreeShape, measured: ExportChecks
+    folder: Path,
+    name: str,
+    target: TargetInfo,
+    draft: DraftModel | None,
+    draft_weight_format: WeightFormat,
+    tree: TreeShape,
+    measured: ExportChecks,
 ) -> Manifest:
     info = None
     if draft is not None:
@@ -147,7 +160,7 @@ def _manifest(
             head_dim=config.head_dim,
             top_k=min(TOP_K, config.vocab_size),
             parameters=draft.num_parameters(),
-            precision="float16",
+            precision=draft_weight_format,
         )
     return Manifest(
         format_version=manifests.FORMAT_VERSION,

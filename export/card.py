@@ -7,9 +7,9 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from dovetail.export.corpus import HELD_OUT_ONE_IN
 from dovetail.export.draft_training import DraftRecipe, DraftReport
 from dovetail.export.target_training import TargetReport
+from dovetail.runtime.held_out import HELD_OUT_ONE_IN
 from dovetail.runtime.manifest import Manifest
 
 

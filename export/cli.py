@@ -1,4 +1,4 @@
-"""The `dovetail-export` command: model, draft, demo. Exit 0 done, 2 the user's mistake (one line), 1 our fault."""
+"""The `dovetail-export` command: model, draft, inflate, demo. Exit 0 done, 2 the user's mistake (one line), 1 ours."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def dovetail_export() -> None:
 @click.option("--draft", type=_PATH, help="A draft folder made by `dovetail-export draft`.")
 @click.option("--weight-format", default="int8", show_default=True, help="int8, int4, fp16 or fp32.")
 @click.option(
+    "--draft-weight-format",
+    default="int8",
+    show_default=True,
+    type=click.Choice(["int8", "float16", "float32"]),
+    help="int8 is the fastest on a CPU.",
+)
+@click.option(
     "--check-text", type=_PATH, help="A text file to compare with torch on. [default: this Python's own source]"
 )
 @click.option("--tree", help="Default tree as NODES,DEPTH,WIDTH, written into the artifact.")
@@ -43,6 +50,7 @@ def model(
     out: Path,
     draft: Path | None,
     weight_format: str,
+    draft_weight_format: Any,
     check_text: Path | None,
     tree: str | None,
     force: bool,
@@ -56,6 +64,7 @@ def model(
         out,
         draft=draft,
         weight_format=weight_format,
+        draft_weight_format=draft_weight_format,
         tree=_tree(tree),
         check_text=None if check_text is None else _text(check_text),
         force=force,
@@ -122,6 +131,38 @@ def draft(
         shutil.rmtree(kept, ignore_errors=True)
     click.echo(f"{out}: {report.parameters / 1e6:.2f} M parameters after {report.steps} steps")
     click.echo("held-out top-1 agreement by depth: " + " ".join(f"{share:.3f}" for share in report.agreement))
+    if as_json:
+        print_json(dataclasses.asdict(report))
+
+
+@dovetail_export.command()
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="The checkpoint folder to write.")
+@click.option("--like", required=True, metavar="SHAPE", help="llama-68m ... llama-7b, or a folder with config.json.")
+@click.option("--draft", type=_PATH, help="The draft folder of SRC, to grow with it.")
+@click.option("--draft-output", "draft_out", type=_PATH, help="The draft folder to write.")
+@click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]))
+@click.option("--seed", default=0, show_default=True, help="Of the random weights that are added.")
+@_FORCE
+@_JSON
+def inflate(out: Path, draft: Path | None, draft_out: Path | None, as_json: bool, **settings: Any) -> None:
+    """Write the Llama checkpoint SRC in a bigger model's shape: the same text, at the big one's cost."""
+    from dovetail.export import inflate as inflation
+
+    if (draft is None) != (draft_out is None):
+        raise UserError("expected --draft and --draft-output together, got one of them; give both or none")
+    report = inflation.inflate(out=out, draft=draft, draft_out=draft_out, **settings)
+    for folder, parameters, agreement in (
+        (out, report.parameters, report.target),
+        (draft_out, report.draft_parameters, report.draft),
+    ):
+        if parameters is not None and agreement is not None:
+            click.echo(
+                f"{folder}: {parameters / 1e6:.1f} M parameters; logits within {agreement.largest_difference:.2g} of "
+                f"the source's (up to {agreement.largest_logit:.3g}), argmax agreement "
+                f"{agreement.argmax_agreement:.2%} over {agreement.tokens} held-out tokens"
+            )
+    click.echo(f"text and acceptance are those of {report.source}, cost is that of {report.like}")
     if as_json:
         print_json(dataclasses.asdict(report))
 
@@ -198,8 +239,8 @@ def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
         f"{checks.target_argmax_agreement:.2%} "
         f"over {checks.tokens} held-out tokens"
     )
-    if checks.draft_max_difference is not None:
-        click.echo(f"draft against torch: largest difference {checks.draft_max_difference:.2g}")
+    if checks.draft_argmax_agreement is not None:
+        click.echo(f"draft against torch: first children agree to {checks.draft_argmax_agreement:.2%}")
     if as_json:
         print_json(dataclasses.asdict(manifest))
 

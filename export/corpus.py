@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.held_out import (
+    held_out_files,
+    is_held_out,
+    path_hash,
+    read_text,
+    standard_library_names,
+    standard_library_root,
+)
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|endoftext|>"  # token id 0: in front of every document, and what a model ends with
-HELD_OUT_ONE_IN = 40
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _MIN_CHARACTERS = 200
 _MAX_LINE_MEAN = 120  # longer lines on average: tables of data, not code
 
@@ -40,15 +45,6 @@ class Corpus:
             )
 
 
-def is_held_out(path: str) -> bool:
-    """The split: a file is held out or not by the hash of its path, whatever else is in the corpus."""
-    return _path_hash(path) % HELD_OUT_ONE_IN == 0
-
-
-def _path_hash(path: str) -> int:
-    return int(hashlib.sha256(path.encode()).hexdigest(), 16)
-
-
 def split(documents: Iterable[tuple[str, str]]) -> Corpus:
     """(path, text) pairs -> corpus. Repeated contents and data tables are left out; the order of the pairs decides
     which copy stays.
@@ -64,28 +60,9 @@ def split(documents: Iterable[tuple[str, str]]) -> Corpus:
         seen.add(digest)
         (held_out if is_held_out(path) else train)[path] = text
     if not held_out and len(train) > 1:  # so few documents that the hash chose none
-        chosen = min(train, key=_path_hash)
+        chosen = min(train, key=path_hash)
         held_out[chosen] = train.pop(chosen)
     return Corpus(train, held_out)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError):
-        return ""
-
-
-def _standard_library_names() -> list[str]:
-    root = Path(sysconfig.get_path("stdlib"))
-    names = []
-    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
-        parts = set(Path(name).parts[:-1])
-        is_code_page = name.startswith("encodings/cp")
-        if parts & _SKIPPED_FOLDERS or is_code_page or name.startswith("lib2to3/tests/data") or "/bad" in "/" + name:
-            continue
-        names.append(name)
-    return names
 
 
 def standard_library() -> Corpus:
@@ -93,14 +70,13 @@ def standard_library() -> Corpus:
 
     Without code pages and the broken inputs of its tests.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    return split((name, _read_text(root / name)) for name in _standard_library_names())
+    root = standard_library_root()
+    return split((name, read_text(root / name)) for name in standard_library_names())
 
 
 def held_out_samples() -> Iterator[str]:
-    """The held-out files of the standard library one by one, without reading the others."""
-    root = Path(sysconfig.get_path("stdlib"))
-    return (text for name in _standard_library_names() if is_held_out(name) and (text := _read_text(root / name)))
+    """The texts of the held-out files of the standard library, without reading the others."""
+    return (text for _, text in held_out_files())
 
 
 def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
@@ -114,7 +90,7 @@ def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
                 f"expected a text file or a folder of text files, got {given}, which does not exist; check --text"
             )
         for path in sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]:
-            text = _read_text(path)
+            text = read_text(path)
             for start in range(0, len(text), chunk_characters):
                 documents.append((f"{path.name}:{start}", text[start : start + chunk_characters]))
     return split(documents)

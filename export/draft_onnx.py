@@ -1,187 +1,176 @@
-"""The draft as an ONNX graph (opset 23, standard operators, float16): what the runtime calls once per level of a tree.
+"""The draft as an ONNX graph (opset 23, standard operators): what the runtime calls once per level of a tree.
 
-inputs   input_ids int64 [T] · features float16 [T, D] · position_ids int64 [T]
-         attention_mask bool [T, P + T] (True = may attend) · logit_rows int64 [R]
-         past_key.i, past_value.i float16 [P, H, E] for each block i; P may be 0
-outputs  top_token_ids int64 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
-         new_key.i, new_value.i float16 [T, H, E], keys after RoPE
+inputs   input_ids int64 [T] · position_ids int64 [T]
+         features float16 [F, D] · feature_rows int64 [T]: pair t reads features[feature_rows[t]], so that features
+         which the last call left on the device need not leave it
+         tree_mask bool [T, M]: which of the last M cache rows a pair may attend to; all rows before them it may
+         cache_rows int64 [T]: where this call's keys and values go
+         logit_rows int64 [R]
+         key_cache.i, value_cache.i float32 [C, H * E] for each block i: the rows in use, this call's included
+outputs  top_token_ids int32 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
+         new_key_cache.i, new_value_cache.i: the caches with this call's rows; bound to the inputs' memory they are
+         written in place
 
-Letters: T pairs in a call, P pairs in the cache, R rows wanted, K children, D hidden size, H key/value heads, E head
-size, V vocabulary.
+Letters: T pairs in a call, F feature rows, C cache rows, M cache rows under the mask, R rows wanted, K children, D
+hidden size, H key/value heads, E head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from dovetail.export.draft_model import DraftModel
-from dovetail.export.quiet import quiet_torch
+from dovetail.export.draft_graph import OPSET, GraphBuilder, Value, WeightFormat
+from dovetail.export.draft_model import Block, DraftModel
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from onnx import TensorProto
 
-OPSET = 23
 TOP_K = 10
-MAX_INLINE_BYTES = 1_500_000_000  # one protobuf file ends at 2 GB
 
 
-class DraftGraph(nn.Module):
-    """The draft with the contract's inputs and outputs, in the dtype of its weights."""
-
-    def __init__(self, draft: DraftModel, top_k: int) -> None:
-        super().__init__()
-        self._draft, self._top_k = draft, top_k
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        features: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor,
-        logit_rows: Tensor,
-        *past: Tensor,
-    ) -> tuple[Tensor, ...]:
-        dtype = self._draft.embedding.dtype
-        # [P, H, E] -> [1, H, P, E]
-        cache = [tuple(p.to(dtype).permute(1, 0, 2)[None] for p in past[i : i + 2]) for i in range(0, len(past), 2)]
-        hidden, new = self._draft(input_ids[None], features.to(dtype)[None], position_ids, attention_mask, cache)
-        rows = hidden[0].index_select(0, logit_rows)  # [R, D]
-        log_probs = torch.log_softmax(self._draft.logits(rows).float(), dim=-1)  # [R, V]
-        top_log_probs, top_token_ids = torch.topk(log_probs, self._top_k, dim=-1)
-        caches = [x[0].permute(1, 0, 2).to(torch.float16) for pair in new for x in pair]
-        return (top_token_ids, top_log_probs, rows.to(torch.float16), *caches)
-
-
-def input_names(num_layers: int) -> list[str]:
-    """Of the graph, in order."""
-    past = [f"past_{kind}.{i}" for i in range(num_layers) for kind in ("key", "value")]
-    return ["input_ids", "features", "position_ids", "attention_mask", "logit_rows", *past]
-
-
-def output_names(num_layers: int) -> list[str]:
-    """Of the graph, in order."""
-    new = [f"new_{kind}.{i}" for i in range(num_layers) for kind in ("key", "value")]
-    return ["top_token_ids", "top_log_probs", "hidden_states", *new]
-
-
-def example_inputs(draft: DraftModel, length: int, past: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs of a causal call: `length` pairs after `past` cached ones, every second row wanted."""
-    config, generator = draft.config, torch.Generator().manual_seed(seed)
-    inputs = {
-        "input_ids": torch.randint(0, config.vocab_size, (length,), generator=generator),
-        "features": torch.randn(length, config.hidden_size, generator=generator).half(),
-        "position_ids": torch.arange(past, past + length),
-        "attention_mask": torch.ones(length, past + length, dtype=torch.bool).tril(past),
-        "logit_rows": torch.arange(length - 1, -1, -2).flip(0),
-    }
-    for name in input_names(config.num_layers)[5:]:
-        inputs[name] = torch.randn(past, config.num_kv_heads, config.head_dim, generator=generator).half()
-    return inputs
-
-
-def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, dtype: torch.dtype = torch.float16) -> None:
-    """Write the draft's graph to `path`, with the weights inside unless they are over 1.5 GB (then in `path.data`
-    beside it).
-    """
+def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_format: WeightFormat = "int8") -> None:
+    """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
     assert top_k <= draft.config.vocab_size, "more children than tokens"
-    graph = DraftGraph(copy.deepcopy(draft).to(dtype).eval(), top_k)
-    example = tuple(example_inputs(draft, 5, 3).values())
-    batch: dict[str, Any] = dict.fromkeys(("T", "P", "M", "R"), torch.export.Dim.DYNAMIC)
-    shapes: list[Any] = [
-        {0: batch["T"]},
-        {0: batch["T"]},
-        {0: batch["T"]},
-        {0: batch["T"], 1: batch["M"]},
-        {0: batch["R"]},
-    ]
-    pasts = tuple({0: batch["P"]} for _ in range(2 * draft.config.num_layers))
-    bytes_of_weights = sum(
-        t.numel() * t.element_size()
-        for t in [*graph.state_dict().values(), graph._draft.embedding, graph._draft.lm_head]
-    )
-    with quiet_torch(), torch.no_grad():
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(*shapes, pasts),
-            input_names=input_names(draft.config.num_layers),
-            output_names=output_names(draft.config.num_layers),
-            verbose=False,
-        )
-        assert program is not None
-        _forget_origin(program.model)
-        program.save(path, external_data=bytes_of_weights > MAX_INLINE_BYTES)
-    check_graph(path, draft.config.num_layers)
+    config, graph = draft.config, GraphBuilder(weight_format)
+    width = config.num_kv_heads * config.head_dim
+    ids = graph.input("input_ids", TensorProto.INT64, ["T"])
+    features = graph.input("features", TensorProto.FLOAT16, ["F", config.hidden_size])
+    feature_rows = graph.input("feature_rows", TensorProto.INT64, ["T"])
+    positions = graph.input("position_ids", TensorProto.INT64, ["T"])
+    tree_mask = graph.input("tree_mask", TensorProto.BOOL, ["T", "M"])
+    cache_rows = graph.input("cache_rows", TensorProto.INT64, ["T"])
+    logit_rows = graph.input("logit_rows", TensorProto.INT64, ["R"])
+    caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(config.num_layers)]
+
+    fusion = draft.fusion
+    h = graph.op("Cast", graph.op("Gather", features, feature_rows, axis=0), to=TensorProto.FLOAT)
+    e = graph.rms_norm(graph.embedding(ids, draft.embedding), fusion.norm.weight, config.rms_norm_eps)
+    h1, h2 = graph.linear(h, fusion.w1.weight), graph.silu(graph.linear(e, fusion.w2.weight))
+    z = graph.op("Sigmoid", graph.linear(graph.op("Concat", h1, h2, axis=-1), fusion.wz.weight))
+    x = graph.op("Add", h2, graph.op("Mul", z, graph.op("Sub", h1, h2)))  # z h1 + (1 - z) h2
+
+    x = graph.op("Unsqueeze", x, graph.integers(0))  # [1, T, D]
+    mask = _whole_mask(graph, tree_mask, caches[0])
+    slots = graph.op("Unsqueeze", cache_rows, graph.integers(1))  # [T, 1]
+    angles = graph.rotary_angles(positions, config.rope_frequencies, config.rope_scale)
+    for i, block in enumerate(draft.blocks):
+        assert isinstance(block, Block)
+        x = _block(graph, draft, block, x, angles, mask, slots, caches[2 * i : 2 * i + 2], first=i == 0)
+
+    rows = graph.op("Gather", graph.op("Squeeze", x, graph.integers(0)), logit_rows, axis=0)  # [R, D]
+    logits = graph.linear(rows, draft.lm_head)  # [R, V]
+    best, best_ids = graph.ops("TopK", 2, logits, graph.integers(top_k), axis=-1)
+    log_probs = graph.op("Sub", best, graph.op("ReduceLogSumExp", logits, graph.integers(-1)))
+    graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", top_k])
+    graph.output(log_probs, "top_log_probs", TensorProto.FLOAT, ["R", top_k])
+    features_out = graph.op("Cast", rows, to=TensorProto.FLOAT16)
+    graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
+    for name in cache_names(config.num_layers):
+        graph.declare_output(f"new_{name}", TensorProto.FLOAT, ["C", width])
+    graph.save(path)
+    check_graph(path, config.num_layers)
 
 
-def _forget_origin(model: Any) -> None:
-    """Drop what the exporter notes of the Python it traced: stack traces with this machine's paths."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
+def cache_names(num_layers: int) -> list[str]:
+    """Of the graph's cache inputs, in order; the outputs' names have `new_` in front."""
+    return [f"{kind}_cache.{i}" for i in range(num_layers) for kind in ("key", "value")]
+
+
+def _whole_mask(graph: GraphBuilder, tree_mask: Value, cache: Value) -> Value:
+    """[T, C]: true for all rows before the tree's, the tree's mask behind them."""
+    pairs, under = (graph.op("Shape", tree_mask, start=axis, end=axis + 1) for axis in (0, 1))
+    before = graph.op("Sub", graph.op("Shape", cache, start=0, end=1), under)
+    seen = graph.op("Expand", graph.constant(np.array([[True]])), graph.op("Concat", pairs, before, axis=0))
+    return graph.op("Concat", seen, tree_mask, axis=1)
+
+
+def _block(
+    graph: GraphBuilder,
+    draft: DraftModel,
+    block: Block,
+    x: Value,
+    angles: tuple[Value, Value],
+    mask: Value,
+    slots: Value,
+    caches: list[Value],
+    *,
+    first: bool,
+) -> Value:
+    """A Llama block on `x` [1, T, D]; the first has no input norm. Its rows go into `caches` at `slots`."""
+    config = draft.config
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    y = x if first else graph.rms_norm(x, block.input_norm.weight, config.rms_norm_eps)  # type: ignore[arg-type]
+    y = graph.linear(y, block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
+    q, k, v = graph.split(y, queries, keys, keys)
+    k = graph.rotate(k, angles, config.num_kv_heads)
+    cached = []
+    for cache, new in zip(caches, (k, v), strict=True):
+        row = graph.op("Squeeze", new, graph.integers(0))
+        whole = graph.named_op("ScatterND", f"new_{cache}", cache, slots, row)
+        cached.append(graph.op("Unsqueeze", whole, graph.integers(0)))
+    heads = {"q_num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads}
+    attended = graph.op("Attention", graph.rotate(q, angles, config.num_heads), *cached, mask, **heads)
+    x = graph.op("Add", x, graph.linear(attended, block.o_proj.weight))
+    y = graph.rms_norm(x, block.mlp_norm.weight, config.rms_norm_eps)
+    y = graph.linear(y, block.gate_proj.weight, block.up_proj.weight)
+    gate, up = graph.split(y, len(block.gate_proj.weight), len(block.up_proj.weight))
+    return graph.op("Add", x, graph.linear(graph.op("Mul", graph.silu(gate), up), block.down_proj.weight))
 
 
 def check_graph(path: Path, num_layers: int) -> None:
-    """Assert the contract: opset, standard operators only, the attention operator, names in order."""
-    import onnx
-
+    """Assert the contract: opset, standard operators only, names in order."""
     model = onnx.load(path, load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)], f"opsets {model.opset_import}"
     assert not model.functions, f"functions {[f.name for f in model.functions]}"
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
-    operators = [node.op_type for node in model.graph.node]
-    assert operators.count("Attention") == num_layers, (
-        f"{operators.count('Attention')} Attention operators, expected {num_layers}"
-    )
-    assert [i.name for i in model.graph.input] == input_names(num_layers), [i.name for i in model.graph.input]
-    assert [o.name for o in model.graph.output] == output_names(num_layers), [o.name for o in model.graph.output]
+    caches = cache_names(num_layers)
+    pairs = ["input_ids", "features", "feature_rows", "position_ids", "tree_mask", "cache_rows", "logit_rows"]
+    made = ["top_token_ids", "top_log_probs", "hidden_states"]
+    assert [i.name for i in model.graph.input] == pairs + caches, [i.name for i in model.graph.input]
+    assert [o.name for o in model.graph.output] == made + [f"new_{name}" for name in caches]
 
 
-def largest_difference(draft: DraftModel, path: Path, inputs: dict[str, Tensor]) -> float:
-    """The largest absolute difference of hidden states and top log-probabilities between the graph at `path` and torch
-    in float32.
+def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Random inputs of a causal call: `length` pairs behind `past` cached ones, every second row wanted."""
+    config, rng = draft.config, np.random.default_rng(seed)
+    call: dict[str, NDArray[Any]] = {
+        "input_ids": rng.integers(0, config.vocab_size, length),
+        "features": rng.standard_normal((length, config.hidden_size)).astype(np.float16),
+        "feature_rows": np.arange(length),
+        "position_ids": np.arange(past, past + length),
+        "tree_mask": np.tri(length, dtype=np.bool_),
+        "cache_rows": np.arange(past, past + length),
+        "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
+    }
+    for name in cache_names(config.num_layers):
+        shape = (past + length, config.num_kv_heads * config.head_dim)
+        call[name] = rng.standard_normal(shape, dtype=np.float32)
+    return call
 
-    Log-probabilities are compared token by token at the graph's own choice, so that a near-tie that swaps two children
-    is not a difference.
+
+def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(hidden_states [R, D], log-probabilities [R, V]) of a call by the torch module in float32.
+
+    The call's own rows are the last of its caches.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs = dict(
-        zip(
-            [o.name for o in session.get_outputs()],
-            session.run(None, {k: v.numpy() for k, v in inputs.items()}),
-            strict=True,
-        )
-    )
+    config, length = draft.config, len(call["input_ids"])
+    values = {name: torch.from_numpy(array) for name, array in call.items()}
+    past = len(values["key_cache.0"]) - length
+    under = values["tree_mask"].shape[1]
+    mask = torch.cat([torch.ones(length, past + length - under, dtype=torch.bool), values["tree_mask"]], dim=1)
+    shape = (past, config.num_kv_heads, config.head_dim)
+    flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(config.num_layers)]
+    features = values["features"].float()[values["feature_rows"]]
     with torch.no_grad():
-        past = [inputs[name].float() for name in input_names(draft.config.num_layers)[5:]]
-        names = ("input_ids", "features", "position_ids", "attention_mask", "logit_rows")
-        graph = DraftGraph(draft.float(), draft.config.vocab_size)
-        plain = [inputs[name].float() if name == "features" else inputs[name] for name in names]
-        ids, log_probs, _, *_ = graph(*plain, *past)
-        hidden, _ = draft(
-            inputs["input_ids"][None],
-            inputs["features"].float()[None],
-            inputs["position_ids"],
-            inputs["attention_mask"],
-            [(past[i].permute(1, 0, 2)[None], past[i + 1].permute(1, 0, 2)[None]) for i in range(0, len(past), 2)],
+        hidden, _ = draft.float()(
+            values["input_ids"][None],
+            features[None],
+            values["position_ids"],
+            mask,
+            list(zip(flat[::2], flat[1::2], strict=True)),
         )
-    by_token = torch.empty_like(log_probs).scatter_(1, ids, log_probs).numpy()  # [R, V]
-    expected_log_probs: NDArray[np.float32] = np.take_along_axis(by_token, outputs["top_token_ids"], axis=1)
-    expected_hidden = hidden[0][inputs["logit_rows"]].numpy()
-    return max(
-        float(np.abs(outputs["top_log_probs"] - expected_log_probs).max()),
-        float(np.abs(outputs["hidden_states"].astype(np.float32) - expected_hidden).max()),
-    )
+        rows = hidden[0][values["logit_rows"]]
+        return rows.numpy(), torch.log_softmax(draft.logits(rows), -1).numpy()

@@ -83,7 +83,8 @@ def _optimum_export(source: Path, folder: Path, keep_float32: bool) -> None:
                 local_files_only=True,
                 trust_remote_code=False,
                 convert_tokenizer=False,
-                ov_config=OVConfig(dtype="fp32") if keep_float32 else None,
+                # Without a config, optimum itself compresses models above a billion parameters, asymmetrically.
+                ov_config=OVConfig(dtype="fp32" if keep_float32 else None),
             )
         except (ValueError, KeyError, NotImplementedError, ImportError) as error:
             first = str(error).strip().splitlines()[0]

@@ -11,6 +11,7 @@ import click
 from dovetail.runtime import options
 from dovetail.runtime.chat_command import chat
 from dovetail.runtime.console import print_json, run
+from dovetail.runtime.doctor_command import doctor
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.printer import Printer, report
 
@@ -155,8 +156,8 @@ def _described(manifest: Manifest) -> list[tuple[str, str]]:
         about_draft += f"{draft.num_layers} layers, top {draft.top_k}"
     about_checks = f"mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%}"
     about_checks += f" over {checks.tokens} tokens"
-    if checks.draft_max_difference is not None:
-        about_checks += f"; draft within {checks.draft_max_difference:.2g}"
+    if checks.draft_argmax_agreement is not None:
+        about_checks += f"; draft {checks.draft_argmax_agreement:.2%}"
     return [
         ("name", f"{manifest.name} (format {manifest.format_version}, {size / 1e6:.1f} MB)"),
         ("target", ", ".join(about_target)),
@@ -168,6 +169,7 @@ def _described(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 dovetail.add_command(chat)
+dovetail.add_command(doctor)
 
 
 def main() -> None:

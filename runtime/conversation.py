@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from dovetail.runtime.draft import DraftModel, DraftSequence, NoDraft
+from dovetail.runtime.draft import NoDraft, SequenceDraft
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.guard import GuardedDraft
 from dovetail.runtime.target import TargetModel
@@ -15,9 +15,9 @@ from dovetail.runtime.target import TargetModel
 class Conversation:
     """A target sequence, a draft, and the tokens that both hold. Use as a context manager, or `close` it."""
 
-    def __init__(self, target: TargetModel, draft: DraftModel | None, warn: Callable[[str], None]) -> None:
+    def __init__(self, target: TargetModel, draft: SequenceDraft | None, warn: Callable[[str], None]) -> None:
         self.target = target.sequence()
-        self._sequence: DraftSequence | None = draft.sequence() if draft else None
+        self._sequence = draft
         self.draft = GuardedDraft(self._sequence or NoDraft(), warn)
         self._tokens: list[int] = []
         self.busy = False  # a stream is making text in it

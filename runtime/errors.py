@@ -17,6 +17,10 @@ class DeviceError(UserError):
     """The device that was asked for cannot be used on this machine."""
 
 
+class ProfileError(UserError):
+    """The host profile is damaged, or of another machine or artifact."""
+
+
 class DrawError(Exception):
     """No token can be drawn from a row of logits. Nothing is emitted from it."""
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import types
-import typing
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import NoReturn
 
 from dovetail.runtime import strict_json
 from dovetail.runtime.errors import ArtifactError, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_TREE_NODES = 128  # also the room that a cache keeps beyond its text, for the last tree
 MANIFEST_NAME = "dovetail.json"
 MAX_MANIFEST_BYTES = 1 << 20
 TARGET_MODEL = "target/openvino_model.xml"
 TARGET_WEIGHTS = "target/openvino_model.bin"
 DRAFT_MODEL = "draft/model.onnx"
+DRAFT_PRECISIONS = ("int8", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 GENERATION_CONFIG = "tokenizer/generation_config.json"
@@ -37,11 +36,15 @@ _FILE_NAME = re.compile(
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
+def _refuse(expected: str, got: object) -> NoReturn:
+    raise ArtifactError(
+        f"{MANIFEST_NAME}: expected {expected}, got {strict_json.shown(got)}; export the artifact again"
+    )
+
+
 def _require(condition: bool, expected: str, got: object) -> None:
     if not condition:
-        raise ArtifactError(
-            f"{MANIFEST_NAME}: expected {expected}, got {strict_json.shown(got)}; export the artifact again"
-        )
+        _refuse(expected, got)
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
@@ -118,7 +121,11 @@ class DraftInfo:
 
     def __post_init__(self) -> None:
         _require(self.kind in ("dgf",), "draft kind dgf", self.kind)
-        _require(self.precision in ("float16", "float32"), "draft precision float16 or float32", self.precision)
+        _require(
+            self.precision in DRAFT_PRECISIONS,
+            f"draft precision as one of {', '.join(DRAFT_PRECISIONS)}",
+            self.precision,
+        )
         _in_range("draft hidden_size", self.hidden_size, 1, 1 << 20)
         _in_range("draft vocab_size", self.vocab_size, 1, 1 << 24)
         _in_range("draft num_layers", self.num_layers, 1, 1024)
@@ -135,14 +142,14 @@ class ExportChecks:
     tokens: int
     target_kl_mean: float
     target_argmax_agreement: float
-    draft_max_difference: float | None
+    draft_argmax_agreement: float | None
 
     def __post_init__(self) -> None:
         _in_range("tokens", self.tokens, 0, 1 << 50)
         _in_range("target_kl_mean", self.target_kl_mean, -1e-3, 1e6)
         _in_range("target_argmax_agreement", self.target_argmax_agreement, 0, 1)
-        if self.draft_max_difference is not None:
-            _in_range("draft_max_difference", self.draft_max_difference, 0, 1e9)
+        if self.draft_argmax_agreement is not None:
+            _in_range("draft_argmax_agreement", self.draft_argmax_agreement, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,39 +214,9 @@ def loads(text: str | bytes) -> Manifest:
         raise ArtifactError(
             f"{MANIFEST_NAME}: expected format_version {FORMAT_VERSION}, got the newer {version}; upgrade dovetail"
         )
-    return _read(Manifest, document, "manifest")
-
-
-T = TypeVar("T")
-
-
-def _read(cls: type[T], value: Any, where: str) -> T:
-    """`value` as the dataclass `cls`: every field there, none besides, each of its annotated type."""
-    assert dataclasses.is_dataclass(cls)
-    _require(isinstance(value, dict), f"{where} as an object", value)
-    hints = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    _require(set(value) == names, f"{where} with the fields {', '.join(sorted(names))}", sorted(set(value) ^ names))
     try:
-        return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in value})
+        return strict_json.decode(Manifest, document, "manifest", _refuse)
     except ArtifactError:
         raise
     except UserError as error:  # of a part that users make too
         raise ArtifactError(f"{MANIFEST_NAME}: {error}; export the artifact again") from None
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        inner = [h for h in typing.get_args(hint) if h is not type(None)]
-        return None if value is None else _typed(inner[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return _read(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is dict:
-        _require(isinstance(value, dict), f"{where} as an object", value)
-        item = typing.get_args(hint)[1]
-        return {key: _typed(item, entry, f"{where}[{strict_json.shown(key)}]") for key, entry in value.items()}
-    if hint is float:
-        _require(type(value) in (int, float), f"{where} as a number", value)
-        return float(value)
-    _require(type(value) is hint, f"{where} as {hint.__name__}", value)
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,18 @@ class TokenList(click.ParamType):  # type: ignore[type-arg]  # generic in the st
             self.fail(f"expected token ids with commas between them, got {value!r}; for example 42,7", param, ctx)
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
+    """A number of bytes, with a unit or without."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"expected a size such as 2GB or 500MB, got {value!r}", param, ctx)
+        return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
 _CONTROLS = [
     click.option("-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what is left]"),
     click.option("--min-new-tokens", type=int, help="No end-of-sequence token before these.  [default: 0]"),
@@ -71,10 +84,20 @@ _CONTROLS = [
 ]
 _ENGINE = [
     click.option(
-        "--draft", type=click.Choice(["artifact", "none"]), default="artifact", show_default=True, help="Who guesses."
+        "--draft",
+        type=click.Choice(["artifact", "lookup", "none"]),
+        default="artifact",
+        show_default=True,
+        help="Who guesses.",
     ),
     click.option("--no-draft", is_flag=True, help="Plain decoding; the same as --draft none."),
-    click.option("--draft-device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX."),
+    click.option(
+        "--draft-device",
+        default="auto",
+        show_default=True,
+        help="auto, cpu, cuda, cuda:INDEX, openvino:CPU or openvino:GPU.",
+    ),
+    click.option("--draft-memory-limit", type=Bytes(), help="Most memory on the draft's device, such as 2GB or 500MB."),
     click.option("--exact", is_flag=True, help="Token-identical to decoding one token at a time; slower."),
     click.option(
         "--tree-nodes",
@@ -90,7 +113,7 @@ _ENGINE = [
     click.option("--chat-template", type=click.Path(), help="A jinja2 file in place of the artifact's own."),
     click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files."),
 ]
-_ENGINE_NAMES = {"draft", "no_draft", "draft_device", "exact", "threads", "ctx_size", "trust"}
+_ENGINE_NAMES = {"draft", "no_draft", "draft_device", "draft_memory_limit", "exact", "threads", "ctx_size", "trust"}
 _ENGINE_NAMES |= {"tree_nodes", "tree_depth", "tree_width", "chat_template"}
 
 
@@ -175,19 +198,22 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
 
     # From here on the artifact is what its manifest says; only now are numpy and the engines imported.
     from dovetail.runtime.chat import read_template
-    from dovetail.runtime.pipeline import Pipeline
+    from dovetail.runtime.pipeline import LOOKUP_TREE, DraftChoice, Pipeline
 
+    draft: DraftChoice = "none" if engine["no_draft"] else engine["draft"]
+    default = LOOKUP_TREE if draft == "lookup" else opened.manifest.default_tree
     shape = {"nodes": engine["tree_nodes"], "depth": engine["tree_depth"], "width": engine["tree_width"]}
     shape = {name: value for name, value in shape.items() if value is not None}
     with waiting("loading the models"):
         return Pipeline(
             opened,
-            draft="none" if engine["no_draft"] or engine["draft"] == "none" else "artifact",
+            draft=draft,
             draft_device=engine["draft_device"],
+            draft_memory_limit=engine["draft_memory_limit"],
             numerics="exact" if engine["exact"] else "fast",
             threads=engine["threads"],
             ctx_size=engine["ctx_size"],
-            tree=dataclasses.replace(opened.manifest.default_tree, **shape),
+            tree=dataclasses.replace(default, **shape) if shape else None,
             chat_template=None if engine["chat_template"] is None else read_template(engine["chat_template"]),
             notice=notice,
         )

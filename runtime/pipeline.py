@@ -12,10 +12,12 @@ from dovetail.runtime.artifact import Artifact, open_artifact
 from dovetail.runtime.chat import ChatFormat
 from dovetail.runtime.chat_template import Message, check_messages
 from dovetail.runtime.conversation import Conversation
-from dovetail.runtime.draft import DraftModel, resolve_device
+from dovetail.runtime.device import check_device, load_draft
+from dovetail.runtime.draft import DraftModel, SequenceDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
 from dovetail.runtime.generation import Generation, Host
 from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.lookup import LookupDraft
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
 from dovetail.runtime.policy import FixedPolicy, Policy
 from dovetail.runtime.sampling import Sampler
@@ -27,7 +29,9 @@ from dovetail.runtime.turns import Turns
 
 DEFAULT_NEW_TOKENS = 256
 
-DraftChoice = Literal["artifact", "none"]
+LOOKUP_TREE = TreeShape(nodes=12, depth=11, width=3)  # a level costs no call, so a chain may use all nodes
+
+DraftChoice = Literal["artifact", "lookup", "none"]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids as they are, or the messages of a conversation."""
 
@@ -37,6 +41,7 @@ def load(
     *,
     draft: DraftChoice = "artifact",
     draft_device: str = "auto",
+    draft_memory_limit: int | None = None,
     numerics: Numerics = "fast",
     threads: int | None = None,
     ctx_size: int | None = None,
@@ -48,7 +53,8 @@ def load(
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
-    `threads` defaults to the least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
+    `draft` `lookup` takes matches in the text for a draft. `draft_memory_limit` is in bytes. `threads` defaults to the
+    least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
     context; `sequences` is how many such contexts the cache can hold (an open conversation keeps its own); `tree`
     defaults to the manifest's. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
     is told, a line each, what was chosen and what went wrong with the draft. Raises `ArtifactError`, `DeviceError`,
@@ -58,6 +64,7 @@ def load(
         open_artifact(path, trust=trust),
         draft=draft,
         draft_device=draft_device,
+        draft_memory_limit=draft_memory_limit,
         numerics=numerics,
         threads=threads,
         ctx_size=ctx_size,
@@ -79,6 +86,7 @@ class Pipeline:
         *,
         draft: DraftChoice,
         draft_device: str,
+        draft_memory_limit: int | None = None,
         numerics: Numerics,
         threads: int | None,
         ctx_size: int | None,
@@ -97,31 +105,36 @@ class Pipeline:
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
         self.threads = threads or default_threads()
-        self.policy: Policy = FixedPolicy(tree or manifest.default_tree)
         self._notice = notice
         self._chat_template = chat_template
         self._turns = Turns()
         self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.tokenizer: Tokenizer = load_tokenizer(artifact)
-        self.draft: DraftModel | None = None
+        check_device(draft_device)
+        self.draft: DraftModel | None = None  # a loaded graph
+        self.draft_kind: str = "none" if manifest.draft is None and draft == "artifact" else draft
         self.draft_device = "none"
-        if draft == "artifact" and manifest.draft is not None:
-            self.draft_device = resolve_device(draft_device)
-            self.draft = DraftModel(
+        if self.draft_kind == "artifact":
+            assert manifest.draft is not None
+            self.draft = load_draft(
                 artifact.file(DRAFT_MODEL),
                 manifest.draft,
-                device=self.draft_device,
+                device=draft_device,
                 threads=self.threads,
                 context_length=self.ctx_size,
+                memory_limit=draft_memory_limit,
+                notice=notice,
             )
-            notice(f"draft: {manifest.draft.kind} on {self.draft_device}")
+            self.draft_kind, self.draft_device = manifest.draft.kind, self.draft.device
         elif draft_device not in ("auto", "cpu"):
             raise DeviceError(
                 f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
             )
         else:
-            notice("draft: none, plain decoding")
+            notice("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
+        default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
+        self.policy: Policy = FixedPolicy(tree or default)
         self.target = TargetModel(
             artifact.file(TARGET_MODEL),
             manifest.target,
@@ -256,7 +269,12 @@ class Pipeline:
         """Caches for a text of several turns."""
         if self._closed:
             raise UserError("expected an open pipeline, got a closed one; load the artifact again")
-        return Conversation(self.target, self.draft, self._notice)
+        return Conversation(self.target, self._draft_of_a_text(), self._notice)
+
+    def _draft_of_a_text(self) -> SequenceDraft | None:
+        if self.draft is not None:
+            return self.draft.sequence()
+        return LookupDraft() if self.draft_kind == "lookup" else None
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import reprlib
-from typing import Any
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from dovetail.runtime.errors import ArtifactError
+
+T = TypeVar("T")
+Refuse = Callable[[str, object], NoReturn]
+"""Raises the caller's error from what was expected and what was found."""
 
 _MAX_DIGITS = 19  # enough for 64 bits; a longer integer is an attack on the reader, not a size
 
@@ -21,10 +29,10 @@ def shown(value: object) -> str:
     return _shorten.repr(value)[:80]
 
 
-def parse(data: bytes, what: str, max_bytes: int) -> Any:
-    """The document in `data`. Raises `ArtifactError` that calls the file `what`."""
+def parse(data: bytes, what: str, max_bytes: int, remedy: str = "export the artifact again") -> Any:
+    """The document in `data`. Raises `ArtifactError` that calls the file `what` and ends in `remedy`."""
     if len(data) > max_bytes:
-        raise ArtifactError(f"{what}: expected at most {max_bytes} bytes, got {len(data)}; export the artifact again")
+        raise ArtifactError(f"{what}: expected at most {max_bytes} bytes, got {len(data)}; {remedy}")
     try:
         text = data.decode("utf-8")
         return json.loads(
@@ -36,9 +44,7 @@ def parse(data: bytes, what: str, max_bytes: int) -> Any:
         )
     except (ValueError, RecursionError) as error:
         reason = "nesting too deep" if isinstance(error, RecursionError) else str(error)[:160]
-        raise ArtifactError(
-            f"{what}: expected one strict JSON document, got {reason}; export the artifact again"
-        ) from None
+        raise ArtifactError(f"{what}: expected one strict JSON document, got {reason}; {remedy}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -66,4 +72,45 @@ def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
         raise ValueError(f"the number {digits[:40]}")
+    return value
+
+
+def decode(cls: type[T], value: Any, where: str, refuse: Refuse) -> T:
+    """`value` as the dataclass `cls`: every field there, none besides, each of its annotated type.
+
+    Types may be plain ones, other dataclasses, `dict[str, X]`, `tuple[X, ...]` and `X | None`. What the dataclass
+    itself raises passes through.
+    """
+    assert dataclasses.is_dataclass(cls)
+    if not isinstance(value, dict):
+        refuse(f"{where} as an object", value)
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    if set(value) != names:
+        refuse(f"{where} with the fields {', '.join(sorted(names))}", sorted(set(value) ^ names))
+    return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}", refuse) for name in value})
+
+
+def _typed(hint: Any, value: Any, where: str, refuse: Refuse) -> Any:
+    if isinstance(hint, types.UnionType):
+        inner = [h for h in typing.get_args(hint) if h is not type(None)]
+        return None if value is None else _typed(inner[0], value, where, refuse)
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast(type, hint), value, where, refuse)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            refuse(f"{where} as an object", value)
+        item = typing.get_args(hint)[1]
+        return {key: _typed(item, entry, f"{where}[{shown(key)}]", refuse) for key, entry in value.items()}
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            refuse(f"{where} as a list", value)
+        item = typing.get_args(hint)[0]
+        return tuple(_typed(item, entry, f"{where}[{index}]", refuse) for index, entry in enumerate(value))
+    if hint is float:
+        if type(value) not in (int, float):
+            refuse(f"{where} as a number", value)
+        return float(value)
+    if type(value) is not hint:
+        refuse(f"{where} as {hint.__name__}", value)
     return value

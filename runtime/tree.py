@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer[Any]]
 Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -85,14 +87,18 @@ class TreeBuilder:
         level = range(self.newest, len(self._scores))
         return sorted(sorted(level, key=self._scores.__getitem__, reverse=True)[:width])
 
-    def extend(self, expanded: Sequence[int], tokens: Int64s, log_probs: Float32s) -> None:
+    def extend(self, expanded: Sequence[int], tokens: Integers, log_probs: Float32s) -> None:
         """Add the children `tokens` [W, K] with `log_probs` [W, K] of the candidates `expanded` [W]."""
+        parents = [parent for parent in expanded for _ in range(tokens.shape[1])]
+        self.add_level(parents, tokens.ravel().tolist(), log_probs.ravel().tolist())
+
+    def add_level(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> int:
+        """Add candidates as a new level; returns the first one's index."""
         self.newest = len(self._scores)
-        for parent, children, steps in zip(expanded, tokens.tolist(), log_probs.tolist(), strict=True):
-            score = self._scores[parent]
-            self._tokens += children
-            self._parents += [parent] * len(children)
-            self._scores += [score + step for step in steps]
+        self._tokens += tokens
+        self._parents += parents
+        self._scores += [self._scores[parent] + step for parent, step in zip(parents, log_probs, strict=True)]
+        return self.newest
 
     def tokens_of(self, candidates: Sequence[int]) -> Int64s:
         """[W] tokens of candidates."""

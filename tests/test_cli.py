@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from dovetail.runtime import cli, load
+from dovetail.runtime.device import cuda_driver
 
 JSON_FIELDS = {
     *("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "rounds", "accept_length_mean"),
@@ -160,11 +161,9 @@ def test_missing_things_are_one_line_and_exit_2(
 
 
 def test_cuda_without_cuda_is_refused(run: Any, tiny_artifact: Path) -> None:
-    from dovetail.runtime import draft
-
-    if draft._cuda_driver():
+    if cuda_driver():
         pytest.skip("this machine has an NVIDIA driver")
-    assert "expected an NVIDIA GPU" in run("generate", tiny_artifact, PROMPT, "--draft-device", "cuda").mistake
+    assert "no NVIDIA GPU with its driver on this machine" in run("generate", tiny_artifact, PROMPT, "--draft-device", "cuda").mistake
 
 
 def test_inspect_shows_sizes_and_verifies(run: Any, tiny_artifact: Path) -> None:

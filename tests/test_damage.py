@@ -173,7 +173,7 @@ RAW = {
     "long": json.dumps("x" * 5000),
     "nul": '"\\u0000"',
 }
-NULLABLE = {("draft",), ("checks", "draft_max_difference")}
+NULLABLE = {("draft",), ("checks", "draft_argmax_agreement")}
 FREE_NAMES = {("tool_versions", "openvino")}  # any tool, or none, is fine
 
 

@@ -42,7 +42,7 @@ DOCUMENT: dict[str, Any] = {
         "tokens": 100,
         "target_kl_mean": 1e-3,
         "target_argmax_agreement": 0.99,
-        "draft_max_difference": 0.01,
+        "draft_argmax_agreement": 0.01,
     },
     "tool_versions": {"openvino": "2026.4.1"},
     "files": dict.fromkeys(
@@ -86,10 +86,10 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize("path", FIELDS, ids="/".join)
 def test_every_field_refuses_other_types(path: tuple[str, ...]) -> None:
     for wrong in ([], {"a": 1}, True, "\0", "a\nb", "\ud800", 10**18, -5, 1.5, [[[[1]]]], {"a": {"b": {}}}, "9" * 5000):
-        if path[-1] in ("target_kl_mean", "draft_max_difference") and wrong == 1.5:
+        if path[-1] in ("target_kl_mean", "draft_argmax_agreement") and wrong == 1.5:
             continue
         refusal(json.dumps(changed(path, wrong)))
-    if path not in (("draft",), ("checks", "draft_max_difference")):
+    if path not in (("draft",), ("checks", "draft_argmax_agreement")):
         refusal(json.dumps(changed(path, None)))
     text = json.dumps(changed(path, "HERE"))
     for raw in (

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from dovetail.runtime import load
+from dovetail.runtime.device import cuda_driver
+from dovetail.runtime.draft import Children, DraftCall
+from dovetail.runtime.draft_onnx import OnnxMemory
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.pipeline import Pipeline
@@ -305,7 +308,8 @@ def test_bad_input_is_one_clear_error_and_the_pipeline_goes_on(
         {"sequences": 0},
         {"threads": "4"},
         {"ctx_size": 64.5},
-        {"draft": "lookup"},
+        {"draft": "bogus"},
+        {"draft_memory_limit": 2**20},
         {"numerics": "bogus"},
     ],
 )
@@ -316,9 +320,7 @@ def test_bad_settings_are_refused(tiny_artifact: Path, settings: dict[str, Any])
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu", "cuda:x"])
 def test_a_draft_device_that_is_not_there_is_refused(tiny_artifact: Path, device: str) -> None:
-    from dovetail.runtime import draft
-
-    if device.startswith("cuda") and draft._cuda_driver():
+    if device.startswith("cuda") and cuda_driver():
         pytest.skip("this machine has an NVIDIA driver")
     with pytest.raises(DeviceError, match="--draft-device"):
         make(tiny_artifact, draft_device=device)
@@ -332,19 +334,19 @@ def test_a_draft_session_that_fails_in_the_middle_changes_no_token(
     pipe = make(tiny_artifact, notice=lines.append)
     expected = pipe.generate(PROMPT, **SAMPLED)
     assert pipe.draft is not None
-    healthy, calls = pipe.draft.run, 0
+    healthy, calls = OnnxMemory.run, 0
 
-    def failing(feeds: dict[str, Any]) -> dict[str, Any]:
+    def failing(memory: OnnxMemory, call: DraftCall) -> Children:
         nonlocal calls
         calls += 1
-        out = healthy(feeds)
+        out = healthy(memory, call)
         if calls > 5 and fault == "raises":
             raise RuntimeError("device lost")
         if calls > 5:
-            out["top_log_probs"] = np.full_like(out["top_log_probs"], np.nan)
+            out.log_probs[:] = np.nan
         return out
 
-    monkeypatch.setattr(pipe.draft, "run", failing)
+    monkeypatch.setattr(OnnxMemory, "run", failing)
     got = pipe.generate(PROMPT, **SAMPLED)
     assert got.token_ids == expected.token_ids
     assert got.draft_failure is not None
