@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from dovetail.runtime import options
 from dovetail.runtime.chat_command import chat
-from dovetail.runtime.console import print_json, run
+from dovetail.runtime.console import notice, print_json, run
 from dovetail.runtime.doctor_command import doctor
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.printer import Printer, report
@@ -100,8 +100,12 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     """Show what ARTIFACT holds, and verify every file's hash."""
     opened = options.open_verified(artifact, trust)
     examples = options.replay_chat_examples(opened) if verify else None
+    from dovetail.runtime.profile import profiles_of  # only now: the artifact's own faults come first
+
+    profiles = profiles_of(opened.digest, notice)
     if as_json:
-        about = {"digest": opened.digest, "verified": not trust, "chat_examples": examples}
+        kept = [dataclasses.asdict(profile) for profile in profiles]
+        about = {"profiles": kept, "digest": opened.digest, "verified": not trust, "chat_examples": examples}
         print_json({**dataclasses.asdict(opened.manifest), **about})
         return
     for name, value in _described(opened.manifest):
@@ -110,6 +114,8 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     click.echo(
         f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}"
     )
+    for profile in profiles:
+        click.echo(f"{'profile':<14} {profile.summary}")
     if examples is not None:
         click.echo(f"{'chat':<14} {f'{examples} examples render as at export' if examples else 'no template'}")
 

@@ -45,6 +45,13 @@ def check_device(device: str) -> None:
         raise DeviceError(f"--draft-device: expected {NAMES}, got {device!r:.40}")
 
 
+def likely_device(device: str) -> str:
+    """What `device` will be, `auto` included, as far as can be told without loading a model."""
+    if device != "auto":
+        return device
+    return "cuda:0" if why_no_cuda(0) is None else "cpu"
+
+
 def load_draft(
     path: Path,
     info: DraftInfo,

@@ -106,6 +106,7 @@ _ENGINE = [
     ),
     click.option("--tree-depth", type=click.IntRange(0, 64), help=f"Levels that are drafted.  {_OWN}"),
     click.option("--tree-width", type=click.IntRange(1, 64), help=f"Children tried per node and level.  {_OWN}"),
+    click.option("--profile", type=click.Path(), help="A file of dovetail calibrate.  [default: the cache folder's]"),
     click.option(
         "-t", "--threads", type=int, help="CPU threads.  [default: least of cores, affinity, container quota]"
     ),
@@ -114,7 +115,7 @@ _ENGINE = [
     click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files."),
 ]
 _ENGINE_NAMES = {"draft", "no_draft", "draft_device", "draft_memory_limit", "exact", "threads", "ctx_size", "trust"}
-_ENGINE_NAMES |= {"tree_nodes", "tree_depth", "tree_width", "chat_template"}
+_ENGINE_NAMES |= {"profile", "tree_nodes", "tree_depth", "tree_width", "chat_template"}
 
 
 def controls(command: F) -> F:
@@ -214,6 +215,7 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
             threads=engine["threads"],
             ctx_size=engine["ctx_size"],
             tree=dataclasses.replace(default, **shape) if shape else None,
+            profile=engine["profile"] or "auto",
             chat_template=None if engine["chat_template"] is None else read_template(engine["chat_template"]),
             notice=notice,
         )

@@ -20,6 +20,7 @@ from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.lookup import LookupDraft
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
 from dovetail.runtime.policy import FixedPolicy, Policy
+from dovetail.runtime.profile import Profile, profile_for
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.stream import Stream
 from dovetail.runtime.target import Numerics, TargetModel
@@ -47,6 +48,7 @@ def load(
     ctx_size: int | None = None,
     sequences: int = 1,
     tree: TreeShape | None = None,
+    profile: str | os.PathLike[str] | None = "auto",
     chat_template: str | None = None,
     trust: bool = False,
     notice: Callable[[str], None] = lambda line: None,
@@ -54,11 +56,12 @@ def load(
     """Open the artifact at `path` and load its target and draft.
 
     `draft` `lookup` takes matches in the text for a draft. `draft_memory_limit` is in bytes. `threads` defaults to the
-    least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own
-    context; `sequences` is how many such contexts the cache can hold (an open conversation keeps its own); `tree`
-    defaults to the manifest's. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
+    least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own context; `sequences` is how
+    many such contexts the cache can hold (an open conversation keeps its own); `tree` defaults to what `dovetail
+    calibrate` chose for this machine, else to the manifest's. `profile` is where that is kept: `auto` looks in the
+    user's cache folder, None nowhere. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
     is told, a line each, what was chosen and what went wrong with the draft. Raises `ArtifactError`, `DeviceError`,
-    `UserError`.
+    `ProfileError`, `UserError`.
     """
     return Pipeline(
         open_artifact(path, trust=trust),
@@ -70,6 +73,7 @@ def load(
         ctx_size=ctx_size,
         sequences=sequences,
         tree=tree,
+        profile=profile,
         chat_template=chat_template,
         notice=notice,
     )
@@ -89,9 +93,11 @@ class Pipeline:
         draft_memory_limit: int | None = None,
         numerics: Numerics,
         threads: int | None,
+        draft_threads: int | None = None,
         ctx_size: int | None,
         sequences: int = 1,
         tree: TreeShape | None,
+        profile: str | os.PathLike[str] | None = "auto",
         chat_template: str | None = None,
         notice: Callable[[str], None],
     ) -> None:
@@ -104,6 +110,16 @@ class Pipeline:
         _check_whole("sequences", sequences, 1, 4096)
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
+        check_device(draft_device)
+        self.profile: Profile | None = None
+        if draft == "artifact" and manifest.draft is not None and tree is None:
+            self.profile = profile_for(artifact.digest, profile, draft_device, numerics, threads, notice)
+        elif profile not in ("auto", None):
+            raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
+        if self.profile is not None:
+            threads, draft_threads = self.profile.engines.threads, self.profile.engines.draft_threads
+            if not self.profile.drafts:
+                draft = "none"
         self.threads = threads or default_threads()
         self._notice = notice
         self._chat_template = chat_template
@@ -111,7 +127,6 @@ class Pipeline:
         self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.tokenizer: Tokenizer = load_tokenizer(artifact)
-        check_device(draft_device)
         self.draft: DraftModel | None = None  # a loaded graph
         self.draft_kind: str = "none" if manifest.draft is None and draft == "artifact" else draft
         self.draft_device = "none"
@@ -121,12 +136,14 @@ class Pipeline:
                 artifact.file(DRAFT_MODEL),
                 manifest.draft,
                 device=draft_device,
-                threads=self.threads,
+                threads=draft_threads or self.threads,
                 context_length=self.ctx_size,
                 memory_limit=draft_memory_limit,
                 notice=notice,
             )
             self.draft_kind, self.draft_device = manifest.draft.kind, self.draft.device
+        elif self.profile is not None:
+            notice("draft: none, plain decoding is faster here (dovetail calibrate)")
         elif draft_device not in ("auto", "cpu"):
             raise DeviceError(
                 f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
@@ -134,7 +151,8 @@ class Pipeline:
         else:
             notice("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
         default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
-        self.policy: Policy = FixedPolicy(tree or default)
+        # None: the profile's, by the text's temperature
+        self.policy: Policy | None = FixedPolicy(tree or default) if self.profile is None else None
         self.target = TargetModel(
             artifact.file(TARGET_MODEL),
             manifest.target,
@@ -228,7 +246,7 @@ class Pipeline:
             ids,
             config,
             max_new_tokens=self._room(len(ids), config),
-            policy=self.policy,
+            policy=self._policy(config.temperature),
             sampler=Sampler(config, ids, self.artifact.manifest.target.vocab_size, sequence),
             tokenizer=self.tokenizer,
             turns=self._turns,
@@ -270,6 +288,12 @@ class Pipeline:
         if self._closed:
             raise UserError("expected an open pipeline, got a closed one; load the artifact again")
         return Conversation(self.target, self._draft_of_a_text(), self._notice)
+
+    def _policy(self, temperature: float) -> Policy:
+        if self.policy is not None:
+            return self.policy
+        assert self.profile is not None
+        return self.profile.policy(temperature)
 
     def _draft_of_a_text(self) -> SequenceDraft | None:
         if self.draft is not None:

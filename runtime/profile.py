@@ -20,7 +20,7 @@ from typing import NoReturn
 from dovetail.runtime import strict_json
 from dovetail.runtime.costs import Costs
 from dovetail.runtime.errors import ArtifactError, ProfileError, UserError
-from dovetail.runtime.machine import Machine
+from dovetail.runtime.machine import Machine, this_machine
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.policy import Chances, FixedPolicy, MarginalPolicy, Policy
 
@@ -80,6 +80,14 @@ class Choice:
         falling = self.chances.by_score
         _require(list(falling) == sorted(falling, reverse=True), "chances that fall with the score", falling[:4])
 
+    @property
+    def summary(self) -> str:
+        """A few words."""
+        tree = f"width {self.tree.width}"
+        if self.policy == "static":
+            tree = f"{self.tree.nodes} nodes, depth {self.tree.depth}, {tree}"
+        return f"at temperature {self.temperature:g} {self.policy}" + (f" ({tree})" if self.policy != "plain" else "")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Profile:
@@ -113,6 +121,14 @@ class Profile:
     def drafts(self) -> bool:
         """Whether the draft is of use at any temperature."""
         return any(choice.policy != "plain" for choice in self.choices)
+
+    @property
+    def summary(self) -> str:
+        """One line: how the pair is run, and what was chosen."""
+        engines = self.engines
+        chosen = "; ".join(choice.summary for choice in self.choices)
+        how = f"draft on {engines.draft_device}, {engines.numerics}, {engines.threads} threads"
+        return f"{chosen} ({how}, {self.created})"
 
     def check(self, artifact: str, machine: Machine, engines: Engines) -> None:
         """Raises `ProfileError` unless it was made for exactly these."""
@@ -190,10 +206,59 @@ def write(profile: Profile, path: Path) -> None:
 
 def cache_path(artifact: str, machine: Machine, draft_device: str, numerics: str) -> Path:
     """Where the profile for these lies in the user's cache folder."""
+    key = hashlib.sha256(f"{machine.fingerprint} {draft_device} {numerics}".encode()).hexdigest()
+    return _folder() / f"{artifact[:16]}-{key[:16]}.json"
+
+
+def _folder() -> Path:
     import platformdirs
 
-    key = hashlib.sha256(f"{machine.fingerprint} {draft_device} {numerics}".encode()).hexdigest()
-    return platformdirs.user_cache_path("dovetail") / "profiles" / f"{artifact[:16]}-{key[:16]}.json"
+    return platformdirs.user_cache_path("dovetail") / "profiles"
+
+
+def profile_for(
+    artifact: str,
+    given: str | os.PathLike[str] | None,
+    draft_device: str,
+    numerics: str,
+    threads: int | None,
+    notice: Callable[[str], None],
+) -> Profile | None:
+    """The profile to run `artifact` by, `threads` as the user wants them: the file `given`, `auto` for the cached one,
+    None for none. `notice` is told what it says. Raises `ProfileError` when the file is not for this.
+    """
+    if given is None:
+        return None
+    from dovetail.runtime.device import likely_device
+
+    machine, device = this_machine(), likely_device(draft_device)
+    if given == "auto":
+        found = find(artifact, machine, device, numerics, notice)
+        if found is not None and threads not in (None, found.engines.threads):
+            notice(f"profile: not used, it was made with {found.engines.threads} threads; run dovetail calibrate")
+            return None
+    else:
+        found = read(Path(given))
+        theirs = found.engines
+        ours = Engines(device, numerics, threads or theirs.threads, theirs.draft_threads)
+        found.check(artifact, machine, ours)
+    if found is not None:
+        notice(f"profile: {found.summary}")
+    return found
+
+
+def profiles_of(artifact: str, notice: Callable[[str], None]) -> list[Profile]:
+    """All cached profiles of `artifact` for this machine, however it is run."""
+    machine, found = this_machine(), []
+    for path in sorted(_folder().glob(f"{artifact[:16]}-*.json")):
+        try:
+            one = read(path)
+            if path == cache_path(artifact, machine, one.engines.draft_device, one.engines.numerics):
+                one.check(artifact, machine, one.engines)
+                found.append(one)
+        except ProfileError as error:
+            notice(f"warning: {path} is ignored: {error}")
+    return found
 
 
 def find(

@@ -136,16 +136,16 @@ def test_a_draft_that_failed_in_one_turn_costs_the_next_nothing_but_speed(
     lines: list[str] = []
     pipe = make(tiny_artifact, sequences=2, notice=lines.append)
     assert pipe.draft is not None
-    healthy, calls = pipe.draft.run, 0
+    healthy, calls = OnnxMemory.run, 0
 
-    def failing(feeds: dict[str, Any]) -> dict[str, Any]:
+    def failing(memory: OnnxMemory, call: DraftCall) -> Children:
         nonlocal calls
         calls += 1
         if calls == 3 and fault == "raises":
             raise RuntimeError("device lost")
-        out = healthy(feeds)
+        out = healthy(memory, call)
         if calls == 3:
-            out["top_log_probs"] = np.full_like(out["top_log_probs"], np.nan)
+            out.log_probs[:] = np.nan
         return out
 
     text = pipe.tokenizer.encode(PROMPT)
@@ -153,7 +153,7 @@ def test_a_draft_that_failed_in_one_turn_costs_the_next_nothing_but_speed(
         for turn in range(3):
             settings = {**SAMPLED, "seed": turn}
             with monkeypatch.context() as patched:
-                patched.setattr(pipe.draft, "run", failing)
+                patched.setattr(OnnxMemory, "run", failing)
                 got = pipe.stream(text, conversation=conversation, **settings).finish()
             assert got.token_ids == pipe.generate(text, **settings).token_ids
             assert got.reused_tokens == (

@@ -1,0 +1,1 @@
+"""Engines that a benchmark compares, each run in a process of its own."""

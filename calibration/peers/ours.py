@@ -1,0 +1,80 @@
+"""Dovetail itself as a benchmark's child, with or without a draft."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+from dovetail.calibration.bench_weights import target_bytes_per_pass
+from dovetail.calibration.peers.protocol import Answer, Loaded, Stopwatch, serve, versions
+
+
+class Ours:
+    """The public pipeline."""
+
+    def __init__(self, *, artifact: str, threads: int, draft: str, draft_device: str, ctx_size: int, **_: Any) -> None:
+        start = time.perf_counter()
+        import onnxruntime  # noqa: F401  # load() imports both where it needs them, which would count as loading
+        import openvino  # noqa: F401
+        from dovetail.runtime.pipeline import load
+
+        imported = time.perf_counter()
+        self._pipe = load(
+            artifact,
+            draft=cast(Any, draft),  # checked there
+            draft_device=draft_device if draft == "artifact" else "auto",
+            threads=threads,
+            ctx_size=ctx_size,
+            trust=True,  # the parent has verified every hash
+        )
+        loaded = time.perf_counter()
+        manifest = self._pipe.artifact.manifest
+        tree = manifest.default_tree
+        settings = {
+            "threads": threads,
+            "numerics": "fast",
+            "draft": draft,
+            "draft_device": self._pipe.draft_device,
+            "default_tree": None if draft == "none" else f"{tree.nodes},{tree.depth},{tree.width}",
+        }
+        self.loaded = Loaded(
+            imported - start,
+            loaded - imported,
+            versions("dovetail", "openvino", "onnxruntime-gpu", "numpy"),
+            settings,
+            f"artifact, {manifest.target.weight_format}",
+            target_bytes_per_pass(self._pipe.artifact),
+        )
+
+    def run(self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, margins: bool = False) -> Answer:
+        """See `Peer`. The first delivery holds what the first tree gave; the draft's reading of the prompt is in it."""
+        watch = Stopwatch()
+        from dovetail.runtime.generation_config import GenerationConfig
+
+        stream = self._pipe.stream(
+            ids,
+            GenerationConfig(  # not the artifact's own defaults: every peer draws from the same plain distribution
+                temperature=temperature,
+                seed=seed,
+                max_new_tokens=max_new_tokens,
+                ignore_eos=True,
+                logprobs=2 if margins else None,
+            ),
+        )
+        for chunk in stream:
+            watch.delivered(chunk.token_ids)
+        done, answer = stream.finish(), watch.answer()
+        answer.draft_ms, answer.verify_ms = done.totals.draft_ms, done.totals.verify_ms
+        answer.timed_ms, answer.num_timed_rounds = done.decode_ms, done.totals.rounds
+        if margins:
+            answer.margins = [_margin(entry.top) for entry in done.logprobs]
+        return answer
+
+
+def _margin(best: list[tuple[int, float]]) -> float:
+    """How far the best token's logit is above the next one's: log-probabilities differ by the same."""
+    return best[0][1] - best[1][1]
+
+
+if __name__ == "__main__":
+    serve(Ours)

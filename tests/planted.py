@@ -1,0 +1,140 @@
+"""A target and a draft made of sleeps and dice: what they cost and how often they agree is known exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import fakes
+import numpy as np
+from dovetail.calibration.pair import Run, Text
+from dovetail.runtime.engine import Round, rounds
+from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.policy import Growth, Policy
+from dovetail.runtime.sampling import Sampler
+from dovetail.runtime.tree import Float32s, Int64s, Tree, TreeBuilder, root_only
+
+VOCAB = 12
+CONFIDENT, UNSURE = 0.95, 0.4
+"""The draft's first child is the target's best token with one of these chances, and the draft knows which."""
+
+
+class SlowTarget(fakes.FakeTarget):
+    """`pass_ms(nodes)` for every pass."""
+
+    def __init__(self, pass_ms: Callable[[int], float]) -> None:
+        super().__init__(VOCAB)
+        self._pass_ms = pass_ms
+        self.native_s = 0.0
+
+    def verify(self, tree: Tree) -> fakes.Output:
+        start = time.perf_counter()
+        out = super().verify(tree)
+        left = self._pass_ms(len(tree)) / 1e3 - (time.perf_counter() - start)
+        time.sleep(max(left, 0.0))
+        self.native_s += time.perf_counter() - start
+        return out
+
+
+class PlantedDraft:
+    """Grows real trees; the children of a node depend on its last tokens alone."""
+
+    bytes_in = bytes_out = 0
+
+    def __init__(self, pair: PlantedPair, call_ms: Callable[[int], float]) -> None:
+        self._pair, self._call_ms = pair, call_ms
+        self.text: list[int] = []
+
+    @property
+    def native_s(self) -> float:
+        return self._pair.draft_s
+
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+        self.text += tokens.tolist()
+        builder = TreeBuilder(self.text[-1])
+        if not growth.goes_on(0, [0.0]):
+            return root_only(self.text[-1])
+        width = min(growth.width, self._pair.width)
+        paths = {0: self.text}
+        expanded, depth = [0], 0
+        while depth == 0 or growth.goes_on(depth, builder.newest_scores):
+            if depth:
+                expanded = builder.frontier(width)
+            start = time.perf_counter()
+            made = [self._pair.children(paths[node]) for node in expanded]
+            children = np.array([[token for token, _ in row[:width]] for row in made])
+            log_probs = np.array([[math.log(chance) for _, chance in row[:width]] for row in made], np.float32)
+            time.sleep(max(self._call_ms(len(expanded)) / 1e3 - (time.perf_counter() - start), 0.0))
+            self._pair.draft_s += time.perf_counter() - start
+            builder.extend(expanded, children, log_probs)
+            for row, node in enumerate(expanded):
+                for column in range(width):
+                    paths[builder.newest + row * width + column] = [*paths[node], int(children[row, column])]
+            depth += 1
+        return builder.best(growth.drafted)
+
+
+@dataclasses.dataclass
+class PlantedPair:
+    """See `dovetail.calibration.pair.Pair`. `skill` scales how often the draft is right."""
+
+    pass_ms: Callable[[int], float]
+    call_ms: Callable[[int], float]
+    skill: float = 1.0
+    width: int = 4
+    context_length: int = 400
+    draft_s: float = 0.0
+
+    def children(self, path: Sequence[int]) -> list[tuple[int, float]]:
+        """(token, its probability by the draft), best first."""
+        rng = np.random.default_rng([5, *path[-3:]])
+        chance = CONFIDENT if rng.random() < 0.6 else UNSURE
+        others = rng.permutation(VOCAB).tolist()
+        best = int(fakes.row(path, VOCAB).argmax())
+        others.remove(best)
+        tokens = [best, *others] if rng.random() < self.skill * chance else [*others[:3], best]
+        rest = [(1 - chance) * 0.6**rank * 0.4 for rank in range(self.width)]
+        return list(zip(tokens, [chance, *rest], strict=False))[: self.width]
+
+    def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
+        target = SlowTarget(self.pass_ms)
+        return rounds(target, self.reader(), policy, _greedy, np.array(prompt, np.int64), 64)
+
+    def close(self) -> None:
+        pass
+
+    def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
+        for seed, prompt in enumerate(prompts):
+            text = list(prompt)
+            sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), text, VOCAB)
+            for _ in range(new_tokens):
+                text.append(sampler.draw(fakes.row(text, VOCAB)))
+            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, fakes.D), np.float32), len(prompt))
+
+    def reader(self) -> PlantedDraft:
+        return PlantedDraft(self, self.call_ms)
+
+    def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
+        sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), list(prompt), VOCAB)
+        target = SlowTarget(self.pass_ms)
+        made = list(rounds(target, self.reader(), policy, sampler.draw, np.array(prompt, np.int64), new_tokens))
+        ms = sum(done.draft_ms + done.verify_ms + done.host_ms for done in made)
+        return Run(sum(len(done.tokens) for done in made), ms, len(made))
+
+
+def _greedy(logits: Float32s) -> int:
+    return int(logits.argmax())
+
+
+def tokens(count: int) -> list[int]:
+    """A text to take prompts from."""
+    return np.random.default_rng(3).integers(0, VOCAB, count).tolist()
+
+
+@contextlib.contextmanager
+def opening(pair: PlantedPair) -> Iterator[PlantedPair]:
+    """As a pipeline is opened."""
+    yield pair
