@@ -93,6 +93,7 @@ def _growth(document: dict[str, Any], plt: Any) -> Any:
     if not document["growth"]:
         return None
     figure, panel = plt.subplots(figsize=(7.5, 4))
+    panel.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2])
     for runner in dict.fromkeys(row["runner"] for row in document["growth"]):
         points = [
             (row["context"], row["ms_per_token"])

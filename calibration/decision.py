@@ -163,13 +163,15 @@ def decide(temperature: float, texts: list[TextRecords], found: Candidates, comp
 
 def gain(one: Candidate, plain: Candidate, compared: dict[str, Compared]) -> float:
     """How many times faster than plain decoding: foretold and measured, each weighted by how certain it is. A few texts
-    on a busy machine can be wrong by half; many on a quiet one overrule the model.
+    on a busy machine can be wrong by half; many on a quiet one overrule the model. No drafted round is cheaper than a
+    plain one, so nothing gains more tokens than it accepts.
     """
     foretold = math.log(one.replay.tokens_per_second / plain.replay.tokens_per_second)
     ratio, error = compared[one.kind].over(compared[plain.kind])
     weight = 1 / max(error, _LEAST_ERROR) ** 2
     its_weight = 1 / _MODEL_ERROR**2
-    return math.exp((weight * math.log(ratio) + its_weight * foretold) / (weight + its_weight))
+    combined = math.exp((weight * math.log(ratio) + its_weight * foretold) / (weight + its_weight))
+    return min(combined, 1 + compared[one.kind].accept_length)
 
 
 def as_dict(result: Calibration, primary: float) -> dict[str, Any]:

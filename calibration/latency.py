@@ -152,7 +152,8 @@ def measure(
         for shape in part:
             bench.visit(shape, epoch=visited // _EPOCH)
         visited += 1
-        progress(min((time.perf_counter() - begun) / seconds, visited / len(least)))
+        progress(min((time.perf_counter() - begun) / seconds, visited / len(least), 1.0))
+    progress(1.0)
     _level_out([sample for bench in benches for samples in bench.samples.values() for sample in samples])
     return _fitted(benches, nodes, time.perf_counter() - start)
 

@@ -141,7 +141,13 @@ def draft(
 @click.option("--like", required=True, metavar="SHAPE", help="llama-68m ... llama-7b, or a folder with config.json.")
 @click.option("--draft", type=_PATH, help="The draft folder of SRC, to grow with it.")
 @click.option("--draft-output", "draft_out", type=_PATH, help="The draft folder to write.")
-@click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]))
+@click.option(
+    "--dtype",
+    default="float16",
+    show_default=True,
+    type=click.Choice(["float16", "float32"]),
+    help="float32: INT8 weights become the very ones of SRC; float16: half the disk.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random weights that are added.")
 @_FORCE
 @_JSON

@@ -12,8 +12,9 @@ timed at a big one's cost.
 - Key/value heads: one whose group of queries does not fit the new, smaller group is doubled.
 - Vocabulary: `Constant` below.
 
-Everything else is random with the standard deviation of the trained matrix, and beside trained entries not beyond the
-largest of their row, so that the row's 8-bit scale is the small model's.
+Everything else is random with the standard deviation of the trained matrix, and beside trained entries below the
+largest of their row: so the row's 8-bit scale and weights are the small model's (with another head size, which rounds
+the queries' scales to float16 anew, nearly).
 
 Letters: d, D hidden size before and after; F feed-forward units; E head size; T tokens.
 """
@@ -29,6 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Weights = dict[str, Tensor]
+
+_BELOW = 0.99  # of a row's largest trained entry, whose sign decides its 8-bit scale as well, stay added ones
 
 # The units that keep the padded tokens away (see `Growth.add_constant`), and the fewest that do it reliably.
 CONSTANT_UNITS, MIN_CONSTANT_UNITS = 256, 128
@@ -78,7 +81,7 @@ class Growth:
         """
         grown = torch.randn(*size, generator=self._random) * weight.std()
         if rows is not None:
-            largest = weight.abs().amax(1, keepdim=True)
+            largest = _BELOW * weight.abs().amax(1, keepdim=True)
             kept = grown[rows].clamp(-largest, largest)
             kept[:, torch.arange(weight.shape[1]) if columns is None else columns] = weight
             grown[rows] = kept
@@ -89,7 +92,7 @@ class Growth:
         `silent` [inputs], zero elsewhere.
         """
         grown = torch.randn(self.shape.hidden_size, len(silent), generator=self._random) * weight.std()
-        largest = weight.abs().amax(1, keepdim=True)
+        largest = _BELOW * weight.abs().amax(1, keepdim=True)
         grown[: len(weight)] = grown[: len(weight)].clamp(-largest, largest)
         grown[:, ~silent] = 0
         if columns is not None:

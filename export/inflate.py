@@ -34,7 +34,7 @@ from dovetail.export.folder import appearing, check_goal
 from dovetail.export.growth import CONSTANT_LEVEL, Growth, Weights
 from dovetail.export.progress import ProgressLine, stage
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.shapes import Shape, find_shape, read_shape
+from dovetail.export.shapes import SHAPES, Shape, find_shape, read_shape
 from dovetail.runtime.errors import UserError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -116,7 +116,8 @@ def inflate(
     """Write the checkpoint `source` in the shape `like` (a name in `SHAPES`, or a folder with config.json) to `out`,
     and its `draft` to `draft_out`.
 
-    With float32 the logits are the source's to float32 rounding; float16 rounds the weights first. Raises `UserError`
+    With float32 the logits are the source's to float32 rounding, and so they are again when both are compressed to INT8
+    (exactly the same 8-bit weights if head_dim is kept); float16 rounds the weights first. Raises `UserError`
     for what the caller can mend; nothing is written then.
     """
     check_checkpoint(source)
@@ -124,20 +125,24 @@ def inflate(
     growth = Growth(small, shape, seed)
     old_config, config = _config(source, small, shape, dtype)
     draft_config = None if draft is None else _draft_config(draft, old_config, config)
-    for goal in (out, draft_out) if draft_out is not None else (out,):
+    goals = [goal for goal in (out, draft_out) if goal is not None]
+    if len({goal.absolute() for goal in goals}) < len(goals):
+        raise UserError(f"expected two folders, got {out} for both the target and the draft; choose another one for it")
+    for goal in goals:
         check_goal(goal, force)
     blocks = 0 if draft_config is None else draft_config.num_layers
     _check_room(out, small, shape, blocks, DTYPES[dtype])
     model = load_torch(source)
     windows = _windows(source, min(WINDOW, config.max_position_embeddings))
-    with ExitStack() as folders, stage(f"inflating to {like}") as line, torch.no_grad():
+    name = like if like in SHAPES else Path(like).absolute().name
+    with ExitStack() as folders, stage(f"inflating to {name}") as line, torch.no_grad():
         folder = folders.enter_context(appearing(out, force))
         target = _GrownTarget(model, growth, config, dtype, windows)
         agreement = target.write(folder, line)
-        for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        report = Inflation(source.name, small, like, shape, dtype, seed, shape.parameters(), agreement)
+        for file in _TOKENIZER_FILES:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, folder / file)
+        report = Inflation(source.absolute().name, small, name, shape, dtype, seed, shape.parameters(), agreement)
         if draft is not None and draft_out is not None and draft_config is not None:
             line.update(0.95, "draft")
             draft_folder = folders.enter_context(appearing(draft_out, force))

@@ -111,6 +111,7 @@ class Pipeline:
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
         check_device(draft_device)
+        self.tokenizer: Tokenizer = load_tokenizer(artifact)  # a damaged file ends here, before ONNX Runtime is imported
         self.profile: Profile | None = None
         if draft == "artifact" and manifest.draft is not None and tree is None:
             self.profile = profile_for(artifact.digest, profile, draft_device, numerics, threads, notice)
@@ -126,7 +127,6 @@ class Pipeline:
         self._turns = Turns()
         self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
-        self.tokenizer: Tokenizer = load_tokenizer(artifact)
         self.draft: DraftModel | None = None  # a loaded graph
         self.draft_kind: str = "none" if manifest.draft is None and draft == "artifact" else draft
         self.draft_device = "none"

@@ -59,9 +59,8 @@ def main() -> None:
                 times[shape, "target"].append(1e3 * (time.perf_counter() - start))
         for shape in SHAPES:
             row = "".join(f"{statistics.median(times[shape, name]):14.2f}" for name in devices)
-            print(
-                f"{context:7}  {shape.depth} x {shape.width:<11} {row}   {statistics.median(times[shape, 'target']):.2f}"
-            )
+            target_ms = statistics.median(times[shape, "target"])
+            print(f"{context:7}  {shape.depth} x {shape.width:<11} {row}   {target_ms:.2f}")
         target.close()
 
 

@@ -1,61 +1,113 @@
-"""Plain decoding beside several trees on held-out text, interleaved: tokens/s, accept length, and what a round costs.
-Not a test: run it by hand.
+"""Plain decoding beside several trees and policies on held-out text, interleaved: tokens/s, accept length, and what a round
+costs. Not a test: run it by hand.
 
-Usage: python tests/compare_trees.py ARTIFACT [NUM_PROMPTS] [NODES,DEPTH,WIDTH ...]
+Usage: python tests/compare_trees.py ARTIFACT [NUM_PROMPTS] [TREE ...]
+
+A TREE is NODES,DEPTH,WIDTH; or `profile` for what `dovetail calibrate` chose on this machine (`profile=FILE` for a file's
+choice), `paper` for the paper's 16,7,10, or `sweep` for a grid of nodes x depth x width around all that. Where a profile is
+among them, the last lines compare its choice with the best of all, and the speed it foretold with what was measured.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from dovetail.export.figures import accept_length, held_out_prompts, repeated_share
-from dovetail.runtime import load
+from dovetail.runtime import load, profile
+from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.generation import Generation
+from dovetail.runtime.machine import this_machine
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import FixedPolicy
+from dovetail.runtime.policy import FixedPolicy, Policy
+from dovetail.runtime.profile import Profile
 
 NEW_TOKENS = 128
-PLAIN = TreeShape(1, 0, 1)
-SHAPES = [
-    PLAIN,
-    *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4), (16, 7, 10))),
-]
+PLAIN, PAPER = TreeShape(1, 0, 1), TreeShape(16, 7, 10)
+DEFAULT = [PLAIN, *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4))), PAPER]
+SWEEP = [TreeShape(*shape) for shape in itertools.product((3, 5, 8, 12, 16), (1, 2, 3, 5, 7), (1, 3, 6))]
+
+Make = Callable[[float], Policy]
+"""A policy for texts of one temperature."""
 
 
 def main() -> None:
     path, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    chosen = [TreeShape(*map(int, word.split(","))) for word in sys.argv[3:]]
-    shapes = [PLAIN, *chosen] if chosen else SHAPES
-    pipe = load(path, draft_device="cpu")
+    found: Profile | None = None
+    shapes = [PLAIN]
+    for word in sys.argv[3:]:
+        if word.startswith("profile"):
+            found = profile_of(path, word.partition("=")[2])
+        elif word in ("paper", "sweep"):
+            shapes += [PAPER] if word == "paper" else [s for s in SWEEP if s.nodes > s.depth and s.width < s.nodes]
+        else:
+            shapes.append(TreeShape(*map(int, word.split(","))))
+    if not sys.argv[3:]:
+        shapes = DEFAULT
+    pipe = load(path, draft_device=found.engines.draft_device if found else "cpu", profile=None)
+    policies: dict[str, Make] = {label(shape): lambda _, shape=shape: FixedPolicy(shape) for shape in shapes}
+    if found is not None:
+        policies["profile"] = found.policy
     prompts = held_out_prompts(count, 600)
     pipe.generate(prompts[0], max_new_tokens=NEW_TOKENS)  # the engines' first calls are slow
     print(f"{len(prompts)} held-out prompts, {NEW_TOKENS} tokens each, {pipe.threads} threads, medians over prompts")
     for temperature in (0.0, 1.0):
-        made: dict[TreeShape, list[Generation]] = {shape: [] for shape in shapes}
+        made: dict[str, list[Generation]] = {name: [] for name in policies}
         for seed, prompt in enumerate(prompts):
-            for shape in shapes:  # interleaved: a slow moment hits every shape alike
-                pipe.policy = FixedPolicy(shape)
+            for name, make in policies.items():  # interleaved: a slow moment hits every policy alike
+                pipe.policy = make(temperature)
                 settings = {"temperature": temperature, "seed": seed, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-                made[shape].append(pipe.generate(prompt, **settings))
+                made[name].append(pipe.generate(prompt, **settings))
         report(temperature, made)
+        if found is not None:
+            judge(found, temperature, made)
 
 
-def report(temperature: float, made: dict[TreeShape, list[Generation]]) -> None:
-    repeated = repeated_share([done.token_ids for done in made[PLAIN]])
+def label(shape: TreeShape) -> str:
+    return f"{shape.nodes},{shape.depth},{shape.width}" if shape != PLAIN else "plain"
+
+
+def profile_of(path: str, file: str) -> Profile:
+    if file:
+        return profile.read(Path(file))
+    found = profile.find(open_artifact(path).digest, this_machine(), "cpu", "fast", print)
+    if found is None:
+        sys.exit(f"expected a profile of {path}, got none; run dovetail calibrate {path}")
+    return found
+
+
+def over_plain(done: list[Generation], plain: list[Generation]) -> float:
+    return statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in zip(done, plain, strict=True))
+
+
+def report(temperature: float, made: dict[str, list[Generation]]) -> None:
+    repeated = repeated_share([done.token_ids for done in made["plain"]])
     print(f"\ntemperature {temperature:g}, {repeated:.1%} repeated 8-grams")
-    print("nodes depth width   tokens/s  over plain  accept length   verify   draft    host ms a round")
-    for shape, done in made.items():
-        speeds = [text.tokens_per_second for text in done]
-        ratio = statistics.median(a / b.tokens_per_second for a, b in zip(speeds, made[PLAIN], strict=True))
+    print("nodes,depth,width   tokens/s  over plain  accept length   verify   draft    host ms a round")
+    for name, done in made.items():
+        speed = statistics.median(text.tokens_per_second for text in done)
         rounds = sum(text.totals.rounds for text in done)
         cost = [
             sum(getattr(text.totals, part) for text in done) / rounds for part in ("verify_ms", "draft_ms", "host_ms")
         ]
         print(
-            f"{shape.nodes:5} {shape.depth:5} {shape.width:5} {statistics.median(speeds):10.1f} {ratio:11.2f} "
+            f"{name:17} {speed:10.1f} {over_plain(done, made['plain']):11.2f} "
             f"{accept_length(done):14.2f} {cost[0]:8.2f} {cost[1]:7.2f} {cost[2]:7.2f}"
         )
+
+
+def judge(found: Profile, temperature: float, made: dict[str, list[Generation]]) -> None:
+    choice, ratios = found.choice(temperature), {name: over_plain(done, made["plain"]) for name, done in made.items()}
+    best = max(ratios, key=ratios.__getitem__)
+    measured = statistics.median(text.tokens_per_second for text in made["profile"])
+    print(f"{choice.summary}: {ratios['profile'] / ratios[best]:.3f} of the best, {best}")
+    print(
+        f"foretold {choice.predicted:.1f} tokens/s, {choice.predicted / choice.plain_predicted:.2f} times plain; measured "
+        f"{measured:.1f}, {ratios['profile']:.2f} times"
+    )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores with native runtimes
+_cache = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's decides what a test sees
 
 
 def write_checkpoint(folder: Path, *, seed: int = 0, vocab_size: int = 512, hidden_size: int = 64) -> Path:

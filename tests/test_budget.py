@@ -110,7 +110,7 @@ def test_how_many_nodes_against_every_connected_set(data: st.DataObject) -> None
 @pytest.fixture(scope="module")
 def texts() -> list[acceptance.TextRecords]:
     prompts = acceptance.passages(planted.tokens(200), 4, 30)
-    return acceptance.collect(FREE, FREE.texts(prompts, 80, 0.0), positions=200, seconds=0)
+    return acceptance.collect(FREE, FREE.texts(prompts, 80, 0.0), positions=280, seconds=0)
 
 
 def decoded(prompt: list[int], policy: Policy, count: int) -> list[int]:

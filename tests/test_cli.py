@@ -163,7 +163,8 @@ def test_missing_things_are_one_line_and_exit_2(
 def test_cuda_without_cuda_is_refused(run: Any, tiny_artifact: Path) -> None:
     if cuda_driver():
         pytest.skip("this machine has an NVIDIA driver")
-    assert "no NVIDIA GPU with its driver on this machine" in run("generate", tiny_artifact, PROMPT, "--draft-device", "cuda").mistake
+    refused = run("generate", tiny_artifact, PROMPT, "--draft-device", "cuda")
+    assert "no NVIDIA GPU with its driver on this machine" in refused.mistake
 
 
 def test_inspect_shows_sizes_and_verifies(run: Any, tiny_artifact: Path) -> None:

@@ -232,7 +232,7 @@ def consistent(root: Path, rng: random.Random, name: str, data: bytes) -> None:
 
 def crafted_damages() -> dict[str, Damage]:
     damages: dict[str, Damage] = {}
-    for version in (2, 99, 10**17):
+    for version in (manifest.FORMAT_VERSION + 1, 99, 10**17):
         newer = functools.partial(lambda version, document, root: document.update(format_version=version), version)
         damages[f"version-{version}"] = functools.partial(rewrite, change=newer)
     for to in (

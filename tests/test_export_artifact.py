@@ -43,7 +43,7 @@ def test_what_is_written(tiny_artifact: Path, tiny_checkpoint: Path) -> None:
     assert manifest.checks.target_kl_mean < 0.01
     assert manifest.checks.target_argmax_agreement > 0.9
     assert manifest.checks.draft_argmax_agreement is not None
-    assert manifest.checks.draft_argmax_agreement < 0.05
+    assert manifest.checks.draft_argmax_agreement > 0.8
     for name in manifest.files:
         assert stat.S_IMODE(opened.file(name).stat().st_mode) == 0o444
     assert opened.file(manifests.TARGET_WEIGHTS).stat().st_size < 2 * manifest.target.parameters

@@ -239,13 +239,13 @@ def always_wrong(expected: list[int], vocab: int) -> Draft:
     st.data(),
 )
 def test_any_controls_any_tree_any_draft(
-    tiny: Pipeline, controls: dict[str, Any], growth: Growth, prompt: list[int], kind: str, data: st.DataObject
+    tiny: Pipeline, controls: dict[str, Any], shape: TreeShape, prompt: list[int], kind: str, data: st.DataObject
 ) -> None:
     """Controls, seeds, trees and drafts at random; the artifact's own draft has random weights, the others a script."""
     config = tiny.config(**controls)
     vocab = tiny.artifact.manifest.target.vocab_size
 
-    def run(draft: Draft, growth: Growth) -> list[int]:
+    def run(draft: Draft, shape: TreeShape) -> list[int]:
         target, draw = tiny.target.sequence(), Sampler(config, prompt, vocab).draw
         length, ends = config.max_new_tokens or 1, config.eos_token_id
         try:
