@@ -111,7 +111,7 @@ class Pipeline:
         self.artifact = artifact
         self.ctx_size = ctx_size or longest
         check_device(draft_device)
-        self.tokenizer: Tokenizer = load_tokenizer(artifact)  # a damaged file ends here, before ONNX Runtime is imported
+        self.tokenizer: Tokenizer = load_tokenizer(artifact)  # damage ends here, before ONNX Runtime is imported
         self.profile: Profile | None = None
         if draft == "artifact" and manifest.draft is not None and tree is None:
             self.profile = profile_for(artifact.digest, profile, draft_device, numerics, threads, notice)

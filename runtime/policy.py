@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -111,11 +113,11 @@ class Chances:
     by_rank: tuple[tuple[float, ...], ...]
 
     def of(self, scores: Sequence[float], least: float) -> list[float]:
-        """The chances of those `scores` that have at least `least`."""
+        """The chances of those `scores` that have more than `least`."""
         table = self.by_score
-        last = len(table) - 1
-        found = (table[min(int(score * -1 / SCORE_STEP), last)] for score in scores)
-        return [chance for chance in found if chance >= least]
+        worth = bisect.bisect_left(table, -least, key=operator.neg)  # bins: the table never rises
+        floor = -SCORE_STEP * worth
+        return [table[int(score / -SCORE_STEP)] for score in scores if score > floor]
 
 
 class MarginalPolicy:

@@ -1,10 +1,10 @@
-"""What a hopeless draft costs against never having had one: the pair's own draft with every drafted token replaced by its
-neighbour in the vocabulary. Not a test: run it by hand.
+"""What a hopeless draft costs against never having had one: the pair's own draft with every drafted token replaced by
+its neighbour in the vocabulary. Not a test: run it by hand.
 
 Usage: python tests/compare_hopeless.py ARTIFACT [NUM_PROMPTS]
 
-Beside a pipeline without a draft, interleaved: the policy that calibration chooses for the hopeless pair; and the dynamic
-policy it made for the good one, as when a text turns into something that the draft knows nothing of.
+Beside a pipeline without a draft, interleaved: the policy that calibration chooses for the hopeless pair; and the
+dynamic policy it made for the good one, as when a text turns into something that the draft knows nothing of.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     for name, found in ratios.items():
         low, _, high = np.percentile(found, [25, 50, 75])
         print(
-            f"{name}: {statistics.median(found):.3f} of plain decoding (quartiles {low:.3f} to {high:.3f}), {count} texts"
+            f"{name}: {statistics.median(found):.3f} of plain decoding (quartiles {low:.3f}, {high:.3f}), {count} texts"
         )
 
 

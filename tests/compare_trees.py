@@ -1,11 +1,12 @@
-"""Plain decoding beside several trees and policies on held-out text, interleaved: tokens/s, accept length, and what a round
-costs. Not a test: run it by hand.
+"""Plain decoding beside several trees and policies on held-out text, interleaved: tokens/s, accept length, and what a
+round costs. Not a test: run it by hand.
 
 Usage: python tests/compare_trees.py ARTIFACT [NUM_PROMPTS] [TREE ...]
 
-A TREE is NODES,DEPTH,WIDTH; or `profile` for what `dovetail calibrate` chose on this machine (`profile=FILE` for a file's
-choice), `paper` for the paper's 16,7,10, or `sweep` for a grid of nodes x depth x width around all that. Where a profile is
-among them, the last lines compare its choice with the best of all, and the speed it foretold with what was measured.
+A TREE is NODES,DEPTH,WIDTH; or `profile` for what `dovetail calibrate` chose on this machine (`profile=FILE` for a
+file's choice), `paper` for the paper's 16,7,10, or `sweep` for a grid of nodes x depth x width around all that. Where a
+profile is among them, the last lines compare its choice with the best of all, and the speed it foretold with what was
+measured.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def report(temperature: float, made: dict[str, list[Generation]]) -> None:
 
 
 def judge(found: Profile, temperature: float, made: dict[str, list[Generation]]) -> None:
-    choice, ratios = found.choice(temperature), {name: over_plain(done, made["plain"]) for name, done in made.items()}
+    choice = found.choice(temperature)
+    ratios = {name: over_plain(done, made["plain"]) for name, done in made.items()}
     best = max(ratios, key=ratios.__getitem__)
     measured = statistics.median(text.tokens_per_second for text in made["profile"])
     print(f"{choice.summary}: {ratios['profile'] / ratios[best]:.3f} of the best, {best}")

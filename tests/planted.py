@@ -1,4 +1,7 @@
-"""A target and a draft made of sleeps and dice: what they cost and how often they agree is known exactly."""
+"""A target and a draft made of sleeps and dice: what they cost and how often they agree is known exactly.
+
+The sleeps are of a clock that only they move (`use_own_clock`), so that a busy machine does not bend them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import fakes
 import numpy as np
+import pytest
 from dovetail.calibration.pair import Run, Text
 from dovetail.runtime.engine import Round, rounds
 from dovetail.runtime.generation_config import GenerationConfig
@@ -22,6 +26,27 @@ CONFIDENT, UNSURE = 0.95, 0.4
 """The draft's first child is the target's best token with one of these chances, and the draft knows which."""
 
 
+class Clock:
+    """Time that passes in sleeps, and a microsecond whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self._now = 1.0
+
+    def perf_counter(self) -> float:
+        self._now += 1e-6
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += max(seconds, 0.0)
+
+
+def use_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the planted costs be all that takes time."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+
+
 class SlowTarget(fakes.FakeTarget):
     """`pass_ms(nodes)` for every pass."""
 
@@ -32,11 +57,9 @@ class SlowTarget(fakes.FakeTarget):
 
     def verify(self, tree: Tree) -> fakes.Output:
         start = time.perf_counter()
-        out = super().verify(tree)
-        left = self._pass_ms(len(tree)) / 1e3 - (time.perf_counter() - start)
-        time.sleep(max(left, 0.0))
+        time.sleep(self._pass_ms(len(tree)) / 1e3)
         self.native_s += time.perf_counter() - start
-        return out
+        return super().verify(tree)
 
 
 class PlantedDraft:
@@ -67,7 +90,7 @@ class PlantedDraft:
             made = [self._pair.children(paths[node]) for node in expanded]
             children = np.array([[token for token, _ in row[:width]] for row in made])
             log_probs = np.array([[math.log(chance) for _, chance in row[:width]] for row in made], np.float32)
-            time.sleep(max(self._call_ms(len(expanded)) / 1e3 - (time.perf_counter() - start), 0.0))
+            time.sleep(self._call_ms(len(expanded)) / 1e3)
             self._pair.draft_s += time.perf_counter() - start
             builder.extend(expanded, children, log_probs)
             for row, node in enumerate(expanded):

@@ -39,6 +39,12 @@ def measured(pair: planted.PlantedPair, seconds: float = 0.5) -> latency.Latency
     return latency.measure(pair, planted.tokens(64), seconds=seconds, nodes=NODES, contexts=(40, 100))
 
 
+@pytest.fixture
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted.use_own_clock(monkeypatch)
+
+
+@pytest.mark.usefixtures("own_clock")
 def test_planted_costs_are_found() -> None:
     shares: list[float] = []
     pair = planted.PlantedPair(pass_ms, lambda rows: 0.6 + 0.2 * rows)
@@ -47,12 +53,12 @@ def test_planted_costs_are_found() -> None:
     )
     prices = found.costs.at(70)
     for nodes in NODES[1:]:
-        assert prices.passes[nodes] == pytest.approx(pass_ms(nodes), rel=0.25, abs=0.3)
-    assert prices.plain == pytest.approx(pass_ms(1), rel=0.25, abs=0.3)
-    assert prices.passes[12] - prices.passes[8] == pytest.approx(3, rel=0.25)
-    assert found.costs.level_ms[0][0] == pytest.approx(0.8, rel=0.4)
-    assert found.costs.level_ms[0][-1] == pytest.approx(1.4, rel=0.4)
-    assert found.error < 0.15
+        assert prices.passes[nodes] == pytest.approx(pass_ms(nodes), rel=0.02)
+    assert prices.plain == pytest.approx(pass_ms(1), rel=0.02)
+    assert prices.passes[12] - prices.passes[8] == pytest.approx(3, rel=0.02)
+    assert found.costs.level_ms[0][0] == pytest.approx(0.8, rel=0.02)
+    assert found.costs.level_ms[0][-1] == pytest.approx(1.4, rel=0.02)
+    assert found.error < 0.01
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
@@ -68,12 +74,13 @@ class Disturbed(planted.PlantedPair):
         return 3.0 if int(2 * time.perf_counter()) % 2 else 1.0
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_a_neighbour_that_comes_and_goes_does_not_bend_the_curve() -> None:
     costs = measured(Disturbed(), seconds=4).costs
     for row in costs.verify_ms:
-        assert row[-1] / row[2] == pytest.approx(2.5, rel=0.25)
-        assert row[3] / row[1] == pytest.approx(1.0, rel=0.25)
-    assert costs.plain_ms[0] / costs.verify_ms[0][1] == pytest.approx(1.0, rel=0.3)
+        assert row[-1] / row[2] == pytest.approx(2.5, rel=0.1)
+        assert row[3] / row[1] == pytest.approx(1.0, rel=0.1)
+    assert costs.plain_ms[0] / costs.verify_ms[0][1] == pytest.approx(1.0, rel=0.1)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(1, 9)), min_size=1, max_size=12))
@@ -109,6 +116,7 @@ def test_contexts_leave_room() -> None:
         latency.contexts_for(100)
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_threads_are_changed_only_for_a_clear_gain() -> None:
     by_count = {
         4: planted.PlantedPair(lambda nodes: 3.0, lambda rows: 1.0),
