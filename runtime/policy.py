@@ -115,7 +115,7 @@ class Chances:
     def of(self, scores: Sequence[float], least: float) -> list[float]:
         """The chances of those `scores` that have more than `least`."""
         table = self.by_score
-        worth = bisect.bisect_left(table, -least, key=operator.neg)  # bins: the table never rises
+        worth = min(bisect.bisect_left(table, -least, key=operator.neg), len(table) - 1)  # bins: the table never rises
         floor = -SCORE_STEP * worth
         return [table[int(score / -SCORE_STEP)] for score in scores if score > floor]
 

@@ -61,6 +61,14 @@ def test_a_longer_context_moves_to_its_own_prices() -> None:
     assert grown(policy.growth(100, 1500), LEVELS)[1] + 1 == 4
 
 
+def test_chances_drop_what_is_not_worth_a_look() -> None:
+    scores = [0.0, -0.05, -0.1, -0.31, -6.95, -7.0, -50.0]
+    found = CHANCES.of(scores, 0.005)
+    assert found == [HONEST[0], HONEST[0], HONEST[1], HONEST[3]]
+    assert CHANCES.of(scores, 0.8) == found[:3]
+    assert len(CHANCES.of([-SCORE_STEP * step for step in range(100)], 0.0)) >= 69
+
+
 def test_levels_stop_where_they_no_longer_pay() -> None:
     cheap = MarginalPolicy(costs(), CHANCES, LIMIT, rate=0.2).growth(100, 100)
     dear = MarginalPolicy(costs(draft_ms=1.5), CHANCES, LIMIT, rate=0.2).growth(100, 100)
