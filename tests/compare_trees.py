@@ -107,8 +107,8 @@ def judge(found: Profile, temperature: float, made: dict[str, list[Generation]])
     measured = statistics.median(text.tokens_per_second for text in made["profile"])
     print(f"{choice.summary}: {ratios['profile'] / ratios[best]:.3f} of the best, {best}")
     print(
-        f"foretold {choice.predicted:.1f} tokens/s, {choice.predicted / choice.plain_predicted:.2f} times plain; measured "
-        f"{measured:.1f}, {ratios['profile']:.2f} times"
+        f"foretold {choice.predicted:.1f} tokens/s, {choice.predicted / choice.plain_predicted:.2f} times plain; "
+        f"measured {measured:.1f}, {ratios['profile']:.2f} times"
     )
 
 
