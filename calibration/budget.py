@@ -182,7 +182,10 @@ def candidates(
     prices = costs.at(sum(contexts) // len(contexts))
     optimum = best_by_rank(chances.by_rank, prices.round_ms, prices.plain, costs.nodes[-1], widths)
     plain = _candidate("plain", PLAIN, lambda: FixedPolicy(PLAIN), texts, costs)
-    static = _best_static(texts, costs, optimum.tree, len(chances.by_rank), widths)
+    # From several places: the optimum by rank knows nothing of what confidence adds, and hills may be in between.
+    starts = [_static(_filled(tree), texts, costs) for tree in (optimum.tree, default, TreeShape(4, 3, 1))]
+    climbed = [_climb(start, texts, costs, len(chances.by_rank), widths) for start in starts if start.tree != PLAIN]
+    static = max(climbed, key=lambda one: one.replay.tokens_per_second)
     progress(0.4)
     dynamic = None
     for done, rows in enumerate(widths, 1):
@@ -204,17 +207,21 @@ def _static(tree: TreeShape, texts: Sequence[TextRecords], costs: Costs) -> Cand
     return _candidate("static", tree, lambda: FixedPolicy(tree), texts, costs)
 
 
-def _best_static(
-    texts: Sequence[TextRecords], costs: Costs, start: TreeShape, deepest: int, widths: Sequence[int]
+def _filled(tree: TreeShape) -> TreeShape:
+    """`tree` without nodes that its depth and width can never offer."""
+    offered = tree.width + (tree.depth - 1) * tree.width**2 if tree.depth else 0
+    return dataclasses.replace(tree, nodes=min(tree.nodes, 1 + offered))
+
+
+def _climb(
+    start: Candidate, texts: Sequence[TextRecords], costs: Costs, deepest: int, widths: Sequence[int]
 ) -> Candidate:
     """From `start`, one of nodes, depth and width at a time, for as long as that gains on the texts."""
-    if start == PLAIN:
-        start = TreeShape(2, 1, 1)
-    best, seen = _static(start, texts, costs), {start}
+    best, seen = start, {start.tree}
     improved = True
     while improved:
         improved = False
-        for tree in _neighbours(best.tree, costs.nodes, deepest, widths):
+        for tree in map(_filled, _neighbours(best.tree, costs.nodes, deepest, widths)):
             if tree not in seen:
                 seen.add(tree)
                 found = _static(tree, texts, costs)
