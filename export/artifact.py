@@ -10,16 +10,18 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from dovetail.export import checks
 from dovetail.export.chat_examples import write_chat_examples
 from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch, read_sizes
 from dovetail.export.draft_graph import WeightFormat
 from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
 from dovetail.export.draft_onnx import TOP_K, export_draft
+from dovetail.export.draft_vocabulary import draft_vocabulary
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.target import check_weight_format, export_target
 from dovetail.runtime import manifest as manifests
@@ -46,6 +48,8 @@ def write_artifact(
     draft: Path | None = None,
     weight_format: str = "int8",
     draft_weight_format: WeightFormat = "int8",
+    draft_vocab: int | None = None,
+    draft_vocab_texts: Sequence[Path] = (),
     tree: TreeShape | None = None,
     check_text: str | None = None,
     card: CardWriter | None = None,
@@ -54,14 +58,16 @@ def write_artifact(
 ) -> Manifest:
     """Compile the checkpoint `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `check_text` is what the export is compared with torch on (default: held-out files of this interpreter's standard
-    library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
+    `draft_vocab` keeps that many tokens' rows of the draft's LM head, the most frequent ones of `draft_vocab_texts`
+    (see `draft_vocabulary`). `check_text` is what the export is compared with torch on (default: held-out files of this
+    interpreter's standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_checkpoint(source)
     check_weight_format(weight_format)
     check_goal(out, force)
     if draft is not None:
         check_fits(read_config(draft), *read_sizes(source))
+    kept = None if draft is None or draft_vocab is None else draft_vocabulary(source, draft_vocab, draft_vocab_texts)
     tokenizer_text = _tokenizer_text(source)
     with appearing(out, force) as folder:
         notice(f"target: exporting {source} as {weight_format}")
@@ -76,11 +82,13 @@ def write_artifact(
         trained = None if draft is None else _draft_for(model, draft)
         if trained is not None:
             notice("draft: exporting to ONNX")
+            if kept is not None:
+                trained.keep_tokens(torch.from_numpy(kept))
             (folder / "draft").mkdir()
             export_draft(
                 trained,
                 folder / manifests.DRAFT_MODEL,
-                top_k=min(TOP_K, target.vocab_size),
+                top_k=min(TOP_K, len(trained.lm_head)),
                 weight_format=draft_weight_format,
             )
         notice("checking against torch")
@@ -158,7 +166,7 @@ def _manifest(
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            top_k=min(TOP_K, config.vocab_size),
+            top_k=min(TOP_K, len(draft.lm_head)),
             parameters=draft.num_parameters(),
             precision=draft_weight_format,
         )

@@ -1,8 +1,9 @@
-"""Building ONNX graphs of a transformer's parts: standard operators, named weights, 8-bit or 16-bit linear layers.
+"""Building ONNX graphs of a transformer's parts: standard operators, named weights, linear layers of 4, 8 or 16 bits.
 
-Activations are float32. 8-bit weights are the standard's blockwise `DequantizeLinear` in front of a `MatMul`, which
-ONNX Runtime fuses to an 8-bit product (see `runtime/draft_onnx.py`) and OpenVINO to a compressed layer; any other
-engine computes the same from the same file. 16-bit weights are cast to float32, once, when the graph is loaded.
+Activations are float32. Weights of 4 and 8 bits are the standard's blockwise `DequantizeLinear` in front of a `MatMul`,
+which ONNX Runtime fuses to a product of small integers (see `runtime/draft_onnx.py`) and OpenVINO to a compressed
+layer; any other engine computes the same from the same file. `int4` means 4 bits where they do little harm: embeddings
+and sensitive layers keep 8. 16-bit weights are cast to float32, once, when the graph is loaded.
 Attention, rotary embedding and norms are the standard's own operators: an engine has kernels for them or takes them
 apart.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -22,24 +24,43 @@ from torch import Tensor
 
 OPSET = 23
 IR_VERSION = 10  # the oldest that opset 23 may have: the CUDA 12 line of ONNX Runtime reads it, too
-BLOCK_SIZES = (128, 64, 32, 16)  # weights that share a scale: the first that divides a layer's inputs
+# Weights that share a scale: the first that divides a layer's inputs.
+BLOCK_SIZES = {"int8": (128, 64, 32, 16), "int4": (32, 16)}
+_FOUR_BIT_STEPS = (-8.0, -7.6, -7.2, -6.8, 7.0, 7.4, 7.8)  # what a block's largest weight may become before rounding
 MAX_INLINE_BYTES = 1_500_000_000  # one protobuf file ends at 2 GB
 
-WeightFormat = Literal["int8", "float16", "float32"]
+WeightFormat = Literal["int8", "int4", "float16", "float32"]
 Value = str
 """The name of a tensor in the graph."""
 
 
-def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """`weight` [I, O] as int8 [I, O] and scales [blocks, O], symmetric, rounded to nearest. Blocks are equally long:
-    OpenVINO reads no others.
+def quantize_blocks(
+    weight: NDArray[np.float32], weight_format: Literal["int8", "int4"] = "int8"
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """`weight` [I, O] as whole numbers [I, O] (-8 to 7 for int4) and scales [blocks, O], rounded to nearest. Blocks are
+    equally long: OpenVINO reads no others.
     """
     inputs, outputs = weight.shape
-    size = next((size for size in BLOCK_SIZES if inputs % size == 0), inputs)
+    size = next((size for size in BLOCK_SIZES[weight_format] if inputs % size == 0), inputs)
     blocked = weight.reshape(-1, size, outputs)
-    scales = np.abs(blocked).max(axis=1) / 127
+    scales = np.abs(blocked).max(axis=1) / 127 if weight_format == "int8" else _four_bit_scales(blocked)
     scales[scales == 0] = 1
-    return np.rint(blocked / scales[:, None]).astype(np.int8).reshape(inputs, outputs), scales
+    low, high = (-127, 127) if weight_format == "int8" else (-8, 7)
+    codes = np.rint(blocked / scales[:, None]).clip(low, high)
+    return codes.astype(np.int8).reshape(inputs, outputs), scales
+
+
+def _four_bit_scales(blocked: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of [blocks, size, O], the scales [blocks, O] with the least squared error of a few that bring each block's
+    largest weight near one end of the range.
+    """
+    peak = np.take_along_axis(blocked, np.abs(blocked).argmax(axis=1)[:, None], axis=1)[:, 0]  # [blocks, O], signed
+    best, least = np.ones_like(peak), np.full_like(peak, np.inf)
+    for step in _FOUR_BIT_STEPS:
+        scales = np.where(peak == 0, 1, peak / np.float32(step))
+        error = np.square(np.rint(blocked / scales[:, None]).clip(-8, 7) * scales[:, None] - blocked).sum(axis=1)
+        best, least = np.where(error < least, scales, best), np.minimum(error, least)
+    return best
 
 
 class GraphBuilder:
@@ -91,14 +112,19 @@ class GraphBuilder:
         """A stored list of numbers, such as a shape."""
         return self.constant(np.array(values, np.int64))
 
-    def linear(self, x: Value, *weights: Tensor) -> Value:
-        """`x` times the transposed `weights` (torch's [O, I]), side by side: [T, I] -> [T, sum of O]. No bias."""
+    def linear(self, x: Value, *weights: Tensor, sensitive: bool = False) -> Value:
+        """`x` times the transposed `weights` (torch's [O, I]), side by side: [T, I] -> [T, sum of O]. No bias.
+
+        `sensitive` layers never have fewer than 8 bits.
+        """
         weight = np.concatenate([w.detach().float().numpy() for w in weights]).T  # [I, O]
-        if self._format != "int8":
+        if self._format in ("float16", "float32"):
             return self.op("MatMul", x, self._stored(np.ascontiguousarray(weight)))
-        codes, scales = quantize_blocks(weight)
+        narrow = self._format == "int4" and not sensitive
+        codes, scales = quantize_blocks(weight, "int4" if narrow else "int8")
         size = len(codes) // len(scales)
-        wide = self.op("DequantizeLinear", self.constant(codes), self.constant(scales), axis=0, block_size=size)
+        stored = self.constant(codes.astype(ml_dtypes.int4) if narrow else codes)
+        wide = self.op("DequantizeLinear", stored, self.constant(scales), axis=0, block_size=size)
         return self.op("MatMul", x, wide)
 
     def _stored(self, weight: NDArray[np.float32]) -> Value:
@@ -108,9 +134,9 @@ class GraphBuilder:
         return self.op("Cast", self.constant(weight.astype(np.float16)), to=TensorProto.FLOAT)
 
     def embedding(self, ids: Value, table: Tensor) -> Value:
-        """Rows `ids` [T] of `table` [V, D], one scale a row where weights have 8 bits."""
+        """Rows `ids` [T] of `table` [V, D], one scale a row where weights have 8 bits or fewer."""
         rows = table.detach().float().numpy()
-        if self._format != "int8":
+        if self._format not in BLOCK_SIZES:
             return self.op("Gather", self._stored(rows), ids, axis=0)
         scales = np.abs(rows).max(axis=1, keepdims=True) / 127
         scales[scales == 0] = 1

@@ -176,6 +176,7 @@ class DraftModel(nn.Module):
 
     embedding: Tensor
     lm_head: Tensor
+    head_tokens: Tensor | None
 
     def __init__(self, config: DraftConfig, embedding: Tensor, lm_head: Tensor) -> None:
         """`embedding` and `lm_head` are the target's, [V, D]. Raises `UserError` if they do not fit the config."""
@@ -187,6 +188,7 @@ class DraftModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, input_norm=i > 0) for i in range(config.num_layers))
         self.register_buffer("embedding", embedding.detach(), persistent=False)
         self.register_buffer("lm_head", lm_head.detach(), persistent=False)
+        self.register_buffer("head_tokens", None, persistent=False)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -218,8 +220,12 @@ class DraftModel(nn.Module):
             new.append((keys, values))
         return x, new
 
+    def keep_tokens(self, tokens: Tensor) -> None:
+        """From now on the LM head has rows for `tokens` [N] alone; distributions are over them."""
+        self.lm_head, self.head_tokens = self.lm_head[tokens].clone(), tokens
+
     def logits(self, features: Tensor) -> Tensor:
-        """[..., D] -> [..., V] by the target's LM head."""
+        """[..., D] -> [..., V], or [..., N] after `keep_tokens`, by the LM head."""
         return functional.linear(features, self.lm_head)
 
     def num_parameters(self) -> int:

@@ -8,6 +8,7 @@ inputs   input_ids int64 [T] · position_ids int64 [T]
          logit_rows int64 [R]
          key_cache.i, value_cache.i float32 [C, H * E] for each block i: the rows in use, this call's included
 outputs  top_token_ids int32 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
+         ids are the target's and log-probabilities over the tokens that the draft's LM head has
          new_key_cache.i, new_value_cache.i: the caches with this call's rows; bound to the inputs' memory they are
          written in place
 
@@ -17,6 +18,7 @@ hidden size, H key/value heads, E head size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ TOP_K = 10
 
 def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_format: WeightFormat = "int8") -> None:
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
-    assert top_k <= draft.config.vocab_size, "more children than tokens"
+    assert top_k <= len(draft.lm_head), "more children than tokens"
     config, graph = draft.config, GraphBuilder(weight_format)
     width = config.num_kv_heads * config.head_dim
     ids = graph.input("input_ids", TensorProto.INT64, ["T"])
@@ -63,6 +65,8 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_fo
     rows = graph.op("Gather", graph.op("Squeeze", x, graph.integers(0)), logit_rows, axis=0)  # [R, D]
     logits = graph.linear(rows, draft.lm_head)  # [R, V]
     best, best_ids = graph.ops("TopK", 2, logits, graph.integers(top_k), axis=-1)
+    if draft.head_tokens is not None:
+        best_ids = graph.op("Gather", graph.constant(draft.head_tokens.numpy()), best_ids, axis=0)
     log_probs = graph.op("Sub", best, graph.op("ReduceLogSumExp", logits, graph.integers(-1)))
     graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", top_k])
     graph.output(log_probs, "top_log_probs", TensorProto.FLOAT, ["R", top_k])
@@ -100,10 +104,12 @@ def _block(
     first: bool,
 ) -> Value:
     """A Llama block on `x` [1, T, D]; the first has no input norm. Its rows go into `caches` at `slots`."""
+    # In 4 bits the demo draft's blocks would lose a seventh of its first choices, head and fusion a seventieth.
+    linear = functools.partial(graph.linear, sensitive=True)
     config = draft.config
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     y = x if first else graph.rms_norm(x, block.input_norm.weight, config.rms_norm_eps)  # type: ignore[arg-type]
-    y = graph.linear(y, block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
+    y = linear(y, block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
     q, k, v = graph.split(y, queries, keys, keys)
     k = graph.rotate(k, angles, config.num_kv_heads)
     cached = []
@@ -113,11 +119,11 @@ def _block(
         cached.append(graph.op("Unsqueeze", whole, graph.integers(0)))
     heads = {"q_num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads}
     attended = graph.op("Attention", graph.rotate(q, angles, config.num_heads), *cached, mask, **heads)
-    x = graph.op("Add", x, graph.linear(attended, block.o_proj.weight))
+    x = graph.op("Add", x, linear(attended, block.o_proj.weight))
     y = graph.rms_norm(x, block.mlp_norm.weight, config.rms_norm_eps)
-    y = graph.linear(y, block.gate_proj.weight, block.up_proj.weight)
+    y = linear(y, block.gate_proj.weight, block.up_proj.weight)
     gate, up = graph.split(y, len(block.gate_proj.weight), len(block.up_proj.weight))
-    return graph.op("Add", x, graph.linear(graph.op("Mul", graph.silu(gate), up), block.down_proj.weight))
+    return graph.op("Add", x, linear(graph.op("Mul", graph.silu(gate), up), block.down_proj.weight))
 
 
 def check_graph(path: Path, num_layers: int) -> None:
@@ -152,7 +158,8 @@ def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> di
 
 
 def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(hidden_states [R, D], log-probabilities [R, V]) of a call by the torch module in float32.
+    """(hidden_states [R, D], log-probabilities [R, V]) of a call by the torch module in float32; -inf for tokens that
+    its LM head does not have.
 
     The call's own rows are the last of its caches.
     """
@@ -173,4 +180,8 @@ def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray
             list(zip(flat[::2], flat[1::2], strict=True)),
         )
         rows = hidden[0][values["logit_rows"]]
-        return rows.numpy(), torch.log_softmax(draft.logits(rows), -1).numpy()
+        log_probs = torch.log_softmax(draft.logits(rows), -1)
+        if draft.head_tokens is not None:
+            everywhere = torch.full((len(rows), config.vocab_size), -torch.inf)
+            log_probs = everywhere.index_copy(1, draft.head_tokens, log_probs)
+        return rows.numpy(), log_probs.numpy()

@@ -5,7 +5,7 @@ masks, call by call as at run time, with 8-bit weights as near as 8 bits allow, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -87,24 +87,45 @@ def test_int8_weights_are_within_half_a_step(draft: DraftModel) -> None:
         assert (np.abs(codes * steps - weight) <= steps / 2 + 1e-7).all()
 
 
-def test_int8_graph_computes_with_its_rounded_weights(
-    draft: DraftModel, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_int4_weights_are_as_near_as_one_of_seven_scales_brings_them() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((96, 50)).astype(np.float32)
+    weight[:32, 2] = 0
+    codes, scales = quantize_blocks(weight, "int4")
+    assert scales.shape == (3, 50)
+    assert (codes.min(), codes.max()) == (-8, 7)
+    error = np.square(codes * np.repeat(scales, 32, axis=0) - weight).reshape(3, 32, 50).sum(axis=1)
+    largest = np.abs(weight).reshape(3, 32, 50).max(axis=1)
+    for step in (7, 8):
+        plain = np.repeat(np.where(largest == 0, 1, largest / step), 32, axis=0)
+        theirs = np.square(np.rint(weight / plain).clip(-8, 7) * plain - weight).reshape(3, 32, 50).sum(axis=1)
+        assert (error <= theirs * 1.2 + 1e-6).all()
+        assert error.sum() < 0.95 * theirs.sum()
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_graph_computes_with_its_rounded_weights(
+    draft: DraftModel, weight_format: Literal["int8", "int4"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Not with some others: the same roundings stored as float32 give the same children."""
+    path = tmp_path / "narrow.onnx"
+    export_draft(draft, path, weight_format=weight_format)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # as written: activations in float32
-    session = ort.InferenceSession(str(tiny_artifact / DRAFT_MODEL), options, providers=["CPUExecutionProvider"])
-    kinds = {node.op_type for node in onnx.load(tiny_artifact / DRAFT_MODEL).graph.node}
-    assert "DequantizeLinear" in kinds
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    stored = {weight.data_type for weight in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.INT8 in stored
+    assert (onnx.TensorProto.INT4 in stored) == (weight_format == "int4")
     call = example_call(draft, 9, 20)
     ours = dict(zip([port.name for port in session.get_outputs()], session.run(None, call), strict=True))
 
     linear, embedding = GraphBuilder.linear, GraphBuilder.embedding
 
-    def rounded_linear(self: GraphBuilder, x: str, *weights: Tensor) -> str:
+    def rounded_linear(self: GraphBuilder, x: str, *weights: Tensor, sensitive: bool = False) -> str:
         parts = []
         for weight in weights:
-            codes, scales = quantize_blocks(np.ascontiguousarray(weight.detach().numpy().T))
+            bits = "int8" if sensitive else weight_format
+            codes, scales = quantize_blocks(np.ascontiguousarray(weight.detach().numpy().T), bits)
             parts.append(torch.from_numpy((codes * np.repeat(scales, len(codes) // len(scales), axis=0)).T.copy()))
         return linear(self, x, *parts)
 
