@@ -11,7 +11,8 @@ from dovetail.runtime.errors import UserError
 from dovetail.runtime.manifest import TARGET_WEIGHTS
 
 TARGET_CONFIG = "target/config.json"  # of the checkpoint, kept beside the IR for OpenVINO GenAI
-_BYTES_PER_WEIGHT = {"int8": 1.0, "int4": 1.0, "fp16": 2.0, "fp32": 4.0}  # of embeddings: int4 exports keep them int8
+# Of embeddings: int4 exports keep them int8.
+_BYTES_PER_WEIGHT = {"int8": 1.0, "int8_asym": 1.0, "int4": 1.0, "fp16": 2.0, "fp32": 4.0}
 Q8_0_BYTES = 34 / 32  # per weight: blocks of 32 share a float16 scale
 
 

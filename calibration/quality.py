@@ -1,28 +1,22 @@
 """How much quantisation changed a target: its distributions beside those of the same target with float weights, on
 given text, without torch.
-
-Letters: T tokens of a window, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from dovetail.runtime.artifact import Artifact, open_artifact
-from dovetail.runtime.blocks import BlockTable
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.feeds import SequenceStep
+from dovetail.runtime.likelihood import Divergence, chunks, log_probs
 from dovetail.runtime.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
 from dovetail.runtime.target import TargetModel
 
 WINDOW = 256
 MAX_TOKENS = 8192
-_CHUNK = 64  # rows of logits at a time: a large vocabulary makes them large
 _ENOUGH = 64
 
 
@@ -62,49 +56,22 @@ def compare_targets(
         TargetModel(path, described, numerics="exact", threads=threads, cache_tokens=window)
         for path, described in ((artifact.file(TARGET_MODEL), info), _reference(reference, info))
     )
-    divergences: list[npt.NDArray[np.float64]] = []
-    losses = [0.0, 0.0]
-    agreed = count = 0
+    divergence = Divergence()
     for begin in range(0, len(tokens) - 1, window):
         part = np.array(tokens[begin : begin + window + 1], np.int64)
-        for p, q, following in zip(_rows(theirs, part), _rows(ours, part), _chunks(part[1:]), strict=True):
-            picked = np.arange(len(following)), following
-            losses[0] -= float(q[picked].sum())
-            losses[1] -= float(p[picked].sum())
-            divergences.append((np.exp(p) * (p - q)).sum(axis=1))
-            agreed += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
-            count += len(following)
+        read = zip(log_probs(ours, part[:-1]), log_probs(theirs, part[:-1]), chunks(part[1:]), strict=True)
+        for q, p, following in read:
+            divergence.add(q, p, following)
         progress(min((begin + window) / len(tokens), 1.0))
-    all_divergences = np.maximum(np.concatenate(divergences), 0)
     return Quality(
-        tokens=count,
+        tokens=divergence.tokens,
         window=window,
-        perplexity=math.exp(losses[0] / count),
-        reference_perplexity=math.exp(losses[1] / count),
-        kl_mean=float(all_divergences.mean()),
-        kl_p99=float(np.percentile(all_divergences, 99)),
-        argmax_agreement=agreed / count,
+        perplexity=divergence.perplexity,
+        reference_perplexity=divergence.reference_perplexity,
+        kl_mean=divergence.kl_mean,
+        kl_p99=divergence.kl_p99,
+        argmax_agreement=divergence.argmax_agreement,
     )
-
-
-def _chunks(values: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    return [values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK)]
-
-
-def _rows(model: TargetModel, part: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
-    """Log-probabilities [T, V] of what follows each token of `part` but the last, in chunks."""
-    table, made = BlockTable(model.pool), []
-    try:
-        for chunk in _chunks(part[:-1]):
-            positions = table.length + np.arange(len(chunk))
-            out = model.forward([SequenceStep(table, chunk, positions, None, np.arange(len(chunk)))])[0]
-            logits = out.logits.astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            made.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
-            table.length += len(chunk)
-    finally:
-        table.release()
-    return made
 
 
 def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:

@@ -43,10 +43,7 @@ def model_card(
     rows = {
         "held-out loss of the target": f"{target.held_out_loss:.3f} nats a token (windows of {target.window} tokens)",
         "held-out bits per byte": f"{target.held_out_bits_per_byte:.3f}",
-        f"{ours.weight_format} against float32": (
-            f"mean KL {checks.target_kl_mean:.5f} nats a token, argmax agreement {checks.target_argmax_agreement:.2%} "
-            f"over {checks.tokens} held-out tokens"
-        ),
+        f"{ours.weight_format} against float32, held out": checks.target_summary(),
     }
     for depth, share in enumerate(draft.agreement, 1):
         rows[f"draft's top choice is the target's, depth {depth}"] = f"{share:.3f}"

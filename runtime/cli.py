@@ -156,12 +156,13 @@ def _described(manifest: Manifest) -> list[tuple[str, str]]:
         f"vocabulary {target.vocab_size}",
         f"context {target.context_length}",
     ]
+    if target.sliding_window is not None:
+        about_target.append(f"attention window {target.sliding_window}")
     about_draft = "none"
     if draft is not None:
         about_draft = f"{draft.kind}, {draft.parameters / 1e6:.1f} M parameters, {draft.precision}, "
         about_draft += f"{draft.num_layers} layers, top {draft.top_k}"
-    about_checks = f"mean KL {checks.target_kl_mean:.5f} nats, argmax agreement {checks.target_argmax_agreement:.2%}"
-    about_checks += f" over {checks.tokens} tokens"
+    about_checks = checks.target_summary()
     if checks.draft_argmax_agreement is not None:
         about_checks += f"; draft {checks.draft_argmax_agreement:.2%}"
     return [

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from dovetail.runtime.accept import Accepted, Draw, accept
 from dovetail.runtime.draft import Draft
-from dovetail.runtime.policy import Policy
+from dovetail.runtime.policy import ChainGrowth, Growth, Policy
 from dovetail.runtime.tree import Float32s, Int64s, Tree
 
 
@@ -30,6 +30,8 @@ class Target(Protocol):
     def native_s(self) -> float: ...  # seconds spent inside the target's engine so far
     @property
     def length(self) -> int: ...  # tokens in the cache
+    @property
+    def window(self) -> int | None: ...  # tokens that the most short-sighted layer sees; None: all see everything
 
     def prefill(self, tokens: Int64s) -> Float32s: ...
     def verify(self, tree: Tree) -> Verification: ...
@@ -71,7 +73,7 @@ def rounds(
     while emitted < max_new_tokens and (emitted == 0 or tokens[-1] not in ends):
         clock.start()
         room = max_new_tokens - emitted
-        tree = draft.propose(tokens, features, policy.growth(room, target.length))
+        tree = propose(draft, target, tokens, features, policy.growth(room, target.length))
         out = target.verify(tree)
         accepted = accept(tree, out.logits, draw, room, ends)
         target.commit(accepted.path)
@@ -79,6 +81,19 @@ def rounds(
         tokens, features = np.array(accepted.tokens), out.features[accepted.path]
         emitted += len(tokens)
         yield clock.lap(tree, accepted)
+
+
+def propose(draft: Draft, target: Target, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    """The draft's tree; without siblings wherever it reaches beyond the target's attention window.
+
+    The target counts its window in cache slots. In a chain slots are positions; a sibling's slot between a node and
+    its ancestors would push the oldest token that the node still sees out of the window.
+    """
+    if target.window is None:
+        return draft.propose(tokens, features, growth)
+    left = target.window - target.length
+    tree = draft.propose(tokens, features, growth if left > 2 else ChainGrowth(growth))  # siblings need three nodes
+    return tree if len(tree) <= left else tree.first_chain()
 
 
 class Stopwatch:

@@ -22,7 +22,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 TARGET_MODEL = "target/openvino_model.xml"
 TARGET_WEIGHTS = "target/openvino_model.bin"
 DRAFT_MODEL = "draft/model.onnx"
-DRAFT_PRECISIONS = ("int8", "float16", "float32")
+WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32")
+DRAFT_PRECISIONS = ("int8", "int4", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 GENERATION_CONFIG = "tokenizer/generation_config.json"
@@ -84,7 +85,9 @@ class TreeShape:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """The target as exported. `weight_format`: int8, int4, fp16 or fp32; `architecture`: transformers' `model_type`."""
+    """The target as exported. `weight_format`: one of `WEIGHT_FORMATS`; `architecture`: transformers' `model_type`;
+    `sliding_window`: tokens that the most short-sighted layer sees, None where all see the whole context.
+    """
 
     architecture: str
     hidden_size: int
@@ -93,6 +96,7 @@ class TargetInfo:
     context_length: int
     parameters: int
     weight_format: str
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         _in_range("hidden_size", self.hidden_size, 1, 1 << 20)
@@ -100,8 +104,10 @@ class TargetInfo:
         _in_range("vocab_size", self.vocab_size, 1, 1 << 24)
         _in_range("context_length", self.context_length, 1, 1 << 24)
         _in_range("parameters", self.parameters, 1, 1 << 50)
-        formats = ("int8", "int4", "fp16", "fp32")
-        _require(self.weight_format in formats, f"weight_format as one of {', '.join(formats)}", self.weight_format)
+        if self.sliding_window is not None:
+            _in_range("sliding_window", self.sliding_window, 1, 1 << 24)
+        known = f"weight_format as one of {', '.join(WEIGHT_FORMATS)}"
+        _require(self.weight_format in WEIGHT_FORMATS, known, self.weight_format)
         _require(_is_label(self.architecture, 100), "an architecture name", self.architecture)
 
 
@@ -137,19 +143,41 @@ class DraftInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportChecks:
-    """What the export measured when it reopened the artifact beside torch on held-out text. KL in nats per token."""
+    """What the export measured when it reopened the artifact beside its source on held-out text. KL in nats per token.
+    None: there was nothing to compare with (the target came as an IR, or there is no draft).
+    """
 
     tokens: int
-    target_kl_mean: float
-    target_argmax_agreement: float
+    target_kl_mean: float | None
+    target_argmax_agreement: float | None
     draft_argmax_agreement: float | None
+    target_perplexity: float | None = None
+    source_perplexity: float | None = None
 
     def __post_init__(self) -> None:
         _in_range("tokens", self.tokens, 0, 1 << 50)
-        _in_range("target_kl_mean", self.target_kl_mean, -1e-3, 1e6)
-        _in_range("target_argmax_agreement", self.target_argmax_agreement, 0, 1)
-        if self.draft_argmax_agreement is not None:
-            _in_range("draft_argmax_agreement", self.draft_argmax_agreement, 0, 1)
+        for name, low, high in (
+            ("target_kl_mean", -1e-3, 1e6),
+            ("target_argmax_agreement", 0, 1),
+            ("draft_argmax_agreement", 0, 1),
+            ("target_perplexity", 1, 1e12),
+            ("source_perplexity", 1, 1e12),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                _in_range(name, value, low, high)
+
+    def target_summary(self) -> str:
+        """What is known of the target, for people."""
+        parts = []
+        if self.target_kl_mean is not None:
+            parts.append(f"mean KL {self.target_kl_mean:.5f} nats a token")
+        if self.target_argmax_agreement is not None:
+            parts.append(f"argmax agreement {self.target_argmax_agreement:.2%}")
+        if self.target_perplexity is not None:
+            before = "" if self.source_perplexity is None else f" (source {self.source_perplexity:.4g})"
+            parts.append(f"perplexity {self.target_perplexity:.4g}{before}")
+        return f"{', '.join(parts)} over {self.tokens} tokens"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

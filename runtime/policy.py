@@ -68,6 +68,26 @@ class FixedGrowth:
         return self.shape.nodes - 1
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChainGrowth:
+    """As deep as another growth goes, without siblings."""
+
+    inner: Growth
+
+    @property
+    def width(self) -> int:
+        """One child a node."""
+        return 1
+
+    def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
+        """As the other says."""
+        return self.inner.goes_on(depth, scores)
+
+    def drafted(self, scores: Sequence[float]) -> int:
+        """As the other says."""
+        return self.inner.drafted(scores)
+
+
 NO_GROWTH = FixedGrowth(TreeShape(nodes=1, depth=0, width=1))
 """The root alone: plain decoding."""
 

@@ -76,7 +76,8 @@ def _finite(digits: str) -> float:
 
 
 def decode(cls: type[T], value: Any, where: str, refuse: Refuse) -> T:
-    """`value` as the dataclass `cls`: every field there, none besides, each of its annotated type.
+    """`value` as the dataclass `cls`: every field there, none besides, each of its annotated type. A field with a
+    default may be missing: it is younger than some files of the format.
 
     Types may be plain ones, other dataclasses, `dict[str, X]`, `tuple[X, ...]` and `X | None`. What the dataclass
     itself raises passes through.
@@ -86,8 +87,11 @@ def decode(cls: type[T], value: Any, where: str, refuse: Refuse) -> T:
         refuse(f"{where} as an object", value)
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
-    if set(value) != names:
-        refuse(f"{where} with the fields {', '.join(sorted(names))}", sorted(set(value) ^ names))
+    needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    if not needed <= set(value) <= names:
+        refuse(
+            f"{where} with the fields {', '.join(sorted(names))}", sorted((needed - set(value)) | (set(value) - names))
+        )
     return cls(**{name: _typed(hints[name], value[name], f"{where}.{name}", refuse) for name in value})
 
 

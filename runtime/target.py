@@ -33,6 +33,7 @@ _PRECISION: dict[str, dict[str, str]] = {
     "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "f16"},
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
+_WINDOW_INPUT = 10  # of PagedAttention: `sliding_window`, a scalar
 _CACHE_DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
@@ -61,6 +62,7 @@ class TargetModel:
         self.numerics = numerics
         self.native_s = 0.0  # seconds spent inside OpenVINO so far
         model = restrict_logits(to_paged_attention(read_ir(path)))
+        self.window = attention_window(model)
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -76,6 +78,10 @@ class TargetModel:
                 f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported"
             )
         _check_sizes(compiled, info, len(ports), path)
+        if self.window != info.sliding_window:
+            raise ArtifactError(
+                f"{path}: expected the attention window {info.sliding_window}, got {self.window}; export it again"
+            )
         kv_heads, block_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
         self.pool = BlockPool(sequences * -(-(cache_tokens + MAX_TREE_NODES) // block_size), block_size)
@@ -150,6 +156,11 @@ class TargetSequence:
         """Tokens in the cache."""
         return self._table.length
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that the most short-sighted layer sees; None: all layers see the whole text."""
+        return self._model.window
+
     def prefill(self, tokens: Int64s) -> Float32s:
         """Append `tokens` [N] to the cache, a chunk a call; returns their features [N, D]. No row goes through the LM
         head.
@@ -166,6 +177,8 @@ class TargetSequence:
     def step(self, tree: Tree) -> SequenceStep:
         """The tree as this sequence's part of a call."""
         size, past = len(tree), self._table.length
+        window = self.window
+        assert window is None or past + size <= window or tree.is_chain(), "siblings beyond the attention window"
         mask = tree.ancestors() if size > 1 else None
         positions = past + (tree.depths() if size > 1 else np.zeros(1, np.int64))
         return SequenceStep(self._table, tree.tokens, positions, mask, np.arange(size))
@@ -217,6 +230,26 @@ def to_paged_attention(model: ov.Model) -> ov.Model:
     names = {name for port in model.inputs for name in port.get_names()}
     assert {"qq_bias", "key_cache.0", "value_cache.0"} <= names, "the PagedAttention transformation changed its inputs"
     return model
+
+
+def attention_windows(model: ov.Model) -> list[int]:
+    """How many tokens each PagedAttention of the rewritten `model` sees, in the model's order; 0: all."""
+    windows = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "PagedAttentionExtension":
+            value = node.input_value(_WINDOW_INPUT)
+            result = ov.Tensor(value.get_element_type(), ov.Shape([]))
+            if not ov.Model([value], []).evaluate([result], []):
+                raise ArtifactError(
+                    "expected a fixed attention window, got one that depends on the text; not supported"
+                )
+            windows.append(int(result.data))
+    return windows
+
+
+def attention_window(model: ov.Model) -> int | None:
+    """The smallest window of all layers, or None where every layer sees the whole text."""
+    return min((window for window in attention_windows(model) if window > 0), default=None)
 
 
 def _check_sizes(compiled: ov.CompiledModel, info: TargetInfo, num_caches: int, path: Path) -> None:

@@ -49,6 +49,18 @@ class Tree:
             depths[node] = depths[self.parents[node]] + 1
         return depths
 
+    def is_chain(self) -> bool:
+        """Whether no node has a sibling."""
+        return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
+
+    def first_chain(self) -> Tree:
+        """The root, its first child, that one's first child, and so on."""
+        path = [0]
+        for node in range(1, len(self)):
+            if self.parents[node] == path[-1]:
+                path.append(node)
+        return Tree(self.tokens[path], np.arange(-1, len(path) - 1))
+
     def children(self, node: int) -> dict[int, int]:
         """Token -> node of the children of `node`. Where siblings repeat a token, the first one counts."""
         found = np.flatnonzero(self.parents == node)[::-1]

@@ -41,6 +41,7 @@ class FakeTarget:
     """Keeps the text itself where the real one keeps a cache."""
 
     native_s = 0.0
+    window: int | None = None
 
     def __init__(self, vocab: int = 12, salt: int = 0) -> None:
         self.vocab, self.salt = vocab, salt

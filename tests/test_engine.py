@@ -169,3 +169,32 @@ def test_ends_and_failing_draws_come_where_plain_decoding_meets_them(
     except NothingAllowedError:
         failed = True
     assert (tokens, failed) == plain_until(config, prompt, count)
+
+
+@given(window=st.integers(1, 40), shape=st.builds(TreeShape, st.integers(1, 12), st.integers(0, 5), st.integers(1, 3)))
+def test_trees_have_no_siblings_where_they_reach_beyond_the_window(window: int, shape: TreeShape) -> None:
+    """And only there; the tokens are the same, and drafting goes on."""
+    target = FakeTarget()
+    target.window = window
+    trees: list[tuple[int, Tree]] = []
+    verify = target.verify
+
+    def watched(tree: Tree) -> fakes.Output:
+        trees.append((target.length, tree))
+        return verify(tree)
+
+    target.verify = watched  # type: ignore[method-assign]  # to look at what comes by
+    sampler = Sampler(GenerationConfig(), PROMPT.tolist(), 12)
+    done = [
+        token
+        for made in rounds(target, fakes.good(target), FixedPolicy(shape), sampler.draw, PROMPT, 40)
+        for token in made.tokens
+    ]
+    assert done == plain(GenerationConfig(), 40)
+    beyond = [tree for past, tree in trees if past + len(tree) > window]
+    assert all(tree.is_chain() for tree in beyond)
+    before = [tree for past, tree in trees[:-6] if past + shape.nodes <= window]
+    if before and shape.nodes > 2 and shape.depth and shape.width > 1:
+        assert not all(tree.is_chain() for tree in before)
+    if shape.nodes > 1 and shape.depth:
+        assert all(len(tree) > 1 for tree in beyond[:-1]), "chains are drafted where trees can't be"
