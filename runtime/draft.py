@@ -22,6 +22,7 @@ from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
 
 PREFILL_CHUNK = 256
+READ_AT_ONCE = 256  # verified pairs: of a longer prompt the draft reads the end alone
 
 
 class Draft(Protocol):
@@ -112,6 +113,7 @@ class DraftSequence:
     def __init__(self, model: DraftModel, memory: DraftMemory) -> None:
         self._model = model
         self._memory = memory
+        self._forgotten = 0  # verified pairs before those in the cache
         self.length = 0  # verified pairs in the cache
         self._unread: list[tuple[Int64s, Float32s]] = []  # verified pairs still to be read
 
@@ -170,23 +172,32 @@ class DraftSequence:
 
     @property
     def known(self) -> int:
-        """Verified pairs it was given: in the cache, or waiting to be read."""
-        return self.length + sum(len(features) for _, features in self._unread)
+        """Verified pairs it was given: in the cache, before it, or waiting to be read."""
+        return self._forgotten + self.length + sum(len(features) for _, features in self._unread)
 
     def truncate(self, known: int) -> None:
         """Forget the pairs from `known` on."""
         assert 0 <= known <= self.known
         waiting, self._unread = self._unread, []
-        room = known - self.length
+        room = known - self._forgotten - self.length
         for tokens, features in waiting:
             self._unread.append((tokens[: max(room, 0)], features[: max(room, 0)]))
             room -= len(features)
-        self.length = min(self.length, known)
+        self._forgotten = min(self._forgotten, known)
+        self.length = min(self.length, known - self._forgotten)
 
     def _read(self) -> Children | None:
-        """Take the verified pairs into the cache; returns the last row's children."""
+        """Take the verified pairs into the cache; returns the last row's children.
+
+        What lies far back says little about the next few tokens, and reading it would keep the first token waiting:
+        where many pairs have come at once, a cache of the last ones replaces the old. Rotary positions are relative.
+        """
         tokens, features = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
         self._unread.clear()
+        excess = len(tokens) - READ_AT_ONCE
+        if excess > 0:
+            self._forgotten, self.length = self._forgotten + self.length + excess, 0
+            tokens, features = tokens[excess:], features[excess:]
         pairs, children = features.astype(np.float16), None
         for begin in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[begin : begin + PREFILL_CHUNK]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dovetail.runtime import load
 from dovetail.runtime.device import load_draft, why_no_cuda
-from dovetail.runtime.draft import DraftModel, DraftSequence
+from dovetail.runtime.draft import READ_AT_ONCE, DraftModel, DraftSequence
 from dovetail.runtime.draft_onnx import OnnxDraft, OnnxMemory
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.manifest import DRAFT_MODEL, TreeShape, loads
@@ -92,6 +92,25 @@ def test_trees_leave_no_trace_in_the_cache(open_draft: Open, device: str) -> Non
         growth = NO_GROWTH if begin == 20 else FixedGrowth(SHAPE)
         tree = parts.propose(tokens[begin : begin + 5], features[max(begin - 1, 0) : begin + 4], growth)
     assert len(set(paths(tree)) & set(paths(at_once))) >= 13
+
+
+def test_of_a_long_prompt_the_end_is_read(open_draft: Open) -> None:
+    """As if the text had begun there; going back behind what is kept leaves nothing, and reading begins anew."""
+    model, rng = open_draft("cpu"), np.random.default_rng(4)
+    size = READ_AT_ONCE + 300
+    tokens, features = rng.integers(0, 512, size), rng.standard_normal((size, 64)).astype(np.float32)
+    grow = FixedGrowth(SHAPE)
+    whole, end = model.sequence(), model.sequence()
+    tree = whole.propose(tokens, features[:-1], grow)
+    expected = end.propose(tokens[-READ_AT_ONCE - 1 :], features[-READ_AT_ONCE - 1 : -1], grow)
+    assert paths(tree) == paths(expected)
+    assert (whole.known, whole.length) == (size - 1, READ_AT_ONCE)
+    whole.truncate(size - 11)
+    assert (whole.known, whole.length) == (size - 11, READ_AT_ONCE - 10)
+    whole.truncate(100)
+    assert (whole.known, whole.length) == (100, 0)
+    expected = model.sequence().propose(tokens[100:120], features[101:120], grow)
+    assert paths(whole.propose(tokens[101:120], features[101:120], grow)) == paths(expected)
 
 
 def test_caches_are_written_in_place(open_draft: Open) -> None:
