@@ -4,7 +4,7 @@ round costs. Not a test: run it by hand.
 Usage: python tests/compare_trees.py ARTIFACT [NUM_PROMPTS] [TREE ...]
 
 A TREE is NODES,DEPTH,WIDTH; or `profile` for what `dovetail calibrate` chose on this machine (`profile=FILE` for a
-file's choice), `paper` for the paper's 16,7,10, or `sweep` for a grid of nodes x depth x width around all that. Where a
+file's choice), `paper` for the paper's 16,7,10, or `sweep` for chains and a grid of nodes x depth x width. Where a
 profile is among them, the last lines compare its choice with the best of all, and the speed it foretold with what was
 measured.
 """
@@ -29,7 +29,8 @@ from dovetail.runtime.profile import Profile
 NEW_TOKENS = 128
 PLAIN, PAPER = TreeShape(1, 0, 1), TreeShape(16, 7, 10)
 DEFAULT = [PLAIN, *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4))), PAPER]
-SWEEP = [TreeShape(*shape) for shape in itertools.product((3, 5, 8, 12, 16), (1, 2, 3, 5, 7), (1, 3, 6))]
+CHAINS = [TreeShape(depth + 1, depth, 1) for depth in (1, 2, 3, 4, 6, 8, 10)]
+TREES = [TreeShape(*shape) for shape in itertools.product((4, 8, 12, 16), (1, 2, 3, 5, 7), (3, 6))]
 
 Make = Callable[[float], Policy]
 """A policy for texts of one temperature."""
@@ -42,8 +43,10 @@ def main() -> None:
     for word in sys.argv[3:]:
         if word.startswith("profile"):
             found = profile_of(path, word.partition("=")[2])
-        elif word in ("paper", "sweep"):
-            shapes += [PAPER] if word == "paper" else [s for s in SWEEP if s.nodes > s.depth and s.width < s.nodes]
+        elif word == "paper":
+            shapes.append(PAPER)
+        elif word == "sweep":
+            shapes += CHAINS + [s for s in TREES if s.width < s.nodes and s.depth < s.nodes <= offered(s) + 1]
         else:
             shapes.append(TreeShape(*map(int, word.split(","))))
     if not sys.argv[3:]:
@@ -65,6 +68,11 @@ def main() -> None:
         report(temperature, made)
         if found is not None:
             judge(found, temperature, made)
+
+
+def offered(shape: TreeShape) -> int:
+    """Candidates that so deep and wide a tree has."""
+    return shape.width + (shape.depth - 1) * shape.width**2
 
 
 def label(shape: TreeShape) -> str:
