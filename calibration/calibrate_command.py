@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +91,7 @@ def _calibrate(
     from dovetail.calibration.latency import ROOM
     from dovetail.calibration.pair import PipelinePair
     from dovetail.runtime.machine import this_machine
-    from dovetail.runtime.profile import PROFILE_VERSION, Profile, cache_path
+    from dovetail.runtime.profile import cache_path
 
     machine = this_machine()
     busy = os.getloadavg()[0]
@@ -124,16 +123,7 @@ def _calibrate(
         "profile": None,
     }
     if result.too_noisy is None:
-        found = Profile(
-            profile_version=PROFILE_VERSION,
-            artifact=opened.digest,
-            machine=machine,
-            engines=engines,
-            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-            error=result.latency.error,
-            costs=result.latency.costs,
-            choices=tuple(one.choice for one in sorted(result.decisions, key=lambda one: one.temperature)),
-        )
+        found = decision.as_profile(result, opened.digest, machine, engines)
         kept = path or cache_path(opened.digest, machine, engines.draft_device, engines.numerics)
         document["profile"] = _keep(found, kept, asked=path is not None)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from dovetail.calibration.budget import Candidate, Candidates
 from dovetail.calibration.comparison import Compared, compare
 from dovetail.calibration.latency import CONTEXTS, NODES, QUICK_CONTEXTS, QUICK_NODES, Latency, measure
 from dovetail.calibration.pair import Pair
+from dovetail.runtime.machine import Machine
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.profile import Choice
+from dovetail.runtime.profile import PROFILE_VERSION, Choice, Engines, Profile
 
 MAX_ERROR = 0.15  # of the median times: above it nothing can be decided
 GAIN = 1.02  # over plain decoding below which the draft isn't worth its memory
@@ -172,6 +174,20 @@ def gain(one: Candidate, plain: Candidate, compared: dict[str, Compared]) -> flo
     its_weight = 1 / _MODEL_ERROR**2
     combined = math.exp((weight * math.log(ratio) + its_weight * foretold) / (weight + its_weight))
     return min(combined, 1 + compared[one.kind].accept_length)
+
+
+def as_profile(result: Calibration, artifact: str, machine: Machine, engines: Engines) -> Profile:
+    """What `dovetail generate` reads, for the artifact of that digest."""
+    return Profile(
+        profile_version=PROFILE_VERSION,
+        artifact=artifact,
+        machine=machine,
+        engines=engines,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        error=result.latency.error,
+        costs=result.latency.costs,
+        choices=tuple(one.choice for one in sorted(result.decisions, key=lambda one: one.temperature)),
+    )
 
 
 def as_dict(result: Calibration, primary: float) -> dict[str, Any]:

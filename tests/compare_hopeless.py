@@ -3,14 +3,17 @@ its neighbour in the vocabulary. Not a test: run it by hand.
 
 Usage: python tests/compare_hopeless.py ARTIFACT [NUM_PROMPTS]
 
-Beside a pipeline without a draft, interleaved: the policy that calibration chooses for the hopeless pair; and the
-dynamic policy it made for the good one, as when a text turns into something that the draft knows nothing of.
+Beside a pipeline without a draft, interleaved: one that found the profile which calibration writes for the hopeless
+pair; and the dynamic policy it makes for the good one, as when a text turns into something that the draft knows
+nothing of.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ from dovetail.calibration.pair import PipelinePair
 from dovetail.export.figures import held_out_prompts
 from dovetail.runtime import load
 from dovetail.runtime.draft import Children, DraftSequence
-from dovetail.runtime.profile import policy_of
+from dovetail.runtime.machine import this_machine
+from dovetail.runtime.profile import Engines, write
 
 NEW_TOKENS = 512
 
@@ -50,17 +54,21 @@ def main() -> None:
         if result.too_noisy:
             sys.exit(result.too_noisy)
     print(f"good: {good.decisions[0].choice.summary}; hopeless: {bad.decisions[0].choice.summary}")
-    policies = {
-        "chosen for it": lambda: policy_of(bad.decisions[0].choice, bad.latency.costs),
-        "dynamic, made for a good draft": good.decisions[0].candidates.dynamic.make,
-    }
-    ratios: dict[str, list[float]] = {name: [] for name in policies}
-    for prompt in prompts[:count]:
-        reference = plain.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, temperature=0.0)
-        for name, make in policies.items():
-            pipe.policy = make()
-            done = pipe.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, temperature=0.0)
-            ratios[name].append(done.tokens_per_second / reference.tokens_per_second)
+    engines = Engines(pipe.draft_device, pipe.target.numerics, pipe.threads, pipe.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "hopeless.json")
+        write(decision.as_profile(bad, pipe.artifact.digest, this_machine(), engines), kept)
+        profiled = load(path, profile=kept)
+    ratios: dict[str, list[float]] = {"with its profile": [], "dynamic, made for a good draft": []}
+    for i, prompt in enumerate(prompts[:count]):
+        pipe.policy = good.decisions[0].candidates.dynamic.make()
+        speeds = {}
+        turns = [("plain", plain), *zip(ratios, (profiled, pipe), strict=True)]
+        for name, pipeline in turns if i % 2 else turns[::-1]:
+            done = pipeline.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, temperature=0.0)
+            speeds[name] = done.tokens_per_second
+        for name, found in ratios.items():
+            found.append(speeds[name] / speeds["plain"])
     for name, found in ratios.items():
         low, _, high = np.percentile(found, [25, 50, 75])
         print(
