@@ -112,20 +112,23 @@ class GraphBuilder:
         """A stored list of numbers, such as a shape."""
         return self.constant(np.array(values, np.int64))
 
-    def linear(self, x: Value, *weights: Tensor, sensitive: bool = False) -> Value:
-        """`x` times the transposed `weights` (torch's [O, I]), side by side: [T, I] -> [T, sum of O]. No bias.
+    def linear(self, x: Value, *weights: Tensor, bias: Tensor | None = None, sensitive: bool = False) -> Value:
+        """`x` times the transposed `weights` (torch's [O, I]), side by side, plus `bias`: [T, I] -> [T, sum of O].
 
         `sensitive` layers never have fewer than 8 bits.
         """
         weight = np.concatenate([w.detach().float().numpy() for w in weights]).T  # [I, O]
+        y = self.op("MatMul", x, self._matrix(np.ascontiguousarray(weight), sensitive))
+        return y if bias is None else self.op("Add", y, self.constant(bias.detach().float().numpy()))
+
+    def _matrix(self, weight: NDArray[np.float32], sensitive: bool) -> Value:
         if self._format in ("float16", "float32"):
-            return self.op("MatMul", x, self._stored(np.ascontiguousarray(weight)))
+            return self._stored(weight)
         narrow = self._format == "int4" and not sensitive
         codes, scales = quantize_blocks(weight, "int4" if narrow else "int8")
         size = len(codes) // len(scales)
         stored = self.constant(codes.astype(ml_dtypes.int4) if narrow else codes)
-        wide = self.op("DequantizeLinear", stored, self.constant(scales), axis=0, block_size=size)
-        return self.op("MatMul", x, wide)
+        return self.op("DequantizeLinear", stored, self.constant(scales), axis=0, block_size=size)
 
     def _stored(self, weight: NDArray[np.float32]) -> Value:
         """A float32 view of a weight that is stored as the format says."""

@@ -8,9 +8,11 @@ inputs   input_ids int64 [T] · position_ids int64 [T]
          logit_rows int64 [R]
          key_cache.i, value_cache.i float32 [C, H * E] for each block i: the rows in use, this call's included
 outputs  top_token_ids int32 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
-         ids are the target's and log-probabilities over the tokens that the draft's LM head has
+         ids are the target's; log-probabilities are over the tokens that the draft's LM head has
          new_key_cache.i, new_value_cache.i: the caches with this call's rows; bound to the inputs' memory they are
          written in place
+
+A draft of kind `lm` has no `features`, `feature_rows` and `hidden_states`.
 
 Letters: T pairs in a call, F feature rows, C cache rows, M cache rows under the mask, R rows wanted, K children, D
 hidden size, H key/value heads, E head size, V vocabulary.
@@ -25,10 +27,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from dovetail.export.draft_config import DraftConfig
+from dovetail.export.draft_fusion import Fusion, RMSNorm
 from dovetail.export.draft_graph import OPSET, GraphBuilder, Value, WeightFormat
 from dovetail.export.draft_model import Block, DraftModel
 from numpy.typing import NDArray
 from onnx import TensorProto
+from torch import nn
 
 TOP_K = 10
 
@@ -37,45 +42,46 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_fo
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
     assert top_k <= len(draft.lm_head), "more children than tokens"
     config, graph = draft.config, GraphBuilder(weight_format)
-    width = config.num_kv_heads * config.head_dim
+    width, fed = config.num_kv_heads * config.head_dim, config.kind != "lm"
     ids = graph.input("input_ids", TensorProto.INT64, ["T"])
-    features = graph.input("features", TensorProto.FLOAT16, ["F", config.hidden_size])
-    feature_rows = graph.input("feature_rows", TensorProto.INT64, ["T"])
+    h = None
+    if fed:
+        features = graph.input("features", TensorProto.FLOAT16, ["F", config.hidden_size])
+        feature_rows = graph.input("feature_rows", TensorProto.INT64, ["T"])
+        h = graph.op("Cast", graph.op("Gather", features, feature_rows, axis=0), to=TensorProto.FLOAT)
     positions = graph.input("position_ids", TensorProto.INT64, ["T"])
     tree_mask = graph.input("tree_mask", TensorProto.BOOL, ["T", "M"])
     cache_rows = graph.input("cache_rows", TensorProto.INT64, ["T"])
     logit_rows = graph.input("logit_rows", TensorProto.INT64, ["R"])
     caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(config.num_layers)]
 
-    fusion = draft.fusion
-    h = graph.op("Cast", graph.op("Gather", features, feature_rows, axis=0), to=TensorProto.FLOAT)
-    e = graph.rms_norm(graph.embedding(ids, draft.embedding), fusion.norm.weight, config.rms_norm_eps)
-    h1, h2 = graph.linear(h, fusion.w1.weight), graph.silu(graph.linear(e, fusion.w2.weight))
-    z = graph.op("Sigmoid", graph.linear(graph.op("Concat", h1, h2, axis=-1), fusion.wz.weight))
-    x = graph.op("Add", h2, graph.op("Mul", z, graph.op("Sub", h1, h2)))  # z h1 + (1 - z) h2
-
+    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `fusion_for` says so
+    x, read = fusion.write(graph, h, graph.embedding(ids, draft.embedding))
     x = graph.op("Unsqueeze", x, graph.integers(0))  # [1, T, D]
+    read = None if read is None else graph.op("Unsqueeze", read, graph.integers(0))
     mask = _whole_mask(graph, tree_mask, caches[0])
     slots = graph.op("Unsqueeze", cache_rows, graph.integers(1))  # [T, 1]
     angles = graph.rotary_angles(positions, config.rope_frequencies, config.rope_scale)
     for i, block in enumerate(draft.blocks):
         assert isinstance(block, Block)
-        x = _block(graph, draft, block, x, angles, mask, slots, caches[2 * i : 2 * i + 2], first=i == 0)
+        x = _block(graph, config, block, x, read, angles, mask, slots, caches[2 * i : 2 * i + 2])
+        read = None
 
     rows = graph.op("Gather", graph.op("Squeeze", x, graph.integers(0)), logit_rows, axis=0)  # [R, D]
-    logits = graph.linear(rows, draft.lm_head)  # [R, V]
+    logits = graph.linear(_normed(graph, draft.output_norm, rows), draft.lm_head)  # [R, V]
     best, best_ids = graph.ops("TopK", 2, logits, graph.integers(top_k), axis=-1)
     if draft.head_tokens is not None:
         best_ids = graph.op("Gather", graph.constant(draft.head_tokens.numpy()), best_ids, axis=0)
     log_probs = graph.op("Sub", best, graph.op("ReduceLogSumExp", logits, graph.integers(-1)))
     graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", top_k])
     graph.output(log_probs, "top_log_probs", TensorProto.FLOAT, ["R", top_k])
-    features_out = graph.op("Cast", rows, to=TensorProto.FLOAT16)
-    graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
+    if fed:
+        features_out = graph.op("Cast", rows, to=TensorProto.FLOAT16)
+        graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
     for name in cache_names(config.num_layers):
         graph.declare_output(f"new_{name}", TensorProto.FLOAT, ["C", width])
     graph.save(path)
-    check_graph(path, config.num_layers)
+    check_graph(path, config)
 
 
 def cache_names(num_layers: int) -> list[str]:
@@ -91,27 +97,34 @@ def _whole_mask(graph: GraphBuilder, tree_mask: Value, cache: Value) -> Value:
     return graph.op("Concat", seen, tree_mask, axis=1)
 
 
+def _normed(graph: GraphBuilder, norm: nn.Module, x: Value) -> Value:
+    return norm.write(graph, x) if isinstance(norm, RMSNorm) else x
+
+
 def _block(
     graph: GraphBuilder,
-    draft: DraftModel,
+    config: DraftConfig,
     block: Block,
     x: Value,
+    read: Value | None,
     angles: tuple[Value, Value],
     mask: Value,
     slots: Value,
     caches: list[Value],
-    *,
-    first: bool,
 ) -> Value:
-    """A Llama block on `x` [1, T, D]; the first has no input norm. Its rows go into `caches` at `slots`."""
+    """A block on `x` [1, T, D], whose attention reads `read` (None: the normed x). Its rows go into `caches` at
+    `slots`.
+    """
     # In 4 bits the demo draft's blocks would lose a seventh of its first choices, head and fusion a seventieth.
     linear = functools.partial(graph.linear, sensitive=True)
-    config = draft.config
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    y = x if first else graph.rms_norm(x, block.input_norm.weight, config.rms_norm_eps)  # type: ignore[arg-type]
-    y = linear(y, block.q_proj.weight, block.k_proj.weight, block.v_proj.weight)
+    y = _normed(graph, block.input_norm, x) if read is None else read
+    parts = (block.q_proj, block.k_proj, block.v_proj)
+    bias = torch.cat([part.bias for part in parts]) if config.qkv_bias else None
+    y = linear(y, *(part.weight for part in parts), bias=bias)
     q, k, v = graph.split(y, queries, keys, keys)
-    k = graph.rotate(k, angles, config.num_kv_heads)
+    q = _normed_heads(graph, block.q_norm, q, config.num_heads)
+    k = graph.rotate(_normed_heads(graph, block.k_norm, k, config.num_kv_heads), angles, config.num_kv_heads)
     cached = []
     for cache, new in zip(caches, (k, v), strict=True):
         row = graph.op("Squeeze", new, graph.integers(0))
@@ -126,15 +139,24 @@ def _block(
     return graph.op("Add", x, linear(graph.op("Mul", graph.silu(gate), up), block.down_proj.weight))
 
 
-def check_graph(path: Path, num_layers: int) -> None:
+def _normed_heads(graph: GraphBuilder, norm: nn.Module, x: Value, num_heads: int) -> Value:
+    """`x` [1, T, heads * E] with every head normed on its own, where the kind of block does so."""
+    if not isinstance(norm, RMSNorm):
+        return x
+    heads = graph.op("Reshape", x, graph.integers(1, -1, num_heads, len(norm.weight)))
+    return graph.op("Reshape", norm.write(graph, heads), graph.integers(1, -1, num_heads * len(norm.weight)))
+
+
+def check_graph(path: Path, config: DraftConfig) -> None:
     """Assert the contract: opset, standard operators only, names in order."""
     model = onnx.load(path, load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)], f"opsets {model.opset_import}"
     assert not model.functions, f"functions {[f.name for f in model.functions]}"
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
-    caches = cache_names(num_layers)
-    pairs = ["input_ids", "features", "feature_rows", "position_ids", "tree_mask", "cache_rows", "logit_rows"]
-    made = ["top_token_ids", "top_log_probs", "hidden_states"]
+    caches, fed = cache_names(config.num_layers), config.kind != "lm"
+    pairs = ["input_ids", *(["features", "feature_rows"] if fed else [])]
+    pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows"]
+    made = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
     assert [i.name for i in model.graph.input] == pairs + caches, [i.name for i in model.graph.input]
     assert [o.name for o in model.graph.output] == made + [f"new_{name}" for name in caches]
 
@@ -144,13 +166,14 @@ def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> di
     config, rng = draft.config, np.random.default_rng(seed)
     call: dict[str, NDArray[Any]] = {
         "input_ids": rng.integers(0, config.vocab_size, length),
-        "features": rng.standard_normal((length, config.hidden_size)).astype(np.float16),
-        "feature_rows": np.arange(length),
         "position_ids": np.arange(past, past + length),
         "tree_mask": np.tri(length, dtype=np.bool_),
         "cache_rows": np.arange(past, past + length),
         "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
     }
+    if config.kind != "lm":
+        features = rng.standard_normal((length, config.hidden_size)).astype(np.float16)
+        call |= {"features": features, "feature_rows": np.arange(length)}
     for name in cache_names(config.num_layers):
         shape = (past + length, config.num_kv_heads * config.head_dim)
         call[name] = rng.standard_normal(shape, dtype=np.float32)
@@ -170,11 +193,11 @@ def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray
     mask = torch.cat([torch.ones(length, past + length - under, dtype=torch.bool), values["tree_mask"]], dim=1)
     shape = (past, config.num_kv_heads, config.head_dim)
     flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(config.num_layers)]
-    features = values["features"].float()[values["feature_rows"]]
+    features = values["features"].float()[values["feature_rows"]][None] if config.kind != "lm" else None
     with torch.no_grad():
         hidden, _ = draft.float()(
             values["input_ids"][None],
-            features[None],
+            features,
             values["position_ids"],
             mask,
             list(zip(flat[::2], flat[1::2], strict=True)),

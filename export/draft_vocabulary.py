@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from dovetail.export import corpus
-from dovetail.export.inflate import NOTE
 from dovetail.runtime.errors import UserError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 MIN_TOKENS = 64  # the widest level of a tree
+INFLATION_NOTE = "inflation.json"  # of `inflate`
 
 
 def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[np.int64]:
@@ -29,16 +29,21 @@ def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[
     `size` is of all, so that acceptance and cost are those of a reduced vocabulary in both. Raises `UserError`.
     """
     vocab_size = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    if not MIN_TOKENS <= size <= vocab_size:
-        raise UserError(
-            f"expected --draft-vocab from {MIN_TOKENS} to the vocabulary's {vocab_size}, got {size}; choose another"
-        )
+    check_size(size, vocab_size, "--draft-vocab")
     documents = (corpus.text_files(texts) if texts else corpus.standard_library()).train.values()
     counts = count_tokens(Tokenizer.from_file(str(source / "tokenizer.json")), documents, vocab_size)
-    note = source / NOTE
+    note = source / INFLATION_NOTE
     real = json.loads(note.read_text(encoding="utf-8"))["source_shape"]["vocab_size"] if note.is_file() else vocab_size
     kept = max(MIN_TOKENS, round(size * real / vocab_size))
     return np.concatenate([most_frequent(counts[:real], kept), np.arange(real, real + size - kept)])
+
+
+def check_size(size: int, vocab_size: int, option: str) -> None:
+    """Raise `UserError` unless a tree can be as wide as `size` and the target has as many tokens."""
+    if not MIN_TOKENS <= size <= vocab_size:
+        raise UserError(
+            f"expected {option} from {MIN_TOKENS} to the vocabulary's {vocab_size}, got {size}; choose another"
+        )
 
 
 def count_tokens(tokenizer: Tokenizer, documents: Iterable[str], vocab_size: int) -> NDArray[np.int64]:

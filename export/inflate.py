@@ -21,15 +21,8 @@ import numpy as np
 import torch
 from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch
 from dovetail.export.corpus import held_out_samples
-from dovetail.export.draft_model import (
-    DraftConfig,
-    DraftModel,
-    check_fits,
-    config_for,
-    load_draft,
-    read_config,
-    save_draft,
-)
+from dovetail.export.draft_config import DraftConfig, check_fits, config_for, read_config
+from dovetail.export.draft_model import DraftModel, load_draft, save_draft
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.growth import CONSTANT_LEVEL, Growth, Weights
 from dovetail.export.progress import ProgressLine, stage
@@ -335,15 +328,17 @@ def _config(source: Path, small: Shape, shape: Shape, dtype: str) -> tuple[Any, 
 def _draft_config(draft: Path, old: Any, config: Any) -> DraftConfig:
     """The big draft's config. Raises `UserError` if `draft` was made for another target."""
     ours = read_config(draft)
+    if ours.kind != "dgf":
+        raise UserError(f"expected a draft of kind dgf, got {ours.kind} in {draft}; only that kind can be inflated")
     check_fits(ours, old.vocab_size, old.hidden_size)
-    theirs = config_for(old, ours.num_layers)
+    theirs = config_for(old, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
     same = dataclasses.replace(ours, rope_frequencies=theirs.rope_frequencies) == theirs
     if not same or not np.allclose(ours.rope_frequencies, theirs.rope_frequencies, rtol=1e-6):
         raise UserError(
             f"expected a draft with the target's heads, widths and rotary frequencies, got another in {draft}; give "
             f"the draft that was trained for this target"
         )
-    return config_for(config, ours.num_layers)
+    return config_for(config, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
 
 
 def _windows(source: Path, window: int) -> Tensor:

@@ -5,7 +5,8 @@ row, W rows expanded at a level, D hidden size.
 
 The draft reads pairs (EAGLE, Li et al. 2024, arXiv 2401.15077, section 4.1): the target's feature of position t goes
 with the token of position t + 1. Inside a drafted branch the target's features do not exist yet, and the draft's own
-predictions stand in.
+predictions stand in. A draft that is a language model reads tokens alone: its pairs have no feature, and the text's
+first token makes one, too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class DraftCall:
     """One call of the graph. `cache_rows` in use end with the last of this call's."""
 
     tokens: Int64s  # [T]
-    features: npt.NDArray[np.float16] | None  # [F, D] the target's; None: what the last call predicted
+    features: npt.NDArray[np.float16] | None  # [F, D] the target's; None: what the last call predicted, if it reads any
     feature_rows: Int64s  # [T] which of them each pair reads
     positions: Int64s  # [T]
     tree_mask: Bools  # [T, M] which of the last M cache rows a pair sees; it sees all before them
@@ -138,6 +139,8 @@ class DraftSequence:
         Where no tree is wanted, nothing is run: the pairs wait for the next call.
         """
         root = int(tokens[-1])
+        if not self._model.info.reads_features:
+            features = np.zeros((len(tokens), 0), np.float32)
         self._unread.append((tokens[len(tokens) - len(features) :], features))
         if not growth.goes_on(0, [0.0]):
             return root_only(root)

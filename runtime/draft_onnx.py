@@ -22,7 +22,7 @@ from dovetail.runtime.manifest import DraftInfo
 TREE_ROWS = 1024  # cache rows for the expanded candidates of one tree
 FIRST_ROWS = 1024  # what the caches of a new text have; doubled when they are full
 HIDDEN_ROWS = 64  # rows wanted by one call, at most: the widest level
-CALL_INPUTS = ("input_ids", "features", "feature_rows", "position_ids", "tree_mask", "cache_rows", "logit_rows")
+CALL_INPUTS = ("input_ids", "position_ids", "tree_mask", "cache_rows", "logit_rows")  # besides features and caches
 HEAVY_OPERATORS = {"Attention", "DequantizeLinear", "MatMul", "MatMulNBits", "RotaryEmbedding", "ScatterND", "TopK"}
 
 
@@ -41,7 +41,8 @@ def check_inputs(got: dict[str, Any], info: DraftInfo, path: Path) -> None:
 
     Raises `ArtifactError`.
     """
-    expected: dict[str, Any] = dict.fromkeys(CALL_INPUTS) | {"features": info.hidden_size}
+    expected: dict[str, Any] = dict.fromkeys(CALL_INPUTS)
+    expected |= {"features": info.hidden_size, "feature_rows": None} if info.reads_features else {}
     expected |= dict.fromkeys(cache_names(info), info.num_kv_heads * info.head_dim)
     if got != expected:
         raise ArtifactError(f"{path}: expected the inputs {expected}, got {got}; export the artifact again")
@@ -126,17 +127,18 @@ class OnnxMemory:
             self._grow(in_use[0])
         arrays: dict[str, npt.NDArray[Any]] = {
             "input_ids": call.tokens,
-            "feature_rows": call.feature_rows,
             "position_ids": call.positions,
             "tree_mask": call.tree_mask,
             "cache_rows": call.cache_rows,
             "logit_rows": call.logit_rows,
         }
-        if call.features is None:
-            shape = (self._predicted, info.hidden_size)
-            binding.bind_input("features", *place, np.float16, shape, self._hidden[0].data_ptr())
-        else:
-            arrays["features"] = call.features
+        if info.reads_features:
+            arrays["feature_rows"] = call.feature_rows
+            if call.features is None:
+                shape = (self._predicted, info.hidden_size)
+                binding.bind_input("features", *place, np.float16, shape, self._hidden[0].data_ptr())
+            else:
+                arrays["features"] = call.features
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
             self.bytes_in += array.nbytes
@@ -148,8 +150,9 @@ class OnnxMemory:
         for name, made in (("top_token_ids", children.tokens), ("top_log_probs", children.log_probs)):
             binding.bind_output(name, "cpu", 0, made.dtype, made.shape, made.ctypes.data)
             self.bytes_out += made.nbytes
-        hidden = (rows, info.hidden_size)
-        binding.bind_output("hidden_states", *place, np.float16, hidden, self._hidden[1].data_ptr())
+        if info.reads_features:
+            hidden = (rows, info.hidden_size)
+            binding.bind_output("hidden_states", *place, np.float16, hidden, self._hidden[1].data_ptr())
         start = time.perf_counter()
         model.session.run_with_iobinding(binding)
         model.native_s += time.perf_counter() - start

@@ -73,13 +73,14 @@ class OpenVinoMemory:
         """See `DraftMemory.run`."""
         feeds: dict[str, npt.NDArray[Any]] = {
             "input_ids": call.tokens,
-            "features": self._hidden if call.features is None else call.features,
-            "feature_rows": call.feature_rows,
             "position_ids": call.positions,
             "tree_mask": call.tree_mask,
             "cache_rows": call.cache_rows,
             "logit_rows": call.logit_rows,
         }
+        if self._model.info.reads_features:
+            feeds["features"] = self._hidden if call.features is None else call.features
+            feeds["feature_rows"] = call.feature_rows
         self.bytes_in += sum(array.nbytes for array in feeds.values())
         end = int(call.cache_rows[-1]) + 1
         feeds |= {name: cache[:end] for name, cache in self._caches.items()}
@@ -88,7 +89,8 @@ class OpenVinoMemory:
         self._model.native_s += time.perf_counter() - start
         for name, cache in self._caches.items():
             cache[call.cache_rows] = made[f"new_{name}"][call.cache_rows]
-        self._hidden = made["hidden_states"].copy()
+        if self._model.info.reads_features:
+            self._hidden = made["hidden_states"].copy()
         children = Children(made["top_token_ids"].copy(), made["top_log_probs"].copy())
         self.bytes_out += children.tokens.nbytes + children.log_probs.nbytes + self._hidden.nbytes
         return children

@@ -23,6 +23,7 @@ TARGET_MODEL = "target/openvino_model.xml"
 TARGET_WEIGHTS = "target/openvino_model.bin"
 DRAFT_MODEL = "draft/model.onnx"
 WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32")
+DRAFT_KINDS = ("dgf", "eagle", "eagle3", "lm")
 DRAFT_PRECISIONS = ("int8", "int4", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
@@ -113,7 +114,9 @@ class TargetInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftInfo:
-    """The draft as exported: what the runtime must know to own its cache. The graph gives `top_k` children per row."""
+    """The draft as exported: what the runtime must know to own its cache. The graph gives `top_k` children per row, of
+    `head_size` tokens (None: of all).
+    """
 
     kind: str
     hidden_size: int
@@ -124,9 +127,10 @@ class DraftInfo:
     top_k: int
     parameters: int
     precision: str
+    head_size: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("dgf",), "draft kind dgf", self.kind)
+        _require(self.kind in DRAFT_KINDS, f"draft kind as one of {', '.join(DRAFT_KINDS)}", self.kind)
         _require(
             self.precision in DRAFT_PRECISIONS,
             f"draft precision as one of {', '.join(DRAFT_PRECISIONS)}",
@@ -139,6 +143,13 @@ class DraftInfo:
         _in_range("draft head_dim", self.head_dim, 1, 4096)
         _in_range("draft top_k", self.top_k, 1, 64)
         _in_range("draft parameters", self.parameters, 1, 1 << 50)
+        if self.head_size is not None:
+            _in_range("draft head_size", self.head_size, self.top_k, self.vocab_size)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it reads the target's features beside the tokens."""
+        return self.kind != "lm"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,7 +226,7 @@ class Manifest:
         for name in needed:
             _require(name in self.files, f"a files entry {name}", sorted(self.files))
         if self.draft is not None:
-            for field in ("hidden_size", "vocab_size"):
+            for field in ("hidden_size", "vocab_size") if self.draft.reads_features else ("vocab_size",):
                 ours, theirs = getattr(self.target, field), getattr(self.draft, field)
                 if ours != theirs:
                     raise ArtifactError(

@@ -34,6 +34,7 @@ _PRECISION: dict[str, dict[str, str]] = {
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
 _WINDOW_INPUT = 10  # of PagedAttention: `sliding_window`, a scalar
+_BEHIND_HEAD = ("Convert", "Multiply", "Divide", "Tanh", "Add")  # between the LM head and logits: soft caps, a bias
 _CACHE_DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
@@ -271,14 +272,16 @@ def restrict_logits(model: ov.Model) -> ov.Model:
         raise ArtifactError(
             f"expected an IR with the results logits and {FEATURES_OUTPUT}; export it with dovetail-export model"
         )
-    features = hidden.node.input_value(0)
-    readers = [port for port in features.get_target_inputs() if port.get_node().get_type_name() == "MatMul"]
-    assert len(readers) == 1, "the hidden states feed exactly one MatMul, the LM head"
+    head = logits.node.input_value(0).get_node()
+    while head.get_type_name() in _BEHIND_HEAD:
+        head = head.input_value(0).get_node()
+    assert head.get_type_name() == "MatMul", f"a matrix product makes the logits, not {head.get_type_name()}"
+    features = head.input_value(0)
     rows = ov.op.Parameter(ov.Type.i64, ov.PartialShape([-1]))
     rows.set_friendly_name(LOGIT_ROWS)
     rows.output(0).get_tensor().set_names({LOGIT_ROWS})
     gather = ov.opset13.gather(features, rows, ov.op.Constant(np.array(0, np.int64)))
-    readers[0].replace_source_output(gather.output(0))
+    head.input(0).replace_source_output(gather.output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
     return model

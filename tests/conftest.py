@@ -49,7 +49,8 @@ def write_draft(folder: Path, checkpoint: Path, *, seed: int = 1, blocks: int = 
     """A random draft for a checkpoint."""
     import torch
     from dovetail.export.checkpoint import body_and_head, load_torch
-    from dovetail.export.draft_model import DraftModel, config_for, save_draft
+    from dovetail.export.draft_config import config_for
+    from dovetail.export.draft_model import DraftModel, save_draft
 
     model = load_torch(checkpoint)
     _, embedding, lm_head = body_and_head(model)

@@ -56,7 +56,7 @@ def difference(draft: DraftModel, path: Path, call: dict[str, NDArray[Any]]) -> 
 
 
 def test_contract(tiny_artifact: Path, draft: DraftModel) -> None:
-    check_graph(tiny_artifact / DRAFT_MODEL, draft.config.num_layers)
+    check_graph(tiny_artifact / DRAFT_MODEL, draft.config)
     session = ort.InferenceSession(str(tiny_artifact / DRAFT_MODEL), providers=["CPUExecutionProvider"])
     types = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
     assert types["tree_mask"] == "tensor(bool)"
@@ -121,13 +121,15 @@ def test_graph_computes_with_its_rounded_weights(
 
     linear, embedding = GraphBuilder.linear, GraphBuilder.embedding
 
-    def rounded_linear(self: GraphBuilder, x: str, *weights: Tensor, sensitive: bool = False) -> str:
+    def rounded_linear(
+        self: GraphBuilder, x: str, *weights: Tensor, bias: Tensor | None = None, sensitive: bool = False
+    ) -> str:
         parts = []
         for weight in weights:
             bits = "int8" if sensitive else weight_format
             codes, scales = quantize_blocks(np.ascontiguousarray(weight.detach().numpy().T), bits)
             parts.append(torch.from_numpy((codes * np.repeat(scales, len(codes) // len(scales), axis=0)).T.copy()))
-        return linear(self, x, *parts)
+        return linear(self, x, *parts, bias=bias)
 
     def rounded_embedding(self: GraphBuilder, ids: str, table: Tensor) -> str:
         scales = table.abs().amax(dim=1, keepdim=True) / 127

@@ -92,7 +92,7 @@ def test_training_helps(tiny_checkpoint: Path, draft: DraftModel) -> None:
     live = draft_training.on_the_fly(target)
     torch.manual_seed(0)
     fresh = DraftModel(draft.config, draft.embedding, draft.lm_head)
-    task = DraftTask(fresh, recipe, ids, ids[:700], live, live)
+    task = DraftTask(fresh, draft.lm_head, recipe, ids, ids[:700], live, live)
     with torch.no_grad():
         before = task.held_out()
     for step in range(40):
