@@ -253,6 +253,7 @@ def _config(
     folder: Path, document: dict[str, Any], weights: Weights, target: Target, kind: str, **more: Any
 ) -> DraftConfig:
     """From a published config.json. Raises `UserError` where sizes are missing or are not the target's."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, LlamaConfig
 
     sizes = dict(document.get("transformer_layer_config", document))
@@ -269,7 +270,7 @@ def _config(
             qk_norm=any(name.endswith("q_norm.weight") for name in weights),
             **more,
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, StrictDataclassError) as error:
         raise UserError(
             f"expected the sizes of a Llama in {folder}/config.json, got {str(error).splitlines()[0]:.100}; copy the "
             f"draft again"
