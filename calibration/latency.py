@@ -248,7 +248,8 @@ class _Bench:
         done = next(self._rounds, None)
         if done is None:
             self._rounds = self._pair.continue_from(self._prompt, self._probe)
-            next(self._rounds)  # what was read on the way in is not a round's work
+            for _ in range(2):  # the prompt's token, and the round in which the draft reads the prompt, are no samples
+                next(self._rounds)
             done = next(self._rounds)
         return done
 

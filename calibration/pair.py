@@ -36,7 +36,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """One text made from end to end. `ms` is decoding alone, the reading of the prompt not counted."""
+    """One text made from end to end: tokens behind the first, which comes with the prompt, and their time."""
 
     tokens: int
     ms: float
@@ -129,7 +129,7 @@ class PipelinePair:
         try:
             texts = [list(prompt) for prompt in prompts]
             features = [
-                [sequence.prefill(np.array(prompt[:-1], np.int64))]
+                [sequence.prefill(np.array(prompt[:-1], np.int64)).features]
                 for sequence, prompt in zip(sequences, prompts, strict=True)
             ]
             for _ in range(new_tokens):
@@ -161,7 +161,7 @@ class PipelinePair:
             max_new_tokens=new_tokens,
             ignore_eos=True,
         )
-        return Run(done.completion_tokens, done.decode_ms, done.totals.rounds)
+        return Run(done.completion_tokens - 1, done.decode_ms, done.totals.rounds)
 
 
 def _greedy(logits: Float32s) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from dovetail.runtime.accept import Accepted, Draw, accept
+from dovetail.runtime.accept import Draw, accept
 from dovetail.runtime.draft import Draft
 from dovetail.runtime.policy import ChainGrowth, Growth, Policy
 from dovetail.runtime.tree import Float32s, Int64s, Tree
@@ -33,7 +33,7 @@ class Target(Protocol):
     @property
     def window(self) -> int | None: ...  # tokens that the most short-sighted layer sees; None: all see everything
 
-    def prefill(self, tokens: Int64s) -> Float32s: ...
+    def prefill(self, tokens: Int64s) -> Verification: ...  # logits of the last alone, features of all
     def verify(self, tree: Tree) -> Verification: ...
     def commit(self, path: Sequence[int]) -> None: ...
 
@@ -45,7 +45,7 @@ class Round:
     """
 
     tokens: list[int]  # accepted drafted tokens, then the bonus token
-    nodes: int
+    nodes: int  # 0: no tree was verified, the token came with the prompt
     draft_ms: float
     verify_ms: float
     host_ms: float
@@ -65,12 +65,16 @@ def rounds(
     max_new_tokens: int,
     ends: frozenset[int] = frozenset(),
 ) -> Iterator[Round]:
-    """Continue `prompt` [n >= 1] by up to `max_new_tokens` tokens, or to one of `ends`, a round at a time."""
-    features = target.prefill(prompt[:-1])
-    tokens, emitted = prompt, 0
-    policy.begin()
+    """Continue `prompt` [n >= 1] by up to `max_new_tokens` >= 1 tokens, or to one of `ends`: the first token comes with
+    the prompt, the others a round at a time.
+    """
     clock = Stopwatch(target, draft)
-    while emitted < max_new_tokens and (emitted == 0 or tokens[-1] not in ends):
+    out = target.prefill(prompt)
+    tokens, features = np.append(prompt, draw(out.logits[0])), out.features
+    emitted = 1
+    yield clock.lap(0, [int(tokens[-1])])
+    policy.begin()
+    while emitted < max_new_tokens and tokens[-1] not in ends:
         clock.start()
         room = max_new_tokens - emitted
         tree = propose(draft, target, tokens, features, policy.growth(room, target.length))
@@ -80,7 +84,7 @@ def rounds(
         policy.observe(len(accepted.path) - 1)
         tokens, features = np.array(accepted.tokens), out.features[accepted.path]
         emitted += len(tokens)
-        yield clock.lap(tree, accepted)
+        yield clock.lap(len(tree), accepted.tokens)
 
 
 def propose(draft: Draft, target: Target, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
@@ -110,7 +114,7 @@ class Stopwatch:
         """A round begins."""
         self._started = self._now()
 
-    def lap(self, tree: Tree, accepted: Accepted) -> Round:
+    def lap(self, nodes: int, tokens: list[int]) -> Round:
         """The round that began last, with its times."""
         wall, verify, draft = (1e3 * (now - then) for now, then in zip(self._now(), self._started, strict=True))
-        return Round(accepted.tokens, len(tree), draft, verify, wall - verify - draft)
+        return Round(tokens, nodes, draft, verify, wall - verify - draft)

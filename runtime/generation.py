@@ -71,8 +71,9 @@ class Generation:
     """A finished text. Every key of `as_dict`, the document of `--json`, is an attribute too.
 
     `finish_reason` is `stop` (end-of-sequence token or stop string), `length`, `cancelled` or `error`. `prefill_ms` is
-    the target's reading of the prompt; `decode_ms` runs from there to the last token and contains the draft's reading
-    of it. `draft_failure` says why the draft was given up, if it was; `draft_rests` how often it was put to rest.
+    the target's reading of the prompt, with which the first token comes; `decode_ms` runs from there to the last token
+    and contains the draft's reading of it. `draft_failure` says why the draft was given up, if it was; `draft_rests`
+    how often it was put to rest.
     """
 
     text: str
@@ -99,8 +100,8 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Emitted tokens per second of decoding, prefill not counted."""
-        return 1e3 * len(self.token_ids) / self.decode_ms if self.decode_ms else 0.0
+        """Emitted tokens per second of decoding; the prefill, and the token that comes with it, not counted."""
+        return 1e3 * (len(self.token_ids) - 1) / self.decode_ms if self.decode_ms else 0.0
 
     @property
     def host_ms_per_round(self) -> float:

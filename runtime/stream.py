@@ -77,11 +77,11 @@ class Stream:
             self._close("cancelled" if isinstance(error, KeyboardInterrupt) else "error")
             raise
         elapsed_ms = 1e3 * (time.perf_counter() - start)
-        if not self._totals.rounds:  # what came before the first round was the prefill
-            self._prefill_ms = elapsed_ms - done.draft_ms - done.verify_ms - done.host_ms
-            elapsed_ms -= self._prefill_ms
-        self._decode_ms += elapsed_ms
-        self._totals.add(done, host_ms=elapsed_ms - done.draft_ms - done.verify_ms)
+        if done.nodes:
+            self._decode_ms += elapsed_ms
+            self._totals.add(done, host_ms=elapsed_ms - done.draft_ms - done.verify_ms)
+        else:
+            self._prefill_ms = elapsed_ms
         if chunk.finish_reason is not None:
             self._close(chunk.finish_reason)
         return chunk

@@ -162,18 +162,21 @@ class TargetSequence:
         """Tokens that the most short-sighted layer sees; None: all layers see the whole text."""
         return self._model.window
 
-    def prefill(self, tokens: Int64s) -> Float32s:
-        """Append `tokens` [N] to the cache, a chunk a call; returns their features [N, D]. No row goes through the LM
-        head.
+    def prefill(self, tokens: Int64s) -> StepOutput:
+        """Append `tokens` [N] to the cache, a chunk a call; returns the features [N, D] of all, and the logits [1, V]
+        of the last ([0, V] of none): no other row goes through the LM head.
         """
+        logits = np.empty((0, self._model.info.vocab_size), np.float32)
         features = np.empty((len(tokens), self._model.info.hidden_size), np.float32)
         for begin in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[begin : begin + PREFILL_CHUNK]
             positions = self._table.length + np.arange(len(chunk))
-            step = SequenceStep(self._table, chunk, positions, None, np.zeros(0, np.int64))
-            features[begin : begin + len(chunk)] = self._model.forward([step])[0].features
+            wanted = [len(chunk) - 1] if begin + len(chunk) == len(tokens) else []
+            step = SequenceStep(self._table, chunk, positions, None, np.array(wanted, np.int64))
+            out = self._model.forward([step])[0]
+            logits, features[begin : begin + len(chunk)] = out.logits, out.features
             self._table.length += len(chunk)
-        return features
+        return StepOutput(logits, features)
 
     def step(self, tree: Tree) -> SequenceStep:
         """The tree as this sequence's part of a call."""

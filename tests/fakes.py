@@ -55,12 +55,13 @@ class FakeTarget:
     def _feature(self, context: Sequence[int]) -> list[float]:
         return [len(context), *([-1, -1, -1, *context][-3:])]
 
-    def prefill(self, tokens: Int64s) -> Float32s:
+    def prefill(self, tokens: Int64s) -> Output:
         features = []
         for token in tokens.tolist():
             self.text.append(token)
             features.append(self._feature(self.text))
-        return np.array(features, np.float32).reshape(-1, D)
+        logits = row(self.text, self.vocab, self.salt)
+        return Output(logits[None], np.array(features, np.float32))
 
     def verify(self, tree: Tree) -> Output:
         self.tree = tree

@@ -151,7 +151,7 @@ def test_run_time_is_the_module_on_the_targets_features(artifact: Path, tiny_che
     with load(artifact, numerics="exact", draft_device="cpu") as pipe:
         for length in (2, 3, 17):
             tokens = rng.integers(0, 512, length)
-            features = pipe.target.sequence().prefill(tokens[:-1])
+            features = pipe.target.sequence().prefill(tokens[:-1]).features
             assert pipe.draft is not None
             tree = pipe.draft.sequence().propose(tokens, features, FixedGrowth(TreeShape(nodes=6, depth=1, width=5)))
             ids = torch.from_numpy(tokens)[None]

@@ -54,7 +54,7 @@ def next_logits(model: TargetModel, text: Int64s) -> Float32s:
 def test_a_node_is_its_path_alone(model: TargetModel, tree: Tree, past: int, seed: int) -> None:
     prompt = random_tokens(model, np.random.default_rng(seed), past)
     sequence = model.sequence()
-    features = sequence.prefill(prompt)
+    features = sequence.prefill(prompt).features
     assert features.shape == (past, model.info.hidden_size)
     out = sequence.verify(tree)
     logits, features = out.logits.copy(), out.features.copy()
@@ -92,8 +92,8 @@ def test_a_shared_call_equals_separate_calls(model: TargetModel) -> None:
 def test_prefill_in_chunks_is_one_text(model: TargetModel) -> None:
     text = random_tokens(model, np.random.default_rng(2), PREFILL_CHUNK + 40)
     whole, parts = model.sequence(), model.sequence()
-    features = whole.prefill(text)
-    pieces = [parts.prefill(part) for part in np.split(text, [10, 11, 100])]
+    features = whole.prefill(text).features
+    pieces = [parts.prefill(part).features for part in np.split(text, [10, 11, 100])]
     np.testing.assert_allclose(np.concatenate(pieces), features, atol=TOLERANCE)
     whole.close()
     parts.close()

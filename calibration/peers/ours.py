@@ -47,7 +47,7 @@ class Ours:
         )
 
     def run(self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, margins: bool = False) -> Answer:
-        """See `Peer`. The first delivery holds what the first tree gave; the draft's reading of the prompt is in it."""
+        """See `Peer`. The first delivery is the token that comes with the prompt; the draft reads it behind that."""
         watch = Stopwatch()
         from dovetail.runtime.generation_config import GenerationConfig
 
