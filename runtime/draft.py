@@ -194,11 +194,12 @@ class DraftSequence:
 
         What lies far back says little about the next few tokens, and reading it would keep the first token waiting:
         where many pairs have come at once, a cache of the last ones replaces the old. Rotary positions are relative.
+        A language model that reads no features knows of the text before only what it reads itself: it reads all.
         """
         tokens, features = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
         self._unread.clear()
         excess = len(tokens) - READ_AT_ONCE
-        if excess > 0:
+        if excess > 0 and self._model.info.reads_features:
             self._forgotten, self.length = self._forgotten + self.length + excess, 0
             tokens, features = tokens[excess:], features[excess:]
         pairs, children = features.astype(np.float16), None
