@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dovetail.export.checkpoint import body_and_head
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.manifest import FEATURES_OUTPUT
 from torch import Tensor
@@ -34,7 +35,7 @@ def target_features(target: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
     """ids [B, T] -> the inputs of `layers` side by side and the last hidden state, after the final norm: [B, T,
     (L + 1) * D] float32. `target` is a transformers model.
     """
-    out = target.model(input_ids=ids, use_cache=False, output_hidden_states=bool(layers))
+    out = body_and_head(target)[0](input_ids=ids, use_cache=False, output_hidden_states=bool(layers))
     taken = [out.hidden_states[layer] for layer in layers]  # entry i is what layer i reads
     return torch.cat([*taken, out.last_hidden_state], dim=-1).float()
 

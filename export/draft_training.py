@@ -37,7 +37,9 @@ from torch.nn import functional
 
 MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR, HEAD_LR = 0.03, 0.01, 3e-3, 1e-3
 AGREEMENT_DEPTHS = 5
-UNROLL_FROM = 0.6  # of the stage: until here one level, which is over twice as fast; then all of them
+# Of the stage: until here one level, which is over twice as fast; then all of them. Features that nothing ties to the
+# target's must be usable from the start (EAGLE-3's training-time test).
+UNROLL_FROM = {"dgf": 0.6, "eagle": 0.6, "eagle3": 0.0}
 
 # Token windows [B, T + 1] and their starts in the stream -> what the target computes at them, [B, T + 1, (L + 1) * D]
 # float32: the inputs of the feature layers side by side, and last the last hidden state, after the final norm.
@@ -183,7 +185,7 @@ class DraftTask:
                 fed = fed + torch.rand(fed.shape, generator=self._noise).mul_(2).sub_(1).mul_(recipe.noise)
         with self._autocast():
             expected = self._expected_rows(last)  # [B, T, D]
-            depths = recipe.unroll if fraction >= UNROLL_FROM else 1
+            depths = recipe.unroll if fraction >= UNROLL_FROM[recipe.kind] else 1
             losses = []
             for depth, predicted in enumerate(unroll(self.draft, ids[:, 1:], fed, depths), 1):
                 guess = predicted[:, depth - 1 :]

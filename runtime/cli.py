@@ -162,6 +162,7 @@ def _described(manifest: Manifest) -> list[tuple[str, str]]:
     if draft is not None:
         about_draft = f"{draft.kind}, {draft.parameters / 1e6:.1f} M parameters, {draft.precision}, "
         about_draft += f"{draft.num_layers} layers, top {draft.top_k}"
+        about_draft += f" of {draft.head_size} tokens" if draft.head_size is not None else ""
     about_checks = checks.target_summary()
     if checks.draft_argmax_agreement is not None:
         about_checks += f"; draft {checks.draft_argmax_agreement:.2%}"

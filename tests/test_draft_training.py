@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from dovetail.export import draft_training
 from dovetail.export.checkpoint import body_and_head, load_torch
 from dovetail.export.cli import dovetail_export
+from dovetail.export.draft_layouts import Target, read_draft
 from dovetail.export.draft_model import DraftModel, join, load_draft
 from dovetail.export.draft_training import DraftRecipe, DraftTask, soft_cross_entropy, unroll
 from dovetail.runtime.errors import UserError
@@ -84,15 +85,19 @@ def test_cached_features_are_the_targets(tiny_checkpoint: Path, tmp_path: Path) 
     assert torch.equal(again(starts, windows), source(starts, windows))
 
 
-def test_training_helps(tiny_checkpoint: Path, draft: DraftModel) -> None:
+@pytest.mark.parametrize("kind", ["dgf", "eagle", "eagle3"])
+def test_training_helps(kind: str, tiny_checkpoint: Path) -> None:
+    """On text whose next token depends on the last alone; `eagle3` learns no features."""
     target = load_torch(tiny_checkpoint).requires_grad_(False)
     rng = np.random.default_rng(0)
     ids = np.repeat(rng.integers(0, 512, 40), 100).astype(np.int32)[rng.permutation(4000)]
-    recipe = DraftRecipe(windows=4, window=32, unroll=2, soft_weight=1.0)
-    live = draft_training.on_the_fly(target)
+    recipe = DraftRecipe(
+        kind=kind, windows=4, window=32, unroll=2, soft_weight=1.0, vocab=400 if kind == "eagle3" else None
+    )
     torch.manual_seed(0)
-    fresh = DraftModel(draft.config, draft.embedding, draft.lm_head)
-    task = DraftTask(fresh, draft.lm_head, recipe, ids, ids[:700], live, live)
+    fresh = draft_training.new_draft(target, recipe, ids, "")
+    live = draft_training.on_the_fly(target, fresh.config.feature_layers)
+    task = DraftTask(fresh, body_and_head(target)[2], recipe, ids, ids[:700], live, live)
     with torch.no_grad():
         before = task.held_out()
     for step in range(40):
@@ -102,8 +107,8 @@ def test_training_helps(tiny_checkpoint: Path, draft: DraftModel) -> None:
             optimizer.zero_grad()
     with torch.no_grad():
         after = task.held_out()
-    assert after["smooth_l1"] < 0.9 * before["smooth_l1"]
-    assert after["agreement_1"] > before["agreement_1"] + 0.02
+    assert kind == "eagle3" or after["smooth_l1"] < 0.9 * before["smooth_l1"]
+    assert after["agreement_1"] > before["agreement_1"] + 0.01
 
 
 def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -132,7 +137,29 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [], "work is tidied up"
 
 
+@pytest.mark.parametrize(("kind", "extra"), [("eagle", []), ("eagle3", ["--vocab", "100"])])
+def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(60):
+        (text / f"{i}.txt").write_text(f"def function_{i}(x):\n    return x * {i}\n" * 60)
+    arguments = ["draft", str(tiny_checkpoint), "-o", str(tmp_path / "draft"), "--text", str(text), "--kind", kind]
+    arguments += ["--minutes", "0.03", "--blocks", "1", "--window", "32", "--unroll", "2", *extra]
+    result = CliRunner().invoke(dovetail_export, arguments)
+    assert result.exit_code == 0, result.output
+    model = load_torch(tiny_checkpoint)
+    _, embedding, lm_head = body_and_head(model)
+    draft = read_draft(tmp_path / "draft", Target(tiny_checkpoint, model.config, embedding, lm_head))
+    assert draft.config.kind == kind
+    assert (draft.head_tokens is None) == (kind == "eagle")
+    assert kind == "eagle" or len(draft.lm_head) == 100
+
+
 def test_recipe_is_checked() -> None:
+    with pytest.raises(UserError, match="--kind dgf, eagle, eagle3, got 'medusa'"):
+        DraftRecipe(kind="medusa")
+    with pytest.raises(UserError, match="--vocab with --kind eagle3"):
+        DraftRecipe(vocab=100)
     with pytest.raises(UserError, match="at least four times"):
         DraftRecipe(window=8, unroll=3)
     assert dataclasses.replace(DraftRecipe(), unroll=1).unroll == 1
