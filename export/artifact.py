@@ -12,24 +12,25 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from dovetail.export import checks
 from dovetail.export.chat_examples import write_chat_examples
-from dovetail.export.checkpoint import body_and_head, check_checkpoint, load_torch, read_sizes
-from dovetail.export.draft_graph import WeightFormat
-from dovetail.export.draft_model import DraftModel, check_fits, load_draft, read_config
-from dovetail.export.draft_onnx import TOP_K, export_draft
-from dovetail.export.draft_vocabulary import draft_vocabulary
 from dovetail.export.folder import appearing, check_goal
-from dovetail.export.target import check_weight_format, export_target
+from dovetail.export.source import Source, find_source
+from dovetail.export.target import export_target, import_target
+from dovetail.export.weights import Compression
 from dovetail.runtime import manifest as manifests
 from dovetail.runtime import tokenizer_file
 from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.console import notice
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.manifest import DraftInfo, ExportChecks, FileEntry, Manifest, TargetInfo, TreeShape
+from dovetail.runtime.manifest import DraftInfo, FileEntry, Manifest, TreeShape
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from dovetail.export.draft_export import DraftPlan, ExportedDraft
+    from dovetail.export.draft_graph import WeightFormat
 
 DEFAULT_TREE = TreeShape(nodes=12, depth=5, width=4)
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
@@ -42,11 +43,16 @@ CardWriter = Callable[[Path, Manifest], str]
 
 
 def write_artifact(
-    source: Path,
+    source: Path | str,
     out: Path,
     *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
     draft: Path | None = None,
-    weight_format: str = "int8",
+    weight_format: str | None = None,
+    group_size: int | None = None,
+    int8_share: float = 0.0,
+    calibration_text: str | None = None,
     draft_weight_format: WeightFormat = "int8",
     draft_vocab: int | None = None,
     draft_vocab_texts: Sequence[Path] = (),
@@ -56,45 +62,64 @@ def write_artifact(
     name: str | None = None,
     force: bool = False,
 ) -> Manifest:
-    """Compile the checkpoint `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
+    """Compile `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `draft_vocab` keeps that many tokens' rows of the draft's LM head, the most frequent ones of `draft_vocab_texts`
-    (see `draft_vocabulary`). `check_text` is what the export is compared with torch on (default: held-out files of this
-    interpreter's standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
+    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are, or a hub id (at
+    `revision`); see `find_source`. `weight_format` (None: int8), `group_size`, `int8_share` and `calibration_text` are
+    those of `Compression`. `draft_vocab` keeps that many tokens' rows of the draft's LM head, the most frequent ones of
+    `draft_vocab_texts` (see `draft_vocabulary`). `check_text` is what the export is compared with its source on
+    (default: held-out files of this interpreter's standard library). Raises `UserError` for what the caller can mend;
+    `out` is then as it was before.
     """
-    check_checkpoint(source)
-    check_weight_format(weight_format)
     check_goal(out, force)
+    how = Compression(weight_format or "int8", group_size, int8_share)
+    found = find_source(source, revision, allow_pickle)
+    tokenizer_text = _tokenizer_text(found.folder)
+    if calibration_text is not None:
+        ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
+        how = dataclasses.replace(how, calibration_ids=tuple(ids))
+    if found.is_ir and (draft is not None or weight_format is not None):
+        given = "--weight-format" if draft is None else "--draft"
+        raise UserError(f"expected no {given} with an IR, got one for {found.folder}; give the checkpoint instead")
+    plan = None
     if draft is not None:
-        check_fits(read_config(draft), *read_sizes(source))
-    kept = None if draft is None or draft_vocab is None else draft_vocabulary(source, draft_vocab, draft_vocab_texts)
-    tokenizer_text = _tokenizer_text(source)
+        from dovetail.export.draft_export import DraftPlan
+        from dovetail.export.draft_layouts import check_draft
+
+        check_draft(draft, found.folder)
+        plan = DraftPlan(draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts), allow_pickle)
     with appearing(out, force) as folder:
-        notice(f"target: exporting {source} as {weight_format}")
-        target = export_target(source, folder, weight_format)
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
-        _write_settings(source, folder)
+        _write_settings(found.folder, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
-            write_chat_examples(source, folder)
-        model = load_torch(source)
-        target = dataclasses.replace(target, parameters=sum(weight.numel() for weight in model.parameters()))
-        trained = None if draft is None else _draft_for(model, draft)
-        if trained is not None:
-            notice("draft: exporting to ONNX")
-            if kept is not None:
-                trained.keep_tokens(torch.from_numpy(kept))
-            (folder / "draft").mkdir()
-            export_draft(
-                trained,
-                folder / manifests.DRAFT_MODEL,
-                top_k=min(TOP_K, len(trained.lm_head)),
-                weight_format=draft_weight_format,
-            )
-        notice("checking against torch")
-        measured = checks.compare(folder, model, trained, check_text)
-        chosen_tree = NO_TREE if trained is None else tree or DEFAULT_TREE
-        manifest = _manifest(folder, name or out.name, target, trained, draft_weight_format, chosen_tree, measured)
+            write_chat_examples(found.folder, folder, by_transformers=not found.is_ir)
+        ids = checks.held_out_ids(folder, check_text)
+        info: DraftInfo | None = None
+        scratch = folder / "scratch"
+        if found.is_ir:
+            notice(f"target: taking the IR in {found.folder}, weights as they are")
+            target = import_target(found.folder, folder)
+            reading = checks.Reading(ids, checks.window_length(target.context_length, target.sliding_window))
+        else:
+            parameters, exported, reading = _torch_side(found, folder, ids, plan, scratch)
+            notice(f"target: exporting {found.folder} as {how.weight_format}")
+            info, taps = (None, None) if exported is None else (exported.info, exported.taps)
+            target = export_target(found.folder, folder, how, allow_pickle, taps)
+            target = dataclasses.replace(target, parameters=parameters)
+        measured = checks.compare(folder, target, reading)
+        scratch.unlink(missing_ok=True)
+        chosen_tree = NO_TREE if info is None else tree or DEFAULT_TREE
+        manifest = Manifest(
+            format_version=manifests.FORMAT_VERSION,
+            name=name or out.name,
+            target=target,
+            draft=info,
+            default_tree=chosen_tree,
+            checks=measured,
+            tool_versions=tool_versions(),
+            files=_entries(folder),
+        )
         if card is not None:
             _write_manifest(folder, manifest)
             (folder / MODEL_CARD).write_text(card(folder, manifest), encoding="utf-8")
@@ -106,9 +131,26 @@ def write_artifact(
     return manifest
 
 
-def _draft_for(model: Any, folder: Path) -> DraftModel:
-    _, embedding, lm_head = body_and_head(model)
-    return load_draft(folder, embedding, lm_head)
+def _torch_side(
+    found: Source, folder: Path, ids: checks.Ids, plan: DraftPlan | None, scratch: Path
+) -> tuple[int, ExportedDraft | None, checks.Reading]:
+    """All that needs the torch model, which is gone when this returns: (its number of weights, the draft as exported,
+    what torch makes of `ids`).
+    """
+    from dovetail.export.checkpoint import load_torch
+
+    model = load_torch(found.folder, as_stored=True, allow_pickle=found.allow_pickle)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    length = checks.window_length(model.config.max_position_embeddings, getattr(model.config, "sliding_window", None))
+    logits = checks.torch_logits(model, ids, length, scratch)
+    exported = None
+    if plan is not None:
+        from dovetail.export.draft_export import write_draft
+
+        notice("draft: exporting to ONNX")
+        exported = write_draft(plan, found.folder, folder / manifests.DRAFT_MODEL, model, ids)
+    agreement = None if exported is None else exported.agreement
+    return parameters, exported, checks.Reading(ids, length, logits, agreement)
 
 
 def _tokenizer_text(source: Path) -> str:
@@ -147,44 +189,11 @@ def _write_settings(source: Path, folder: Path) -> None:
         (folder / manifests.CHAT_TEMPLATE).write_text(inline, encoding="utf-8")
 
 
-def _manifest(
-    folder: Path,
-    name: str,
-    target: TargetInfo,
-    draft: DraftModel | None,
-    draft_weight_format: WeightFormat,
-    tree: TreeShape,
-    measured: ExportChecks,
-) -> Manifest:
-    info = None
-    if draft is not None:
-        config = draft.config
-        info = DraftInfo(
-            kind=config.kind,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            top_k=min(TOP_K, len(draft.lm_head)),
-            parameters=draft.num_parameters(),
-            precision=draft_weight_format,
-        )
-    return Manifest(
-        format_version=manifests.FORMAT_VERSION,
-        name=name,
-        target=target,
-        draft=info,
-        default_tree=tree,
-        checks=measured,
-        tool_versions=tool_versions(),
-        files=_entries(folder),
-    )
-
-
 def tool_versions() -> dict[str, str]:
     """Of what made the artifact."""
-    return {"python": platform.python_version()} | {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    tools = {tool: importlib.metadata.version(tool) for tool in _TOOLS if tool in installed}
+    return {"python": platform.python_version()} | tools
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

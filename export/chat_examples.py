@@ -23,6 +23,7 @@ _TOOL = {
 _USER = {"role": "user", "content": "What is 2 + 2? <b>Réponse</b> & why\n"}
 _ASSISTANT = {"role": "assistant", "content": " 4, because \"two\" and 'two' make four. "}
 _SYSTEM = {"role": "system", "content": "You are terse."}
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _JOBS: list[dict[str, Any]] = [
     {"messages": [_USER], "tools": None, "add_generation_prompt": True},
     {"messages": [_USER, _ASSISTANT], "tools": None, "add_generation_prompt": False},
@@ -31,12 +32,16 @@ _JOBS: list[dict[str, Any]] = [
 ]
 
 
-def write_chat_examples(source: Path, folder: Path) -> None:
+def write_chat_examples(source: Path, folder: Path, *, by_transformers: bool = True) -> None:
     """Write `chat_examples.json` beside the artifact's chat template: special tokens, and what transformers renders.
 
-    A conversation that the template refuses (no system role, say) gives no example, and a template that shows today's
+    Without transformers there are no examples, and the special tokens are those that the tokenizer's settings name. A
+    conversation that the template refuses (no system role, say) gives no example, and a template that shows today's
     date gives none at all.
     """
+    if not by_transformers:
+        _write(folder, _special_tokens(source), [])
+        return
     import jinja2
     from transformers import AutoTokenizer
 
@@ -56,6 +61,23 @@ def write_chat_examples(source: Path, folder: Path) -> None:
             continue
         examples.append({**job, "text": text})
     special_tokens = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    _write(folder, special_tokens, examples)
+
+
+def _special_tokens(source: Path) -> dict[str, str]:
+    """Name -> text, from where save_pretrained keeps them; a token may be its text or an object with it."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings = json.loads((source / name).read_text(encoding="utf-8")) if (source / name).is_file() else {}
+        for key in _SPECIAL:
+            token = settings.get(key)
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def _write(folder: Path, special_tokens: dict[str, str], examples: list[dict[str, Any]]) -> None:
     document = {"special_tokens": special_tokens, "examples": examples}
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     (folder / manifests.CHAT_EXAMPLES).write_text(text, encoding="utf-8")

@@ -10,12 +10,11 @@ from typing import Any
 
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
-from safetensors import SafetensorError, safe_open
 
 
-def check_checkpoint(source: Path) -> None:
-    """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and
-    safetensors weights.
+def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
+    """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and weights
+    in floating point: safetensors, or with `allow_pickle` pytorch_model.bin.
     """
     if not source.is_dir():
         raise UserError(
@@ -39,29 +38,60 @@ def check_checkpoint(source: Path) -> None:
             f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a "
             f"text-generation checkpoint"
         )
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"expected a decoder-only model, got an encoder-decoder in {source}; choose another checkpoint")
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise UserError(
-            f"expected attention over the whole context, got a sliding window of {config['sliding_window']} in "
-            f"{source}: trees are verified wrongly once it bites; choose a checkpoint without one"
+            f"expected weights in floating point, got a checkpoint quantised by {method} in {source}; export the "
+            f"original one, --weight-format compresses it"
         )
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
             f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"
         )
-    if not (source / "tokenizer.json").is_file():
-        raise UserError(
-            f"expected tokenizer.json in {source}, got none; save the fast tokenizer there "
-            f"(AutoTokenizer.save_pretrained)"
-        )
+    check_tokenizer(source)
     weights = sorted(source.glob("*.safetensors"))
+    if not weights and sorted(source.glob("pytorch_model*.bin")):
+        if not allow_pickle:
+            raise UserError(
+                f"expected safetensors weights in {source}, got pickles, which may run code when opened; convert them, "
+                f"or give --allow-pickle if you trust their maker"
+            )
+        return
     if not weights:
         raise UserError(f"expected safetensors weights in {source}, got none; save the model with save_pretrained")
+    from safetensors import SafetensorError, safe_open
+
     for path in weights:
         try:
             with safe_open(path, "numpy"):  # reads the header, and holds it against the size of the file
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"expected whole weights in {path}, got: {error}; copy the checkpoint again") from None
+    _check_shards(source)
+
+
+def check_tokenizer(source: Path) -> None:
+    """Raise `UserError` unless a tokenizer.json is in the folder."""
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(
+            f"expected tokenizer.json in {source}, got none; save the fast tokenizer there "
+            f"(AutoTokenizer.save_pretrained)"
+        )
+
+
+def _check_shards(source: Path) -> None:
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"expected an index of weights in {index}, got: {error}; copy it again") from None
+        missing = sorted(name for name in map(str, named) if not (source / name).is_file())
+        if missing:
+            raise UserError(f"expected {missing[0]} in {source}, got none; copy the checkpoint again")
 
 
 def read_sizes(source: Path) -> tuple[int, int]:
@@ -75,21 +105,64 @@ def read_sizes(source: Path) -> tuple[int, int]:
     return sizes
 
 
-def load_torch(source: Path) -> Any:
-    """The checkpoint as a float32 torch model on the CPU, in eval mode."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def load_torch(source: Path, *, as_stored: bool = False, allow_pickle: bool = False) -> Any:
+    """The checkpoint as a torch model on the CPU, in eval mode, that computes in float32. `as_stored` keeps the weights
+    in the checkpoint's own type, and converts each module's only while it runs: half the memory, more time.
 
-    check_checkpoint(source)
+    Raises `UserError` where tensors are missing or have other shapes than the config says.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_checkpoint(source, allow_pickle)
     with quiet_torch():
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            # transformers' default leaves soft caps of the attention out.
+            capped = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+            model: Any
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype="auto" if as_stored else torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=not allow_pickle or None,
+                output_loading_info=True,
+                **capped,
             )
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"expected {source} to load in transformers, got: {first}; repair the checkpoint") from None
+    missing = sorted(map(str, loaded["missing_keys"]))
+    if missing:
+        raise UserError(
+            f"expected all weights in {source}, got none for {missing[0]} ({len(missing)} in all); copy the checkpoint "
+            f"again"
+        )
+    if as_stored:
+        _convert_while_used(model)
     return model.eval()
+
+
+def _convert_while_used(model: Any) -> None:
+    """Modules that hold weights of another type than float32 get float32 ones while they run."""
+
+    def convert(module: Any, _: Any) -> None:
+        module.stored = {name: weight.data for name, weight in module.named_parameters(recurse=False)}
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.float()
+
+    def restore(module: Any, *_: Any) -> None:
+        for name, data in module.stored.items():
+            getattr(module, name).data = data
+        del module.stored
+
+    import torch
+
+    for module in model.modules():
+        if any(weight.dtype != torch.float32 for weight in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(convert)
+            module.register_forward_hook(restore)
 
 
 def body_and_head(model: Any) -> tuple[Any, Any, Any]:
@@ -103,4 +176,4 @@ def body_and_head(model: Any) -> tuple[Any, Any, Any]:
             f"expected a Llama-family model (model, lm_head without bias), got {name}; this architecture has no draft "
             f"yet"
         )
-    return body, model.get_input_embeddings().weight.detach(), head.weight.detach()
+    return body, model.get_input_embeddings().weight.detach().float(), head.weight.detach().float()

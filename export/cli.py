@@ -28,45 +28,73 @@ def dovetail_export() -> None:
 
 
 @dovetail_export.command()
-@click.argument("source", metavar="SRC", type=_PATH)
+@click.argument("source", metavar="SRC")
 @click.option("-o", "--out", required=True, type=_PATH, help="The artifact folder to write.")
+@click.option("--revision", help="Branch, tag or commit of a hub id. [default: its main branch]")
+@click.option("--allow-pickle", is_flag=True, help="Take pickled weights (.bin) where there are no safetensors.")
 @click.option("--draft", type=_PATH, help="A draft folder made by `dovetail-export draft`.")
-@click.option("--weight-format", default="int8", show_default=True, help="int8, int4, fp16 or fp32.")
+@click.option("--weight-format", help="int8, int8_asym, int4, fp16 or fp32. [default: int8; an IR's own]")
+@click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 128 where it divides]")
+@click.option("--int8-share", default=0.0, help="int4: share of the weights that stay in 8 bits, the most sensitive.")
+@click.option("--calibration-text", type=_PATH, help="int4: choose scales by what the model does on this text (AWQ).")
 @click.option(
     "--draft-weight-format",
     default="int8",
     show_default=True,
-    type=click.Choice(["int8", "float16", "float32"]),
-    help="int8 is the fastest on a CPU.",
+    type=click.Choice(["int8", "int4", "float16", "float32"]),
+    help="int8 is the fastest on a CPU; int4: LM head and fusion in 4 bits, for little memory.",
+)
+@click.option("--draft-vocab", type=int, help="Keep this many tokens in the draft's LM head, the most frequent ones.")
+@click.option(
+    "--draft-vocab-text",
+    "draft_vocab_texts",
+    multiple=True,
+    type=_PATH,
+    help="Text file or folder to count tokens in, such as the model will write; may be repeated. "
+    "[default: this Python's own source]",
 )
 @click.option(
-    "--check-text", type=_PATH, help="A text file to compare with torch on. [default: this Python's own source]"
+    "--check-text", type=_PATH, help="A text file to compare with the source on. [default: this Python's own source]"
 )
 @click.option("--tree", help="Default tree as NODES,DEPTH,WIDTH, written into the artifact.")
 @_FORCE
 @_JSON
 def model(
-    source: Path,
+    source: str,
     out: Path,
+    revision: str | None,
+    allow_pickle: bool,
     draft: Path | None,
-    weight_format: str,
+    weight_format: str | None,
+    group_size: int | None,
+    int8_share: float,
+    calibration_text: Path | None,
     draft_weight_format: Any,
+    draft_vocab: int | None,
+    draft_vocab_texts: tuple[Path, ...],
     check_text: Path | None,
     tree: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile the checkpoint folder SRC to the artifact OUT."""
+    """Compile SRC to the artifact OUT. SRC is a checkpoint folder, the folder of an OpenVINO IR, or a hub id."""
     from dovetail.export.artifact import write_artifact
 
     manifest = write_artifact(
         source,
         out,
+        revision=revision,
+        allow_pickle=allow_pickle,
         draft=draft,
         weight_format=weight_format,
+        group_size=group_size,
+        int8_share=int8_share,
+        calibration_text=None if calibration_text is None else _text(calibration_text, "--calibration-text"),
         draft_weight_format=draft_weight_format,
+        draft_vocab=draft_vocab,
+        draft_vocab_texts=draft_vocab_texts,
         tree=_tree(tree),
-        check_text=None if check_text is None else _text(check_text),
+        check_text=None if check_text is None else _text(check_text, "--check-text"),
         force=force,
     )
     _report(out, manifest, as_json)
@@ -83,7 +111,15 @@ def model(
     type=_PATH,
     help="Text file or folder to train on; may be repeated.",
 )
+@click.option(
+    "--kind",
+    default="dgf",
+    show_default=True,
+    type=click.Choice(["dgf", "eagle", "eagle3"]),
+    help="How feature and token are joined, and what is learnt (docs/drafts.md).",
+)
 @click.option("--blocks", default=2, show_default=True, help="Llama blocks behind the fusion.")
+@click.option("--vocab", type=int, help="Of eagle3: only this many tokens, the most frequent ones, in its LM head.")
 @click.option("--minutes", default=60.0, show_default=True, help="How long to train.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -114,7 +150,7 @@ def draft(
     as_json: bool,
     **recipe: Any,
 ) -> None:
-    """Train a DGF draft for the checkpoint folder SRC."""
+    """Train a draft for the checkpoint folder SRC."""
     from dovetail.export import corpus
     from dovetail.export.checkpoint import check_checkpoint
     from dovetail.export.draft_training import DraftRecipe, train_draft
@@ -209,11 +245,11 @@ def _tree(text: str | None) -> Any:
     return TreeShape(nodes, depth, width)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"expected a UTF-8 text file, got {path} ({error}); check --check-text") from None
+        raise UserError(f"expected a UTF-8 text file, got {path} ({error}); check {option}") from None
 
 
 class _training:  # a context manager, named as it reads
@@ -240,11 +276,7 @@ def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
         f"{out}: {size / 1e6:.1f} MB, {manifest.target.parameters / 1e6:.1f} M parameters as "
         f"{manifest.target.weight_format}"
     )
-    click.echo(
-        f"target against torch: mean KL {checks.target_kl_mean:.5f} nats, argmax agreement "
-        f"{checks.target_argmax_agreement:.2%} "
-        f"over {checks.tokens} held-out tokens"
-    )
+    click.echo(f"target on held-out text: {checks.target_summary()}")
     if checks.draft_argmax_agreement is not None:
         click.echo(f"draft against torch: first children agree to {checks.draft_argmax_agreement:.2%}")
     if as_json:

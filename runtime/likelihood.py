@@ -20,6 +20,7 @@ from dovetail.runtime.tree import Int64s
 
 Float64s = npt.NDArray[np.float64]
 
+_MAX_EXPONENT = 700.0  # math.exp overflows beyond
 CHUNK = 64  # rows of logits at a time: a large vocabulary makes them large
 
 
@@ -27,7 +28,8 @@ def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> Float64s:
     """Log-probabilities of logits [C, V], in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def chunks(tokens: Int64s) -> Iterator[Int64s]:
@@ -72,12 +74,12 @@ class Divergence:
     @property
     def perplexity(self) -> float:
         """Of the text, by the target."""
-        return math.exp(self._losses[0] / self.tokens)
+        return math.exp(min(self._losses[0] / self.tokens, _MAX_EXPONENT))
 
     @property
     def reference_perplexity(self) -> float:
         """Of the text, by the reference."""
-        return math.exp(self._losses[1] / self.tokens)
+        return math.exp(min(self._losses[1] / self.tokens, _MAX_EXPONENT))
 
     @property
     def kl_mean(self) -> float:
