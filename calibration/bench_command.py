@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from dovetail.runtime import options as runtime_options
-from dovetail.runtime.console import notice, on_terminal, print_json, stderr_console
+from dovetail.runtime.console import notice, print_json
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -273,13 +274,14 @@ def _about_model(models: Models) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress(groups: list[list[Runner]], tasks: list[Task]) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; what it yields is called after every text."""
-    if not on_terminal():
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    """What it yields is called after every text."""
+    from dovetail.runtime.progress import stage
 
-    columns = "texts", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=stderr_console(), transient=True) as progress:
-        bar = progress.add_task("", total=sum(map(len, groups)) * len(tasks))
-        yield lambda: progress.advance(bar)
+    number, total = itertools.count(1), sum(map(len, groups)) * len(tasks)
+    with stage("texts") as bar:
+
+        def advance() -> None:
+            done = next(number)
+            bar.update(done / total, f"{done} of {total}")
+
+        yield advance

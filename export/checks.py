@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dovetail.export.progress import stage
 from dovetail.export.weights import stateful_feeds
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.held_out import held_out_files
 from dovetail.runtime.likelihood import Divergence, chunks, log_probs, log_softmax
 from dovetail.runtime.manifest import TARGET_MODEL, TOKENIZER, ExportChecks, TargetInfo
+from dovetail.runtime.progress import stage
 from dovetail.runtime.target import TargetModel
 from dovetail.runtime.threads import default_threads
 from dovetail.runtime.tree import Tree, root_only

@@ -27,9 +27,9 @@ from dovetail.export.draft_features import target_features
 from dovetail.export.draft_model import Cache, DraftModel, join, save_draft
 from dovetail.export.draft_vocabulary import check_size, most_frequent
 from dovetail.export.muon import Muon
-from dovetail.export.progress import stage
 from dovetail.export.training import Pace, Windows, fast_dtype, train
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.progress import stage
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn

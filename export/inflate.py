@@ -25,10 +25,10 @@ from dovetail.export.draft_config import DraftConfig, check_fits, config_for, re
 from dovetail.export.draft_model import DraftModel, load_draft, save_draft
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.growth import CONSTANT_LEVEL, Growth, Weights
-from dovetail.export.progress import ProgressLine, stage
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.shapes import SHAPES, Shape, find_shape, read_shape
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.progress import ProgressLine, stage
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor

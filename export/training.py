@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from dovetail.export.progress import stage
 from dovetail.runtime.console import notice
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.progress import stage
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

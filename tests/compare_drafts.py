@@ -45,7 +45,9 @@ def main() -> None:
         sequences = {}
         for name, model in models.items():
             sequences[name] = model.sequence()
-            sequences[name].propose(tokens, features[:-1], FixedGrowth(TreeShape(2, 1, 1)))
+            for begin in range(0, context, 128):  # of a long text at once it would read the end alone
+                part = slice(max(begin - 1, 0), min(begin + 128, context) - 1)
+                sequences[name].propose(tokens[begin : begin + 128], features[part], FixedGrowth(TreeShape(2, 1, 1)))
         times: dict[tuple[TreeShape, str], list[float]] = {(s, n): [] for s in SHAPES for n in [*devices, "target"]}
         for _ in range(REPEATS):
             for shape in SHAPES:
