@@ -29,13 +29,15 @@ class Ours:
         )
         loaded = time.perf_counter()
         manifest = self._pipe.artifact.manifest
-        tree = manifest.default_tree
+        tree = None if draft == "none" else "default"
+        if self._pipe.profile is not None:
+            tree = "calibrated, " + "; ".join(choice.summary for choice in self._pipe.profile.choices)
         settings = {
             "threads": threads,
             "numerics": "fast",
             "draft": draft,
             "draft_device": self._pipe.draft_device,
-            "default_tree": None if draft == "none" else f"{tree.nodes},{tree.depth},{tree.width}",
+            "tree": tree,
         }
         self.loaded = Loaded(
             imported - start,
