@@ -56,6 +56,7 @@ _BLOCK_NAMES = {
 }
 _FIRST_BLOCK_NAMES = {"hidden_norm": "fusion.feature_norm", "input_layernorm": "fusion.token_norm"}
 _FUSION_NAMES = {"W_1": "fusion.w1", "W_2": "fusion.w2", "W_z": "fusion.wz", "input_layernorm": "fusion.norm"}
+_FOREIGN_FLAGS = ("fc_norm", "norm_before_fc", "norm_output")  # of speculators' EAGLE-3
 _REPEATED = re.compile(r"(?:.*\.)?rotary_emb\.inv_freq$|verifier_|t2d$")  # the target's, or made from the config
 
 
@@ -88,12 +89,13 @@ def read_draft(folder: Path, target: Target, *, allow_pickle: bool = False) -> D
         if draft.head_tokens is not None:
             _check_tokens(draft.head_tokens, len(target.embedding), folder)
     else:
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in read_tensors(folder, allow_pickle=allow_pickle).items()
-            if not _REPEATED.match(name.removeprefix("model."))
-        }
-        draft = _published(folder, document, weights, target)
+        tensors = read_tensors(folder, allow_pickle=allow_pickle)
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        kept = {name: tensor for name, tensor in weights.items() if not _REPEATED.match(name)}
+        said = weights.get("t2d")  # which of the target's tokens the head has
+        if said is not None and said.shape != target.embedding.shape[:1]:
+            raise _unexpected("t2d", said.shape, target.embedding.shape[:1], folder)
+        draft = _published(folder, document, kept, target)
     return draft.float().eval()
 
 
@@ -118,7 +120,11 @@ def check_tokenizer(folder: Path, expected: Tokenizer) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
-    ours, theirs = Tokenizer.from_file(str(path)).get_vocab(), expected.get_vocab()
+    try:
+        ours = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise UserError(f"expected a tokenizer in {path}, got: {error!s:.100}; copy the draft again") from None
+    theirs = expected.get_vocab()
     if ours != theirs:
         token = min(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])[0]
         raise UserError(
@@ -179,13 +185,13 @@ def _eagle(folder: Path, document: dict[str, Any], weights: Weights, target: Tar
 
 
 def _eagle3(folder: Path, document: dict[str, Any], weights: Weights, target: Target) -> DraftModel:
-    for flag in ("fc_norm", "norm_before_fc", "norm_output"):
-        extra = [name for name in weights if name.startswith(("fc_norm", "input_norm"))]
-        if (document.get(flag) and "transformer_layer_config" in document) or extra:
-            raise UserError(
-                f"expected an EAGLE-3 draft as in its paper, got one with {extra[0] if extra else flag} in {folder}, "
-                f"which is not supported; choose another draft"
-            )
+    flags = [flag for flag in _FOREIGN_FLAGS if document.get(flag)] if "transformer_layer_config" in document else []
+    foreign = [name for name in weights if name.startswith(("fc_norm", "input_norm"))] + flags
+    if foreign:
+        raise UserError(
+            f"expected an EAGLE-3 draft as in its paper, got one with {foreign[0]} in {folder}, which is not "
+            f"supported; choose another draft"
+        )
     config = _config(
         folder,
         document,
@@ -197,21 +203,7 @@ def _eagle3(folder: Path, document: dict[str, Any], weights: Weights, target: Ta
     )
     embedding = weights.pop("embed_tokens.weight", target.embedding).float()
     _check_embedding(embedding, target, folder)
-    lm_head = weights.pop("lm_head.weight", None)
-    head_tokens = None
-    if lm_head is None:
-        lm_head = target.lm_head
-        weights.pop("d2t", None)
-    elif "d2t" in weights and len(lm_head) != len(target.embedding):
-        offsets = weights.pop("d2t").long()  # of the token in the target's vocabulary from the row's number
-        if offsets.shape != (len(lm_head),):
-            raise _unexpected("d2t", offsets.shape, (len(lm_head),), folder)
-        head_tokens = torch.arange(len(offsets)) + offsets
-        _check_tokens(head_tokens, len(target.embedding), folder)
-    else:
-        weights.pop("d2t", None)
-        if len(lm_head) != len(target.embedding):
-            raise _unexpected("lm_head.weight", lm_head.shape, target.lm_head.shape, folder)
+    lm_head, head_tokens = _reduced_head(weights, target, folder)
     named: Weights = {}
     for key, tensor in weights.items():
         name, _, end = key.replace("midlayer.", "layers.0.", 1).rpartition(".")
@@ -220,6 +212,21 @@ def _eagle3(folder: Path, document: dict[str, Any], weights: Weights, target: Ta
             name = _FIRST_BLOCK_NAMES[inner]
         named[f"{ {'fc': 'projection', 'norm': 'output_norm'}.get(name, name) }.{end}"] = tensor
     return _filled(DraftModel(config, embedding, lm_head.float(), head_tokens), _with_blocks(named), folder)
+
+
+def _reduced_head(weights: Weights, target: Target, folder: Path) -> tuple[Tensor, Tensor | None]:
+    """(LM head, the target's tokens of its rows or None for all); taken out of `weights`."""
+    lm_head = weights.pop("lm_head.weight", target.lm_head)
+    offsets = weights.pop("d2t", None)  # of the token in the target's vocabulary from the row's number
+    if len(lm_head) == len(target.embedding):
+        return lm_head, None
+    if offsets is None:
+        raise _unexpected("lm_head.weight", lm_head.shape, target.lm_head.shape, folder)
+    if offsets.shape != lm_head.shape[:1]:
+        raise _unexpected("d2t", offsets.shape, lm_head.shape[:1], folder)
+    tokens = torch.arange(len(offsets)) + offsets.long()
+    _check_tokens(tokens, len(target.embedding), folder)
+    return lm_head, tokens
 
 
 def _language_model(folder: Path, document: dict[str, Any], weights: Weights, target: Target) -> DraftModel:
@@ -277,7 +284,7 @@ def _config(
         ) from None
     if kind == "lm":
         return dataclasses.replace(config, vocab_size=len(target.embedding))
-    config = dataclasses.replace(config, vocab_size=len(target.embedding))
+    config = dataclasses.replace(config, vocab_size=sizes.get("vocab_size", len(target.embedding)))
     for size in (config.hidden_size, document.get("target_hidden_size") or config.hidden_size):
         check_fits(dataclasses.replace(config, hidden_size=size), *target.embedding.shape)
     return config

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from dovetail.export import corpus
+from dovetail.export.shapes import INFLATION_NOTE
 from dovetail.runtime.errors import UserError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 MIN_TOKENS = 64  # the widest level of a tree
-INFLATION_NOTE = "inflation.json"  # of `inflate`
 
 
 def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from dovetail.export.draft_model import DraftModel, load_draft, save_draft
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.growth import CONSTANT_LEVEL, Growth, Weights
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.shapes import SHAPES, Shape, find_shape, read_shape
+from dovetail.export.shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.progress import ProgressLine, stage
 from safetensors.torch import save_file
@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
-NOTE = "inflation.json"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 WINDOWS, WINDOW = 4, 128  # text that every layer is fed
 PADDED_MARGIN = 30.0  # nats by which every padded token stays below the likely ones
@@ -141,8 +140,8 @@ def inflate(
             draft_folder = folders.enter_context(appearing(draft_out, force))
             draft_agreement = _write_draft(draft, draft_config, draft_folder, target)
             report = dataclasses.replace(report, draft_parameters=shape.draft_parameters(blocks), draft=draft_agreement)
-            _write_json(draft_folder / NOTE, dataclasses.asdict(report))
-        _write_json(folder / NOTE, dataclasses.asdict(report))
+            _write_json(draft_folder / INFLATION_NOTE, dataclasses.asdict(report))
+        _write_json(folder / INFLATION_NOTE, dataclasses.asdict(report))
         line.update(1.0, "done")
     return report
 

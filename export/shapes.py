@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dovetail.runtime.errors import UserError
 
+INFLATION_NOTE = "inflation.json"  # beside an inflated checkpoint: what it was made of, its source's shape among it
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,27 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores with native runtimes
 _cache = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's decides what a test sees
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
+
+
+@pytest.fixture(scope="session")
+def documented(request: pytest.FixtureRequest) -> Callable[[str, str, list[str]], None]:
+    """Holds the table between the marks `name` of a page in docs/ against `rows`; with --write-tables, writes it."""
+
+    def check(page: str, name: str, rows: list[str]) -> None:
+        path = Path(__file__).resolve().parents[1] / "docs" / page
+        before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
+        found, after = rest.split(f"<!-- /{name} -->")
+        made = "".join(f"{row}\n" for row in rows)
+        if request.config.getoption("--write-tables"):
+            path.write_text(f"{before}<!-- {name} -->\n{made}<!-- /{name} -->{after}", encoding="utf-8")
+        else:
+            assert found == made, f"docs/{page} is stale: run the whole test file with --write-tables"
+
+    return check
 
 
 def write_checkpoint(folder: Path, *, seed: int = 0, vocab_size: int = 512, hidden_size: int = 64) -> Path:

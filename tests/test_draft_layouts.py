@@ -15,7 +15,7 @@ import torch
 from conftest import write_checkpoint
 from dovetail.export.checkpoint import body_and_head, load_torch
 from dovetail.export.draft_config import vocabulary_sha256
-from dovetail.export.draft_layouts import Target, check_draft, read_draft
+from dovetail.export.draft_layouts import LM_FAMILIES, Target, check_draft, read_draft
 from dovetail.export.draft_model import DraftModel, save_draft
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
@@ -166,14 +166,17 @@ def eagle3(target: Target, layout: str, **more: Any) -> Made:
     return config, tensors, answer
 
 
-LAYOUTS: dict[str, Callable[[Target], Made]] = {
-    "dgf, paper": paper,
-    "eagle, with bias": lambda target: eagle(target, bias=True),
-    "eagle, without bias, two layers": lambda target: eagle(target, bias=False, blocks=2),
-    "eagle3, official": lambda target: eagle3(target, "official"),
-    "eagle3, specforge": lambda target: eagle3(target, "specforge"),
-    "eagle3, speculators": lambda target: eagle3(target, "speculators"),
-    "eagle3, speculators, normed stream": lambda target: eagle3(
+Key = tuple[str, str]
+"""Kind of draft, and what is published so."""
+
+LAYOUTS: dict[Key, Callable[[Target], Made]] = {
+    ("dgf", "the paper's: `W_1`, `W_2`, `W_z`, `input_layernorm`, `layers.*`"): paper,
+    ("eagle", "EAGLE-1 and 2: `fc` with bias, one layer"): lambda target: eagle(target, bias=True),
+    ("eagle", "EAGLE-1 and 2: `fc` without bias, several layers"): lambda target: eagle(target, bias=False, blocks=2),
+    ("eagle3", "EAGLE-3: `midlayer.*`, `d2t` as offsets"): lambda target: eagle3(target, "official"),
+    ("eagle3", "SpecForge: the same, rotary scaling as in Llama 3"): lambda target: eagle3(target, "specforge"),
+    ("eagle3", "speculators: `layers.0.*`, `transformer_layer_config`"): lambda target: eagle3(target, "speculators"),
+    ("eagle3", "speculators: `norm_before_residual`, layers by number"): lambda target: eagle3(
         target, "speculators", norm_before_residual=True, eagle_aux_hidden_state_layer_ids=[0, 1, 1]
     ),
 }
@@ -197,12 +200,18 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], pick
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_published_layouts(layout: str, target: Target, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def proven() -> set[Key]:
+    """What has passed so far."""
+    return set()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
+def test_published_layouts(layout: Key, target: Target, proven: set[Key], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, answer = LAYOUTS[layout](target)
     draft = read_draft(write(tmp_path, config, tensors), target)
-    assert draft.config.kind == layout.split(",", maxsplit=1)[0]
+    assert draft.config.kind == layout[0]
     ids = torch.randint(0, V, (1, 11))
     features = torch.randn(1, 11, 3 * D if draft.config.feature_layers else D)
     with torch.no_grad():
@@ -215,6 +224,7 @@ def test_published_layouts(layout: str, target: Target, tmp_path: Path) -> None:
             everywhere[..., draft.head_tokens] = logits
             logits = everywhere
         torch.testing.assert_close(logits, expected_logits, rtol=1e-3, atol=1e-3)
+    proven.add(layout)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +238,9 @@ def test_published_layouts(layout: str, target: Target, tmp_path: Path) -> None:
         (LlamaForCausalLM, LlamaConfig, {"vocab_size": V + 64}),
     ],
 )
-def test_language_models(family: Any, config: Any, more: dict[str, Any], target: Target, tmp_path: Path) -> None:
+def test_language_models(
+    family: Any, config: Any, more: dict[str, Any], target: Target, proven: set[Key], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     sizes = {**SIZES, "hidden_size": 48, "num_hidden_layers": 2, **more}
     with quiet_torch():
@@ -245,6 +257,15 @@ def test_language_models(family: Any, config: Any, more: dict[str, Any], target:
         got = draft.logits(draft(ids, None, torch.arange(9))[0])
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
         draft(torch.full((1, 1), V - 1), None, torch.arange(1))  # a token that only the target has
+    proven.add(("lm", f"Hugging Face's, {config.model_type}"))
+
+
+def test_layouts_are_documented(proven: set[Key], documented: Callable[[str, str, list[str]], None]) -> None:
+    """The table in docs/drafts.md has what was proven above, no more and no less."""
+    if len(proven) < len(LAYOUTS) + len(LM_FAMILIES):
+        pytest.skip("only after all tests of this file")
+    rows = [f"| `{kind}` | {layout} |" for kind, layout in (*LAYOUTS, *sorted(proven - set(LAYOUTS)))]
+    documented("drafts.md", "layouts", ["| kind | layout |", "| --- | --- |", *rows])
 
 
 def test_feature_layers(target: Target, tmp_path: Path) -> None:
@@ -300,6 +321,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
     "two feature layers": (_with("fc.weight", lambda t: torch.zeros(D, 2 * D)), r"projection.weight of shape"),
     "another hidden size": (lambda c, t: c.update(hidden_size=128), "draft hidden size 128 != target hidden size 64"),
     "another target": (lambda c, t: c.update(target_hidden_size=96), "draft hidden size 96 != target hidden size 64"),
+    "another size of vocabulary": (
+        lambda c, t: c.update(vocab_size=700),
+        "draft vocabulary 700 != target vocabulary 512",
+    ),
+    "t2d of another vocabulary": (_with("t2d", lambda t: torch.zeros(700)), r"t2d of shape \(512,\), got \(700,\)"),
     "d2t beyond the end": (_with("d2t", lambda t: t["d2t"] + V), "d2t to name different tokens from 0 to 511"),
     "d2t below zero": (_with("d2t", lambda t: t["d2t"] - V), "d2t to name different tokens from 0 to 511"),
     "d2t twice the same": (_with("d2t", lambda t: -torch.arange(N)), "d2t to name different tokens"),
@@ -365,6 +391,15 @@ def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: 
     for file in ("config.json", "model.safetensors"):
         shutil.copyfile(other_checkpoint / file, tmp_path / file)
     with pytest.raises(UserError, match=r"tokenizer\.json beside the draft"):
+        read_draft(tmp_path, target)
+
+
+def test_a_damaged_tokenizer(target: Target, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, tensors, _ = eagle(target, bias=True)
+    write(tmp_path, config, tensors)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(UserError, match=r"expected a tokenizer in .*tokenizer\.json"):
         read_draft(tmp_path, target)
 
 

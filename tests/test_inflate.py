@@ -21,7 +21,7 @@ from dovetail.export.artifact import write_artifact
 from dovetail.export.checkpoint import body_and_head, load_torch
 from dovetail.export.cli import dovetail_export
 from dovetail.export.draft_model import DraftModel, load_draft
-from dovetail.export.shapes import SHAPES, Shape, check_grows, find_shape, read_shape
+from dovetail.export.shapes import INFLATION_NOTE, SHAPES, Shape, check_grows, find_shape, read_shape
 from dovetail.export.target import export_target
 from dovetail.runtime import load
 from dovetail.runtime.errors import UserError
@@ -242,14 +242,14 @@ def test_command_and_note(tiny_checkpoint: Path, tiny_draft: Path, tmp_path: Pat
     assert done.exit_code == 0
     document = json.loads(done.stdout.splitlines()[-1])
     for folder in ("out", "draft"):
-        assert json.loads((tmp_path / folder / inflate.NOTE).read_text()) == document
+        assert json.loads((tmp_path / folder / INFLATION_NOTE).read_text()) == document
     assert document["source"] == "source"
     assert document["shape"]["num_layers"] == 3
     assert (document["seed"], document["dtype"]) == (4, "float16")
     assert document["target"]["argmax_agreement"] > 0.95
     assert document["target"]["padded_margin"] > inflate.PADDED_MARGIN
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert str(tmp_path) not in (tmp_path / "out" / inflate.NOTE).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / INFLATION_NOTE).read_text()
 
 
 def test_named_shapes() -> None:
