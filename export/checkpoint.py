@@ -128,11 +128,21 @@ def load_torch(source: Path, *, as_stored: bool = False, allow_pickle: bool = Fa
                 trust_remote_code=False,
                 use_safetensors=not allow_pickle or None,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
                 **capped,
             )
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"expected {source} to load in transformers, got: {first}; repair the checkpoint") from None
+    if getattr(config, "max_position_embeddings", None) is None:
+        raise UserError(
+            f"expected a transformer with attention over a context, got {config.model_type} in {source}; choose "
+            f"another checkpoint"
+        )
+    for name, got, wanted in sorted(loaded["mismatched_keys"], key=str):
+        raise UserError(
+            f"expected {name} of shape {list(wanted)} in {source}, got {list(got)}; copy the checkpoint again"
+        )
     missing = sorted(map(str, loaded["missing_keys"]))
     if missing:
         raise UserError(

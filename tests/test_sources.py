@@ -246,7 +246,7 @@ def change_a_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor 
         (embedding_model, "MistralModel"),
         (missing_shard, "model-00001"),
         (missing_tensor, "down_proj.weight"),
-        (another_shape, "expected"),
+        (another_shape, r"down_proj.weight of shape \[64, 128\]"),
     ],
 )
 def test_bad_checkpoint_is_one_line(
@@ -265,13 +265,6 @@ def test_pickles_only_if_asked_for_by_name(tiny_checkpoint: Path, tmp_path: Path
     (source / "model.safetensors").unlink()
     refused(source, "--allow-pickle", tmp_path)
     assert write_artifact(source, tmp_path / "made", check_text=TEXT, allow_pickle=True).target.hidden_size == 64
-
-
-def test_a_family_that_paged_attention_does_not_carry(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Mamba keeps a state, but has no attention to rewrite."""
-    sizes = {"state_size": 8, "expand": 2, "conv_kernel": 4, "time_step_rank": 4}
-    source = families.write_family(tmp_path / "source", tiny_checkpoint / "tokenizer.json", "Mamba", sizes)
-    refused(source, "expected (an architecture|a model)", tmp_path)
 
 
 def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
