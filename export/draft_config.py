@@ -100,14 +100,18 @@ def _rotary(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
     """Radians a position per pair of a head's entries, and the factor on cosine and sine."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = config.rope_parameters
+    rope, kind = config.rope_parameters, None
+    if "full_attention" in rope:  # one set per kind of layer (Gemma 3); the draft sees all of its own context
+        rope, kind = rope["full_attention"], "full_attention"
     if rope.get("rope_type", "default") == "default":
         frequencies, scale = (
             1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim),
             1.0,
         )
     else:
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"), seq_len=None)
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](
+            config, torch.device("cpu"), seq_len=None, **({"layer_type": kind} if kind else {})
+        )
     if len(frequencies) * 2 != head_dim:  # partly rotated heads (Phi-3 small, GLM): the rest stands still
         frequencies = torch.cat(
             [frequencies.double(), torch.zeros(head_dim // 2 - len(frequencies), dtype=torch.float64)]

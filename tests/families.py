@@ -69,8 +69,18 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "Qwen3-MoE": ("Qwen3Moe", _EXPERTS),
+    "gpt-oss": ("GptOss", {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 4} | _TWO_KINDS),
 }
 """Family -> the name of its classes in transformers, and what makes it different from the others."""
+
+REFUSED: Mapping[str, tuple[str, dict[str, Any], str]] = {
+    "Mamba": (
+        "Mamba",
+        {"state_size": 8, "time_step_rank": 4, "max_position_embeddings": None},
+        "expected a transformer with attention over a context",
+    ),
+}
+"""Family -> its classes, what makes it different, and what the refusal says."""
 
 WINDOWED = {name for name, (_, special) in FAMILIES.items() if special.get("sliding_window")}
 
