@@ -5,6 +5,7 @@ of error within 5 seconds, before the library that would parse the damaged file 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -173,7 +175,24 @@ RAW = {
     "long": json.dumps("x" * 5000),
     "nul": '"\\u0000"',
 }
-NULLABLE = {("draft",), ("checks", "draft_argmax_agreement")}
+PARTS: dict[tuple[str, ...], type] = {
+    (): manifest.Manifest,
+    ("target",): manifest.TargetInfo,
+    ("draft",): manifest.DraftInfo,
+    ("checks",): manifest.ExportChecks,
+}
+NULLABLE = {
+    (*path, name)
+    for path, part in PARTS.items()
+    for name, hint in typing.get_type_hints(part).items()
+    if type(None) in typing.get_args(hint)
+}
+YOUNGER = {  # than some files of the format: may be missing
+    (*path, field.name)
+    for path, part in PARTS.items()
+    for field in dataclasses.fields(part)
+    if field.default is not dataclasses.MISSING
+}
 FREE_NAMES = {("tool_versions", "openvino")}  # any tool, or none, is fine
 
 
@@ -187,7 +206,7 @@ def rename_field(root: Path, rng: random.Random, path: tuple[str, ...]) -> None:
     document = json.loads((root / manifest.MANIFEST_NAME).read_text())
     inner = holder(document, path)
     value = inner.pop(path[-1])
-    if rng.random() < 0.5:
+    if path in YOUNGER or rng.random() < 0.5:
         inner[rng.choice([path[-1].upper(), path[-1] + "2", "../" + path[-1]])] = value
     (root / manifest.MANIFEST_NAME).write_text(json.dumps(document))
 
