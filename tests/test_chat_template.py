@@ -129,7 +129,7 @@ HOSTILE = [
     ),
     pytest.param("{{ 9 ** (9 ** 9) }}", "nothing within|MemoryError|ValueError", id="a power"),
     pytest.param("{{ 'a' * 10 ** 10 }}", "MemoryError", id="one long string"),
-    pytest.param("{{ 'a' * 10 ** 8 }}", "no text below", id="too much output"),
+    pytest.param("{{ messages[0].content * 2 * 10 ** 7 }}", "no text below", id="too much output"),
     pytest.param(
         "{% set ns = namespace(s='ab') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
         "MemoryError|nothing within|no text below",
@@ -145,12 +145,13 @@ HOSTILE = [
 def test_a_hostile_template_is_one_error_in_bounded_time(
     source: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "TIMEOUT_S", 2.0)
+    if "nothing within" in message:  # the others end by themselves, on a busy machine too
+        monkeypatch.setattr(chat_template, "TIMEOUT_S", 2.0)
     template = ChatTemplate(source, {})
     start = time.monotonic()
     with pytest.raises(UserError, match=message) as raised:  # ArtifactError is one
         template.render([{"role": "user", "content": "x"}])
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 30
     assert "\n" not in str(raised.value)
     template.close()
 
