@@ -1,7 +1,9 @@
-"""Drawing the target's next token: the processors on one row of logits, then one uniform number per output position.
+"""Drawing the target's next token: the processors on one row of logits, then a race between the tokens.
 
-Output position i of a text uses the uniform number made from (seed, i) and nothing else. So with `exact` numerics the
-same seed gives the same tokens with any draft, any tree, or none. V: vocabulary.
+Token v at output position i arrives after a time drawn from (seed, i, v) alone, divided by v's probability; the first
+to arrive is drawn. With exponential times that is a fair draw (the Gumbel-max trick, Maddison et al. 2014, arXiv
+1411.0030, section 2), and rounding matters only where the two first arrive together: so with `exact` numerics the same
+seed gives the same tokens with any draft, any tree, or none. V: vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from dovetail.runtime import processors
 from dovetail.runtime.errors import NothingAllowedError, TargetError
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.tree import Float32s
+
+_SOONEST = 1e-300  # a time of 0 would make 0 / 0 of a token that can't be drawn
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,12 +32,12 @@ class Sampler:
     """Draws the tokens of one text, in order. Every draw is emitted, so the sampler's text is the text."""
 
     def __init__(self, config: GenerationConfig, prompt: Sequence[int], vocab_size: int, sequence: int = 0) -> None:
-        """`sequence` numbers the texts of one request; each has uniform numbers of its own."""
+        """`sequence` numbers the texts of one request; each has random numbers of its own."""
         self._config = config
         self._text = list(prompt)
         self._prompt_length = len(self._text)
-        self._key = config.seed + (sequence << 64)
-        self._uniforms = uniforms(self._key, 256)
+        # V numbers a draw, in the order of the text. Philox (Salmon et al. 2011): every key is a stream of its own.
+        self._random = np.random.Generator(np.random.Philox(key=config.seed + (sequence << 64)))
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[self._text] = True
         self._counts = np.zeros(vocab_size, np.int64)
@@ -120,19 +123,9 @@ class Sampler:
     def _pick(self, scores: processors.Scores) -> int:
         if self._config.temperature == 0:
             return int(scores.argmax())
-        probabilities = processors.softmax(scores)
-        cumulative = np.cumsum(probabilities)
-        point = self._uniform() * cumulative[-1]
-        # side="right": a token of probability 0 spans nothing and cannot be drawn.
-        token = int(cumulative.searchsorted(point, side="right"))
-        if token == len(cumulative):  # point == cumulative[-1] by rounding
-            token = int(np.flatnonzero(probabilities)[-1])
-        return token
-
-    def _uniform(self) -> float:
-        if self._position >= len(self._uniforms):
-            self._uniforms = uniforms(self._key, 2 * self._position)
-        return float(self._uniforms[self._position])
+        times = self._random.standard_exponential(len(scores))
+        weights = np.exp(scores - scores.max())
+        return int((weights / np.maximum(times, _SOONEST)).argmax())
 
 
 def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:
@@ -141,11 +134,3 @@ def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprob
     best = np.argpartition(-values, min(count, len(values) - 1))[:count]
     best = best[np.argsort(-values[best], kind="stable")]
     return TokenLogprobs(float(values[token]), [(int(i), float(values[i])) for i in best if values[i] > -np.inf])
-
-
-def uniforms(key: int, count: int) -> npt.NDArray[np.float64]:
-    """[count] numbers in [0, 1), one per output position: the stream of Philox (Salmon et al. 2011) under `key`.
-
-    A longer stream starts with the shorter one.
-    """
-    return np.random.Generator(np.random.Philox(key=key)).random(count)

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 NUM_PROMPTS, NEW_TOKENS = 50, 128
-SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=20261)
+SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
 
 
 @pytest.fixture(scope="module")
