@@ -4,18 +4,21 @@ near-ties, and says how often one flips.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from dovetail.export import corpus
-from dovetail.runtime import load
+from dovetail.runtime import GenerationConfig, load
+from dovetail.runtime.likelihood import log_probs
+from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.processors import softmax
-from dovetail.runtime.target import Numerics
-from dovetail.runtime.tree import Tree, root_only
+from dovetail.runtime.sampling import Sampler
+from dovetail.runtime.tree import Tree
 
 NUM_PROMPTS, NEW_TOKENS = 200, 48
-NUMERICS: tuple[Numerics, ...] = ("fast", "exact")
 LARGEST_MARGIN = 0.5  # logits: what rounding activations to 8 bits can move in this model, with room
 
 
@@ -25,24 +28,43 @@ def held_out_prompts() -> list[str]:
     return starts[:: max(1, len(starts) // NUM_PROMPTS)][:NUM_PROMPTS]
 
 
-def test_fast_departs_from_exact_at_near_ties_only(shipped_artifact: Path) -> None:
-    fast = load(shipped_artifact, numerics="fast", ctx_size=512)  # with its draft: batches of another size
-    exact = load(shipped_artifact, numerics="exact", draft="none", ctx_size=512)
+@pytest.fixture(scope="module")
+def fast(shipped_artifact: Path) -> Iterator[Pipeline]:
+    with load(shipped_artifact, numerics="fast", ctx_size=512) as pipe:  # with its draft: batches of another size
+        yield pipe
+
+
+@pytest.fixture(scope="module")
+def exact(shipped_artifact: Path) -> Iterator[Pipeline]:
+    with load(shipped_artifact, numerics="exact", ctx_size=512, draft="none") as pipe:
+        yield pipe
+
+
+def departure(fast: Pipeline, exact: Pipeline, prompt: str, **controls: Any) -> tuple[int, float] | None:
+    """(where the text that `fast` writes leaves the one that `exact` writes, by how much `exact` prefers its own token
+    there), or None where it does not.
+
+    Up to there both texts are one, so `exact` reads all of it at once, which it may: that its tokens do not depend on
+    the size of a batch is what test_first_law.py proves.
+    """
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, ignore_eos=True, **controls)
+    ids, text = exact.encode(prompt), fast.generate(prompt, config).token_ids
+    assert len(text) == NEW_TOKENS
+    rows = np.concatenate(list(log_probs(exact.target, np.array(ids + text[:-1]))))[len(ids) - 1 :]
+    sampler = Sampler(config, ids, rows.shape[1])
+    for i, (row, token) in enumerate(zip(rows, text, strict=True)):
+        own = sampler.draw(row.astype(np.float32))
+        if own != token:
+            return i, float(row[own] - row[token])
+    return None
+
+
+def test_fast_departs_from_exact_at_near_ties_only(fast: Pipeline, exact: Pipeline) -> None:
     prompts = held_out_prompts()
     assert len(prompts) == NUM_PROMPTS
-    margins, tokens = [], 0
-    for prompt in prompts:
-        settings: dict[str, Any] = {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-        quick, slow = (pipe.generate(prompt, **settings).token_ids for pipe in (fast, exact))
-        same = next((i for i, (a, b) in enumerate(zip(quick, slow, strict=True)) if a != b), None)
-        tokens += NEW_TOKENS if same is None else same + 1
-        if same is not None:
-            text = np.array(exact.tokenizer.encode(prompt) + slow[:same])
-            sequence = exact.target.sequence()
-            sequence.prefill(text[:-1])
-            logits = sequence.verify(root_only(int(text[-1]))).logits[0]
-            sequence.close()
-            margins.append(float(logits[slow[same]] - logits[quick[same]]))
+    found = [departure(fast, exact, prompt, temperature=0) for prompt in prompts]
+    margins = [left[1] for left in found if left is not None]
+    tokens = sum(NEW_TOKENS if left is None else left[0] + 1 for left in found)
     print(
         f"greedy: fast departs from exact in {len(margins)} of {NUM_PROMPTS} texts, "
         f"once in {tokens / max(1, len(margins)):.0f} tokens; "
@@ -52,26 +74,20 @@ def test_fast_departs_from_exact_at_near_ties_only(shipped_artifact: Path) -> No
     assert len(margins) < NUM_PROMPTS / 4
 
 
-def test_a_sampled_text_of_fast_departs_where_two_tokens_arrive_together(shipped_artifact: Path) -> None:
-    fast = load(shipped_artifact, numerics="fast", ctx_size=512)
-    exact = load(shipped_artifact, numerics="exact", draft="none", ctx_size=512)
+def test_a_sampled_text_of_fast_departs_where_two_tokens_arrive_together(fast: Pipeline, exact: Pipeline) -> None:
     prompts = held_out_prompts()[::2]
-    departed, tokens = 0, 0
-    for prompt in prompts:
-        settings: dict[str, Any] = {"temperature": 1, "max_new_tokens": NEW_TOKENS, "ignore_eos": True, "seed": 7}
-        quick, slow = (pipe.generate(prompt, **settings).token_ids for pipe in (fast, exact))
-        same = next((i for i, (a, b) in enumerate(zip(quick, slow, strict=True)) if a != b), None)
-        departed += same is not None
-        tokens += NEW_TOKENS if same is None else same + 1
+    found = [departure(fast, exact, prompt, temperature=1, seed=7) for prompt in prompts]
+    departed = sum(left is not None for left in found)
+    tokens = sum(NEW_TOKENS if left is None else left[0] + 1 for left in found)
     print(
-        f"T = 1: fast departs from exact in {departed} of {len(prompts)} texts, once in {tokens / max(1, departed):.0f} tokens"
+        f"T = 1: fast departs from exact in {departed} of {len(prompts)} texts, "
+        f"once in {tokens / max(1, departed):.0f} tokens"
     )
     assert departed < 0.6 * len(prompts)  # a draw that feels every rounding departs in nearly all
 
 
-def test_fast_distributions_are_those_of_exact_up_to_rounding(shipped_artifact: Path) -> None:
+def test_fast_distributions_are_those_of_exact_up_to_rounding(fast: Pipeline, exact: Pipeline) -> None:
     """What sampling draws from: total variation and KL divergence over the last 32 tokens of held-out passages."""
-    fast, exact = (load(shipped_artifact, numerics=n, draft="none", ctx_size=512) for n in NUMERICS)
     variations, divergences = [], []
     for prompt in held_out_prompts()[::5]:
         ids = np.array(fast.tokenizer.encode(prompt))
