@@ -6,6 +6,7 @@ wanted, L layers, V vocabulary, D hidden size, P tokens already in a sequence's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -20,6 +21,7 @@ from dovetail.runtime.errors import ArtifactError, ContextOverflowError
 from dovetail.runtime.feeds import LOGIT_ROWS, Feeds, Layout, SequenceStep, layout_of
 from dovetail.runtime.manifest import FEATURES_OUTPUT, MAX_TREE_NODES, TargetInfo
 from dovetail.runtime.tree import Float32s, Int64s, Tree
+from dovetail.runtime.weights import MappedWeights
 from openvino._offline_transformations import paged_attention_transformation
 from openvino.frontend import FrontEndManager
 
@@ -62,7 +64,9 @@ class TargetModel:
         self.info = info
         self.numerics = numerics
         self.native_s = 0.0  # seconds spent inside OpenVINO so far
-        model = restrict_logits(to_paged_attention(read_ir(path)))
+        self._weights = MappedWeights(path.with_suffix(".bin"))
+        self._packed = False  # OpenVINO has its own copy of every weight
+        model = restrict_logits(to_paged_attention(read_ir(path, self._weights)))
         self.window = attention_window(model)
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -113,8 +117,10 @@ class TargetModel:
         feeds = self._bound_feeds(layout_of(steps))
         feeds.fill(steps)
         start = time.perf_counter()
-        self._request.infer(share_outputs=True)
+        with contextlib.nullcontext() if self._packed else self._weights.read_once():
+            self._request.infer(share_outputs=True)
         self.native_s += time.perf_counter() - start
+        self._packed = self._packed or feeds.rows[-1] > 0  # no row of logits: the LM head is still to come
         logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [R, V]
         features = self._request.get_tensor(FEATURES_OUTPUT).data.reshape(-1, self.info.hidden_size)  # [T, D]
         return [
@@ -212,11 +218,17 @@ class TargetSequence:
         self._table.release()
 
 
-def read_ir(path: Path) -> ov.Model:
-    """Read an OpenVINO IR with the IR front end only: `read_model` would go by content and start other parsers."""
+def read_ir(path: Path, weights: MappedWeights | None = None) -> ov.Model:
+    """Read an OpenVINO IR with the IR front end only; its weights from `weights`, which must outlive the model, or from
+    the file beside it.
+    """
     front_end = FrontEndManager().load_by_framework("ir")
     try:
-        return front_end.convert(front_end.load(str(path)))
+        if weights is None:
+            return front_end.convert(front_end.load(str(path)))
+        if not front_end.supported(str(path)):  # `read_model` goes by content, and would start other parsers
+            raise RuntimeError("a file that is no IR")
+        return ov.Core().read_model(path.read_bytes(), weights.tensor)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path}: expected a target that OpenVINO reads, got: {reason}; export again") from None
