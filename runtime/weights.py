@@ -1,7 +1,8 @@
 """The target's weights as a file in memory, which OpenVINO reads in place, and once: then it has its own copy.
 
 The CPU plugin repacks every matrix in the first pass that uses it. What it read stays resident, and the weights would
-be in memory twice. The pages are unchanged file, so they can be dropped at any time: who still wants one reads it again.
+be in memory twice. The pages are unchanged file, so they can be dropped at any time: who still wants one, reads it
+again.
 """
 
 from __future__ import annotations
