@@ -70,8 +70,10 @@ def record(pair: Pair, text: Text) -> TextRecords:
     tokens, features, begin = text.tokens, text.features, 0
     for position in range(text.prompt_length, len(tokens) - MAX_DEPTH + 1):
         recorder = _Recorder()
-        tree = draft.propose(tokens[begin:position], features[max(begin - 1, 0) : position - 1], recorder)
+        known = tokens[begin:position], features[max(begin - 1, 0) : position - 1]
+        tree = draft.propose(*known, recorder, text.sampler.foresee)
         records.append(_record(tree, recorder.scores, tokens[position : position + MAX_DEPTH].tolist(), position - 1))
+        text.sampler.follow(int(tokens[position]))
         begin = position
     return records
 

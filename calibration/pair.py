@@ -32,6 +32,7 @@ class Text:
     tokens: Int64s  # [n]
     features: Float32s  # [n - 1, D]
     prompt_length: int
+    sampler: Sampler  # as it was before the first draw
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +125,10 @@ class PipelinePair:
     def _batch(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, number: int) -> list[Text]:
         model = self._pipe.target
         config = GenerationConfig(temperature=temperature)
-        samplers = [Sampler(config, prompt, model.info.vocab_size, number + i) for i, prompt in enumerate(prompts)]
+        samplers, fresh = (
+            [Sampler(config, prompt, model.info.vocab_size, number + i) for i, prompt in enumerate(prompts)]
+            for _ in range(2)
+        )
         sequences = [model.sequence() for _ in prompts]
         try:
             texts = [list(prompt) for prompt in prompts]
@@ -142,8 +146,8 @@ class PipelinePair:
             for sequence in sequences:
                 sequence.close()
         return [
-            Text(np.array(text, np.int64), np.concatenate(rows), len(prompt))
-            for text, rows, prompt in zip(texts, features, prompts, strict=True)
+            Text(np.array(text, np.int64), np.concatenate(rows), len(prompt), sampler)
+            for text, rows, prompt, sampler in zip(texts, features, prompts, fresh, strict=True)
         ]
 
     def reader(self) -> Draft:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
-TOP_K = 10
+TOP_K = 64  # a tree takes the first few; a sampled text's draw may be any of them
 
 
 def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_format: WeightFormat = "int8") -> None:

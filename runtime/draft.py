@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,20 @@ import numpy.typing as npt
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.manifest import DraftInfo
 from dovetail.runtime.policy import Growth
-from dovetail.runtime.tree import Bools, Float32s, Int64s, Tree, TreeBuilder, root_only
+from dovetail.runtime.tree import Bools, Float32s, Int64s, Integers, Tree, TreeBuilder, root_only
 
 PREFILL_CHUNK = 256
 READ_AT_ONCE = 256  # verified pairs: of a longer prompt the draft reads the end alone
+
+
+Foresight = Callable[[int, Integers, Float32s], Float32s]
+"""(depth from 1, tokens [R, K], their log-probabilities [R, K] in the draft) -> [R, K]: these, given what is known of the
+random draw so many positions ahead. See `Sampler.foresee`."""
+
+
+def blind(depth: int, tokens: Integers, log_probs: Float32s) -> Float32s:
+    """Nothing is known."""
+    return log_probs
 
 
 class Draft(Protocol):
@@ -36,7 +47,7 @@ class Draft(Protocol):
     @property
     def bytes_out(self) -> int: ...  # taken from it
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         """A tree rooted at `tokens[-1]`.
 
         `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position
@@ -59,7 +70,7 @@ class NoDraft:
     native_s = 0.0
     bytes_in = bytes_out = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         """The last token alone."""
         return root_only(int(tokens[-1]))
 
@@ -83,6 +94,14 @@ class Children:
 
     tokens: npt.NDArray[np.int32]  # [R, K]
     log_probs: Float32s  # [R, K] descending
+
+    def best(self, width: int, depth: int, foresight: Foresight) -> tuple[Integers, Float32s]:
+        """The `width` best tokens of every row, `depth` levels below the root, and their log-probabilities."""
+        log_probs = foresight(depth, self.tokens, self.log_probs)
+        if log_probs is self.log_probs:
+            return self.tokens[:, :width], log_probs[:, :width]
+        order = np.argsort(-log_probs, axis=1, kind="stable")[:, :width]
+        return np.take_along_axis(self.tokens, order, axis=1), np.take_along_axis(log_probs, order, axis=1)
 
 
 class DraftMemory(Protocol):
@@ -133,7 +152,7 @@ class DraftSequence:
         """See `Draft`."""
         return self._memory.bytes_out
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         """See `Draft.propose`. One call of the graph per level; the first also reads the newly verified pairs.
 
         Where no tree is wanted, nothing is run: the pairs wait for the next call.
@@ -149,7 +168,7 @@ class DraftSequence:
             return root_only(root)
         width = min(growth.width, children.tokens.shape[1])
         builder = TreeBuilder(root)
-        builder.extend([0], children.tokens[:, :width], children.log_probs[:, :width])
+        builder.extend([0], *children.best(width, 1, foresight))
         visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
         level = 1
         while growth.goes_on(level, builder.newest_scores):
@@ -169,8 +188,8 @@ class DraftSequence:
                     logit_rows=np.arange(size),
                 )
             )
-            builder.extend(chosen, children.tokens[:, :width], children.log_probs[:, :width])
             level += 1
+            builder.extend(chosen, *children.best(width, level, foresight))
         return builder.best(growth.drafted)
 
     @property

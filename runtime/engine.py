@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from dovetail.runtime.accept import Draw, accept
-from dovetail.runtime.draft import Draft
+from dovetail.runtime.draft import Draft, Foresight, blind
 from dovetail.runtime.policy import ChainGrowth, Growth, Policy
 from dovetail.runtime.tree import Float32s, Int64s, Tree
 
@@ -64,9 +64,10 @@ def rounds(
     prompt: Int64s,
     max_new_tokens: int,
     ends: frozenset[int] = frozenset(),
+    foresight: Foresight = blind,
 ) -> Iterator[Round]:
     """Continue `prompt` [n >= 1] by up to `max_new_tokens` >= 1 tokens, or to one of `ends`: the first token comes with
-    the prompt, the others a round at a time.
+    the prompt, the others a round at a time. `foresight`: what the draft may know of `draw`.
     """
     clock = Stopwatch(target, draft)
     out = target.prefill(prompt)
@@ -77,7 +78,7 @@ def rounds(
     while emitted < max_new_tokens and tokens[-1] not in ends:
         clock.start()
         room = max_new_tokens - emitted
-        tree = propose(draft, target, tokens, features, policy.growth(room, target.length))
+        tree = propose(draft, target, tokens, features, policy.growth(room, target.length), foresight)
         out = target.verify(tree)
         accepted = accept(tree, out.logits, draw, room, ends)
         target.commit(accepted.path)
@@ -87,16 +88,19 @@ def rounds(
         yield clock.lap(len(tree), accepted.tokens)
 
 
-def propose(draft: Draft, target: Target, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+def propose(
+    draft: Draft, target: Target, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight
+) -> Tree:
     """The draft's tree; without siblings wherever it reaches beyond the target's attention window.
 
     The target counts its window in cache slots. In a chain slots are positions; a sibling's slot between a node and
     its ancestors would push the oldest token that the node still sees out of the window.
     """
     if target.window is None:
-        return draft.propose(tokens, features, growth)
+        return draft.propose(tokens, features, growth, foresight)
     left = target.window - target.length
-    tree = draft.propose(tokens, features, growth if left > 2 else ChainGrowth(growth))  # siblings need three nodes
+    growth = growth if left > 2 else ChainGrowth(growth)  # siblings need three nodes
+    tree = draft.propose(tokens, features, growth, foresight)
     return tree if len(tree) <= left else tree.first_chain()
 
 

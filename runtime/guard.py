@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from dovetail.runtime.draft import Draft
+from dovetail.runtime.draft import Draft, Foresight, blind
 from dovetail.runtime.policy import NO_GROWTH, Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 
@@ -51,7 +51,7 @@ class GuardedDraft:
         """Another text begins: how many tokens come next says nothing of the last tree."""
         self._drafted = False
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         """The draft's tree, or the root alone while there is no draft to ask."""
         if self._drafted:
             self._agreed.append(len(tokens) > 1)
@@ -59,7 +59,7 @@ class GuardedDraft:
         if self.failure is not None:
             return root_only(int(tokens[-1]))
         try:
-            tree = self._draft.propose(tokens, features, NO_GROWTH if self._resting() else growth)
+            tree = self._draft.propose(tokens, features, NO_GROWTH if self._resting() else growth, foresight)
         except Exception as error:  # the draft is only a guess: nothing it does may end the text
             self.failure = f"{type(error).__name__}: {error}"
             self._warn(f"warning: the draft failed ({self.failure:.200}); the text goes on, the same without it")

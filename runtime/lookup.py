@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from dovetail.runtime.draft import Foresight, blind
 from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, TreeBuilder
 
@@ -43,7 +44,7 @@ class LookupDraft:
                 self._ends[gram].pop()
         del self._text[known:]
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         """See `Draft.propose`."""
         for token in tokens.tolist():
             self._text.append(token)

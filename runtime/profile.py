@@ -24,7 +24,7 @@ from dovetail.runtime.machine import Machine, this_machine
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.policy import Chances, FixedPolicy, MarginalPolicy, Policy
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2  # 1: sampled texts were drafted without foresight
 _MAX_BYTES = 1 << 20
 _POLICIES = ("plain", "static", "dynamic")
 _REMEDY = "run dovetail calibrate again"

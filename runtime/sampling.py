@@ -3,7 +3,13 @@
 Token v at output position i arrives after a time drawn from (seed, i, v) alone, divided by v's probability; the first
 to arrive is drawn. With exponential times that is a fair draw (the Gumbel-max trick, Maddison et al. 2014, arXiv
 1411.0030, section 2), and rounding matters only where the two first arrive together: so with `exact` numerics the same
-seed gives the same tokens with any draft, any tree, or none. V: vocabulary.
+seed gives the same tokens with any draft, any tree, or none.
+
+The times are known before the target's probabilities are. So a draft that is right about the probabilities is right
+about the draw, too: `foresee` lets its candidates run the same race (coupling without communication, Daliri et al.
+2024, arXiv 2408.07978).
+
+Letters: V vocabulary, R rows of candidates, K candidates in a row.
 """
 
 from __future__ import annotations
@@ -15,9 +21,8 @@ import numpy as np
 from dovetail.runtime import processors
 from dovetail.runtime.errors import NothingAllowedError, TargetError
 from dovetail.runtime.generation_config import GenerationConfig
-from dovetail.runtime.tree import Float32s
-
-_SOONEST = 1e-300  # a time of 0 would make 0 / 0 of a token that can't be drawn
+from dovetail.runtime.race import Race
+from dovetail.runtime.tree import Float32s, Integers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,8 +41,7 @@ class Sampler:
         self._config = config
         self._text = list(prompt)
         self._prompt_length = len(self._text)
-        # V numbers a draw, in the order of the text. Philox (Salmon et al. 2011): every key is a stream of its own.
-        self._random = np.random.Generator(np.random.Philox(key=config.seed + (sequence << 64)))
+        self._race = Race(config.seed + (sequence << 64), vocab_size)
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[self._text] = True
         self._counts = np.zeros(vocab_size, np.int64)
@@ -58,10 +62,29 @@ class Sampler:
             token = self._pick(scores)
             if config.logprobs is not None:
                 self.logprobs.append(_logprobs(scores, token, config.logprobs))
+        self.follow(token)
+        return token
+
+    def follow(self, token: int) -> None:
+        """The text goes on with `token`."""
         self._text.append(token)
         self._seen[token] = True
         self._counts[token] += 1
-        return token
+        self._race.forget(self._position)
+
+    def foresee(self, depth: int, tokens: Integers, log_probs: Float32s) -> Float32s:
+        """What a draft may know of the draw `depth` positions ahead (1: the next one): its candidates `tokens` [R, K]
+        with `log_probs` [R, K] become those that arrive first. Log-probabilities [R, K] within the row; of greedy
+        decoding, which leaves nothing to chance, the draft's own.
+        """
+        temperature = self._config.temperature
+        if temperature == 0:
+            return log_probs
+        times = self._race.times(self._position + depth - 1)
+        arrivals = log_probs / temperature - np.log(times[tokens])
+        arrivals -= arrivals.max(axis=1, keepdims=True)
+        foreseen: Float32s = (arrivals - np.log(np.exp(arrivals).sum(axis=1, keepdims=True))).astype(np.float32)
+        return foreseen
 
     def processed(self, logits: Float32s) -> processors.Scores:
         """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""
@@ -123,9 +146,8 @@ class Sampler:
     def _pick(self, scores: processors.Scores) -> int:
         if self._config.temperature == 0:
             return int(scores.argmax())
-        times = self._random.standard_exponential(len(scores))
         weights = np.exp(scores - scores.max())
-        return int((weights / np.maximum(times, _SOONEST)).argmax())
+        return int((weights / self._race.times(self._position)).argmax())
 
 
 def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:

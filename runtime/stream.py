@@ -151,6 +151,7 @@ class Stream:
             prompt,
             self._max_new_tokens,
             self._ends,
+            self._sampler.foresee,
         )
 
     def _close(self, reason: str) -> None:

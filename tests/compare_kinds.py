@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from dovetail.export.figures import accept_length, held_out_prompts, repeated_share
 from dovetail.runtime import load
-from dovetail.runtime.draft import SequenceDraft
+from dovetail.runtime.draft import Foresight, SequenceDraft, blind
 from dovetail.runtime.generation import Generation
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.pipeline import Pipeline
@@ -35,10 +35,10 @@ class Misled:
     def __getattr__(self, name: str) -> object:
         return getattr(self._draft, name)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         self._seen += [features.copy()] if len(features) else []
         pool = np.concatenate(self._seen) if self._seen else features
-        return self._draft.propose(tokens, pool[self._random.integers(0, len(pool), len(features))], growth)
+        return self._draft.propose(tokens, pool[self._random.integers(0, len(pool), len(features))], growth, foresight)
 
 
 def main() -> None:

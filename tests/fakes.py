@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from dovetail.runtime.draft import Foresight, blind
 from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 
@@ -86,8 +87,8 @@ class FakeDraft:
         self._children = children
         self.text: list[int] = []
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
-        """Breadth first, `growth.width` children a node; all are as good as certain."""
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
+        """Breadth first, `growth.width` children a node, those that are foreseen first; all are as good as certain."""
         first = not self.text
         assert len(features) == len(tokens) - first
         for i, feature in enumerate(features):
@@ -98,7 +99,9 @@ class FakeDraft:
         depth, level = 0, range(1)
         while level and len(nodes) < ENOUGH and growth.goes_on(depth, [0.0] * len(level)):
             for node in level:
-                for token in self._children(paths[node])[: growth.width]:
+                children = np.array(self._children(paths[node]))
+                order = np.argsort(-foresight(depth + 1, children[None], np.zeros((1, len(children)), np.float32))[0])
+                for token in children[order[: growth.width]].tolist():
                     nodes.append(token)
                     parents.append(node)
                     paths.append([*paths[node], token])

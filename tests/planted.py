@@ -15,6 +15,7 @@ import fakes
 import numpy as np
 import pytest
 from dovetail.calibration.pair import Run, Text
+from dovetail.runtime.draft import Children, Foresight, blind
 from dovetail.runtime.engine import Round, rounds
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.policy import Growth, Policy
@@ -75,7 +76,7 @@ class PlantedDraft:
     def native_s(self) -> float:
         return self._pair.draft_s
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         self.text += tokens.tolist()
         builder = TreeBuilder(self.text[-1])
         if not growth.goes_on(0, [0.0]):
@@ -88,8 +89,11 @@ class PlantedDraft:
                 expanded = builder.frontier(width)
             start = time.perf_counter()
             made = [self._pair.children(paths[node]) for node in expanded]
-            children = np.array([[token for token, _ in row[:width]] for row in made])
-            log_probs = np.array([[math.log(chance) for _, chance in row[:width]] for row in made], np.float32)
+            offered = Children(
+                np.array([[token for token, _ in row] for row in made], np.int32),
+                np.array([[math.log(chance) for _, chance in row] for row in made], np.float32),
+            )
+            children, log_probs = offered.best(width, depth + 1, foresight)
             time.sleep(self._call_ms(len(expanded)) / 1e3)
             self._pair.draft_s += time.perf_counter() - start
             builder.extend(expanded, children, log_probs)
@@ -132,10 +136,12 @@ class PlantedPair:
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         for seed, prompt in enumerate(prompts):
             text = list(prompt)
-            sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), text, VOCAB)
+            sampler, fresh = (
+                Sampler(GenerationConfig(temperature=temperature, seed=seed), prompt, VOCAB) for _ in range(2)
+            )
             for _ in range(new_tokens):
                 text.append(sampler.draw(fakes.row(text, VOCAB)))
-            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, fakes.D), np.float32), len(prompt))
+            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, fakes.D), np.float32), len(prompt), fresh)
 
     def reader(self) -> PlantedDraft:
         return PlantedDraft(self, self.call_ms)
@@ -143,7 +149,8 @@ class PlantedPair:
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
         sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), list(prompt), VOCAB)
         target = SlowTarget(self.pass_ms)
-        made = list(rounds(target, self.reader(), policy, sampler.draw, np.array(prompt, np.int64), new_tokens))
+        text, foresight = np.array(prompt, np.int64), sampler.foresee
+        made = list(rounds(target, self.reader(), policy, sampler.draw, text, new_tokens, foresight=foresight))
         ms = sum(done.draft_ms + done.verify_ms + done.host_ms for done in made)
         return Run(sum(len(done.tokens) for done in made), ms, len(made))
 

@@ -4,10 +4,12 @@ a text too short gets one clear line.
 
 from __future__ import annotations
 
+import numpy as np
 import planted
 import pytest
 from dovetail.calibration import acceptance
 from dovetail.calibration.acceptance import MAX_DEPTH, Record
+from dovetail.runtime.draft import Children
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policy import SCORE_STEP
 
@@ -49,7 +51,7 @@ def test_chances_by_score_on_hand_made_records() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: float) -> None:
-    (text,) = PAIR.texts([planted.tokens(20)], 40, temperature)
+    (text,), (again,) = (PAIR.texts([planted.tokens(20)], 40, temperature) for _ in range(2))
     records = acceptance.record(PAIR, text)
     assert len(records) == 40 - MAX_DEPTH + 1
     for number, found in enumerate(records):
@@ -57,7 +59,12 @@ def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: fl
         assert found.context == begin - 1
         so_far, parent = text.tokens[:begin].tolist(), 0
         for depth in range(len(found.path) + 1):
-            offered = [token for token, _ in PAIR.children(so_far)]
+            guesses = PAIR.children(so_far)
+            children = Children(
+                np.array([[token for token, _ in guesses]], np.int32),
+                np.log(np.array([[chance for _, chance in guesses]], np.float32)),
+            )
+            offered = children.best(len(guesses), depth + 1, again.sampler.foresee)[0][0].tolist()
             following = int(text.tokens[begin + depth]) if begin + depth < len(text.tokens) else None
             if depth < len(found.path):
                 siblings = found.children[parent]
@@ -69,6 +76,7 @@ def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: fl
         for node in range(1, len(found.parents)):
             assert found.scores[node] <= found.scores[found.parents[node]]
             assert found.depths[node] == found.depths[found.parents[node]] + 1
+        again.sampler.follow(int(text.tokens[begin]))
 
 
 def test_passages_are_spread_over_the_text() -> None:

@@ -47,9 +47,7 @@ def exact(config: GenerationConfig) -> dict[tuple[int, ...], float]:
 
 def force(sampler: Sampler, token: int) -> None:
     """Make `token` the next of the sampler's text."""
-    sampler._text.append(token)
-    sampler._seen[token] = True
-    sampler._counts[token] += 1
+    sampler.follow(token)
 
 
 def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, ...]]:
@@ -63,7 +61,8 @@ def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, 
         shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
         config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
         sampler = Sampler(config, PROMPT, VOCAB)
-        loop = rounds(target, draft, FixedPolicy(shape), sampler.draw, np.array(PROMPT), LENGTH)
+        prompt, foresight = np.array(PROMPT), sampler.foresee
+        loop = rounds(target, draft, FixedPolicy(shape), sampler.draw, prompt, LENGTH, foresight=foresight)
         counts[tuple(token for done in loop for token in done.tokens)] += 1
     return counts
 

@@ -24,6 +24,7 @@ from dovetail.export.target import matrix_widths
 from dovetail.export.weights import Compression, compress
 from dovetail.runtime import engine, load
 from dovetail.runtime.artifact import open_artifact
+from dovetail.runtime.draft import Foresight, blind
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.likelihood import Divergence, Float64s, log_probs
@@ -102,7 +103,7 @@ class Bushy:
     def __init__(self, text: list[int]) -> None:
         self._text, self._done = text, 0  # tokens written so far
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         self._done += len(tokens) if self._done else 1
         drafted, parents, node = [int(tokens[-1])], [-1], 0
         for depth, token in enumerate(self._text[self._done :]):

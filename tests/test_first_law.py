@@ -14,7 +14,7 @@ import pytest
 from dovetail.export import corpus
 from dovetail.runtime import GenerationConfig, engine, load
 from dovetail.runtime.accept import Accepted, Draw, accept
-from dovetail.runtime.draft import Draft, NoDraft
+from dovetail.runtime.draft import Draft, Foresight, NoDraft, blind
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.pipeline import Pipeline
@@ -99,10 +99,10 @@ def test_a_draft_fed_shuffled_features_loses_its_accept_length(
         propose = sequence.propose
         seen: list[Float32s] = []
 
-        def propose_shuffled(tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+        def propose_shuffled(tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
             seen.extend(features)
             others = np.array([seen[i] for i in rng.integers(0, len(seen), len(features))], np.float32)
-            return propose(tokens, others.reshape(features.shape), growth)
+            return propose(tokens, others.reshape(features.shape), growth, foresight)
 
         monkeypatch.setattr(sequence, "propose", propose_shuffled)
         return sequence
@@ -121,7 +121,7 @@ class Scripted:
         self._text, self._keep, self._vocab_size = text, keep, vocab_size
         self._done = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         self._done += len(tokens) if self._done else 2  # the first of the text comes with the prompt
         depth = next(depth for depth in range(99) if not growth.goes_on(depth, [0.0]))
         ahead = self._text[self._done - 1 : self._done - 1 + depth]
@@ -199,7 +199,7 @@ class RandomTrees(Scripted):
         super().__init__(text, lambda i: True, vocab_size)
         self._rng = np.random.default_rng(seed)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         true = super().propose(tokens, features, growth)
         size = min(1 + growth.drafted([0.0] * 11), 12)
         parents = [-1] + [int(self._rng.integers(0, i)) for i in range(1, size)]

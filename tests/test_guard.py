@@ -10,7 +10,7 @@ import fakes
 import numpy as np
 import pytest
 from dovetail.runtime import guard
-from dovetail.runtime.draft import Draft, NoDraft
+from dovetail.runtime.draft import Draft, Foresight, NoDraft, blind
 from dovetail.runtime.engine import Round, rounds
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.generation_config import GenerationConfig
@@ -35,11 +35,11 @@ class Breaking:
         self._draft, self._when, self._error = draft, when, error
         self.calls = 0
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth) -> Tree:
+    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
         self.calls += 1
         if self.calls == self._when:
             raise self._error
-        return self._draft.propose(tokens, features, growth)
+        return self._draft.propose(tokens, features, growth, foresight)
 
 
 def run(make: Callable[[FakeTarget], Draft], count: int, config: GenerationConfig = SAMPLED) -> list[Round]:

@@ -44,7 +44,7 @@ def choice(temperature: float, policy: str) -> Choice:
 def made(digest: str = "a" * 64, *, greedy: str = "dynamic", sampled: str = "plain", **changes: Any) -> Profile:
     engines = Engines("cpu", "fast", default_threads(), default_threads())
     choices = (choice(0.0, greedy), choice(1.0, sampled))
-    whole = Profile(1, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
+    whole = Profile(profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
     return dataclasses.replace(whole, **changes)
 
 
@@ -89,7 +89,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
         b"\xff\xfe",
         profile.dumps(made()).encode()[:-200],
         b" " * (2 << 20),
-        damaged(lambda d: d.update(profile_version=2)),
+        damaged(lambda d: d.update(profile_version=1)),
         damaged(lambda d: d.update(extra=1)),
         damaged(lambda d: d.pop("engines")),
         damaged(lambda d: d.update(artifact="short")),
