@@ -28,8 +28,8 @@ READ_AT_ONCE = 256  # verified pairs: of a longer prompt the draft reads the end
 
 
 Foresight = Callable[[int, Integers, Float32s], Float32s]
-"""(depth from 1, tokens [R, K], their log-probabilities [R, K] in the draft) -> [R, K]: these, given what is known of the
-random draw so many positions ahead. See `Sampler.foresee`."""
+"""(depth from 1, tokens [R, K], their log-probabilities [R, K] in the draft) -> [R, K]: these, given what is known of
+the random draw so many positions ahead. See `Sampler.foresee`."""
 
 
 def blind(depth: int, tokens: Integers, log_probs: Float32s) -> Float32s:
@@ -52,6 +52,7 @@ class Draft(Protocol):
 
         `tokens` [n] are new since the last call. `features` [m, D] are the target's for the tokens one position
         before; m == n, except on the first call of a text, where m == n - 1: the first token follows nothing.
+        `foresight`: which candidates the target's draws will favour.
         """
         ...
 
