@@ -24,6 +24,8 @@ from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.race import Race
 from dovetail.runtime.tree import Float32s, Integers
 
+_IMPOSSIBLE = -1e3  # nats: a score that can still be added up
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -77,14 +79,15 @@ class Sampler:
         with `log_probs` [R, K] become those that arrive first. Log-probabilities [R, K] within the row; of greedy
         decoding, which leaves nothing to chance, the draft's own.
         """
-        temperature = self._config.temperature
-        if temperature == 0:
+        if self._config.temperature == 0:
             return log_probs
         times = self._race.times(self._position + depth - 1)
-        arrivals = log_probs / temperature - np.log(times[tokens])
+        # What the target will not draw (top-k, top-p, ...) may not win here; its candidates are few, so it's nearly so.
+        scores = np.stack([self._warped(row) for row in log_probs.astype(np.float64)])
+        arrivals = scores - np.log(times[tokens])
         arrivals -= arrivals.max(axis=1, keepdims=True)
-        foreseen: Float32s = (arrivals - np.log(np.exp(arrivals).sum(axis=1, keepdims=True))).astype(np.float32)
-        return foreseen
+        arrivals -= np.log(np.exp(arrivals).sum(axis=1, keepdims=True))
+        return np.maximum(arrivals, _IMPOSSIBLE).astype(np.float32)
 
     def processed(self, logits: Float32s) -> processors.Scores:
         """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""
