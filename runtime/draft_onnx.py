@@ -1,17 +1,19 @@
 """The draft's graph in ONNX Runtime, on the CPU or an NVIDIA GPU, by the same code: every input and output is bound to
 memory that is known beforehand.
 
-Keys, values and predicted features never leave the device: a call is given the rows of the caches in use and writes
-its own in place. Up go tokens, positions, masks and the features of newly verified tokens, down come the children.
+Keys, values and predicted features never leave the device: a call is given the front of the caches and writes its own
+rows in place. Up go tokens, positions, masks and the features of newly verified tokens, down come the children.
 
-Letters: C cache rows in use, H key/value heads, E head size, D hidden size, R rows wanted, K children per row.
+Letters: T pairs and F feature rows in a call, R rows wanted, K children per row, H key/value heads, E head
+size, D hidden size.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from dovetail.runtime.manifest import DraftInfo
 TREE_ROWS = 1024  # cache rows for the expanded candidates of one tree
 FIRST_ROWS = 1024  # what the caches of a new text have; doubled when they are full
 HIDDEN_ROWS = 64  # rows wanted by one call, at most: the widest level
+CACHE_STEP = 64  # calls are given a multiple of it, the rest masked: one binding serves for as many tokens
 CALL_INPUTS = ("input_ids", "position_ids", "tree_mask", "cache_rows", "logit_rows")  # besides features and caches
 HEAVY_OPERATORS = {"Attention", "DequantizeLinear", "MatMul", "MatMulNBits", "RotaryEmbedding", "ScatterND", "TopK"}
 
@@ -105,80 +108,146 @@ class OnnxDraft:
 
 
 class OnnxMemory:
-    """Buffers on the session's device, and the binding that names them. See `DraftMemory`."""
+    """Buffers on the session's device, and the bindings that name them. See `DraftMemory`."""
 
     # Memory is taken by the first call: what goes wrong there is the draft's failure, which the text survives.
 
     def __init__(self, model: OnnxDraft) -> None:
         self._model = model
-        self._rows = 0
         self._caches: list[Any] = []  # [rows, H * E] float32 each
-        self._hidden: list[Any] = []  # two of [HIDDEN_ROWS, D] float16: read the one, write the other
-        self._predicted = 0  # rows of the first that the last call wrote
-        self._binding = model.session.io_binding()
+        self._hidden: Any = None  # [HIDDEN_ROWS, D] float16: what the last call predicted, and the next one reads
+        self._rows = 0
+        self._longest, self._width = cache_shape(model.info, model.context_length)
+        self._bound: dict[CallSize, BoundCall] = {}
         self.bytes_in = self.bytes_out = 0
 
     def run(self, call: DraftCall) -> Children:
         """See `DraftMemory.run`."""
-        model, binding, info = self._model, self._binding, self._model.info
-        place = (model.device_type, model.device_id)
-        in_use = (int(call.cache_rows[-1]) + 1, info.num_kv_heads * info.head_dim)
-        if in_use[0] > self._rows:
-            self._grow(in_use[0])
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "input_ids": call.tokens,
-            "position_ids": call.positions,
-            "tree_mask": call.tree_mask,
-            "cache_rows": call.cache_rows,
-            "logit_rows": call.logit_rows,
-        }
-        if info.reads_features:
-            arrays["feature_rows"] = call.feature_rows
-            if call.features is None:
-                shape = (self._predicted, info.hidden_size)
-                binding.bind_input("features", *place, np.float16, shape, self._hidden[0].data_ptr())
-            else:
-                arrays["features"] = call.features
-        for name, array in arrays.items():
-            binding.bind_cpu_input(name, array)
-            self.bytes_in += array.nbytes
-        for name, cache in zip(cache_names(info), self._caches, strict=True):
-            binding.bind_input(name, *place, np.float32, in_use, cache.data_ptr())
-            binding.bind_output(f"new_{name}", *place, np.float32, in_use, cache.data_ptr())
-        rows = len(call.logit_rows)
-        children = Children(np.empty((rows, info.top_k), np.int32), np.empty((rows, info.top_k), np.float32))
-        for name, made in (("top_token_ids", children.tokens), ("top_log_probs", children.log_probs)):
-            binding.bind_output(name, "cpu", 0, made.dtype, made.shape, made.ctypes.data)
-            self.bytes_out += made.nbytes
-        if info.reads_features:
-            hidden = (rows, info.hidden_size)
-            binding.bind_output("hidden_states", *place, np.float16, hidden, self._hidden[1].data_ptr())
+        model, size = self._model, size_of(call)
+        end = int(call.cache_rows[-1]) + 1
+        given = max(_stepped(end), size.columns)  # cache rows of the call
+        if end > self._longest:
+            raise DraftError(f"expected at most {self._longest} cache rows, got {end}: the tree is too big")
+        if given > self._rows:
+            self._grow(given)
+        bound = self._bound.get(size) or BoundCall(model, size, self._caches, self._hidden)
+        if size.pairs <= HIDDEN_ROWS:  # a level, or the tokens of a round; a prompt comes once
+            self._bound[size] = bound
+        bound.fill(call, end, given)
         start = time.perf_counter()
-        model.session.run_with_iobinding(binding)
+        model.session.run_with_iobinding(bound.binding)
         model.native_s += time.perf_counter() - start
-        self._hidden.reverse()
-        self._predicted = rows
-        return children
+        self.bytes_in += bound.bytes_in
+        self.bytes_out += bound.bytes_out
+        return Children(bound.children.tokens.copy(), bound.children.log_probs.copy())
 
     def _grow(self, rows: int) -> None:
         """Make room for `rows`. The only time that a cache is copied, and that it leaves the device."""
         import onnxruntime as ort
 
         info, place = self._model.info, (self._model.device_type, self._model.device_id)
-        longest, width = cache_shape(info, self._model.context_length)
-        if rows > longest:
-            raise DraftError(f"expected at most {longest} cache rows, got {rows}: the tree is too big")
-        self._rows = min(max(rows, FIRST_ROWS, 2 * self._rows), longest)
-        make, shape = ort.OrtValue.ortvalue_from_shape_and_type, (self._rows, width)
-        if not self._caches:
-            self._caches = [make(shape, np.float32, *place) for _ in cache_names(info)]
-            self._hidden = [make((HIDDEN_ROWS, info.hidden_size), np.float16, *place) for _ in range(2)]
-        for i, cache in enumerate(self._caches):
-            old = cache.numpy()
-            if len(old) < self._rows:
-                new = np.zeros(shape, np.float32)
+        self._rows = max(rows, _stepped(min(max(FIRST_ROWS, 2 * self._rows), self._longest)))
+        self._bound.clear()  # they name the old memory
+        if self._hidden is None:
+            shape = (HIDDEN_ROWS, info.hidden_size)
+            self._hidden = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, *place)
+        caches = []
+        for i in range(len(cache_names(info))):
+            new = np.zeros((self._rows, self._width), np.float32)  # masked rows must still be numbers
+            if self._caches:
+                old = self._caches[i].numpy()  # a view
                 new[: len(old)] = old
-                self._caches[i] = ort.OrtValue.ortvalue_from_numpy(new, *place)
+            caches.append(ort.OrtValue.ortvalue_from_numpy(new, *place))
+        self._caches = caches
+
+
+class CallSize(NamedTuple):
+    """Calls of one size have inputs of equal shapes, but for the caches."""
+
+    pairs: int  # T
+    columns: int  # of the tree mask
+    wanted: int  # R
+    features: int | None  # F; None: what the last call predicted
+
+
+def size_of(call: DraftCall) -> CallSize:
+    """The size of `call`. Its mask gets room for cache rows behind those in use, and before them."""
+    pairs, seen = call.tree_mask.shape
+    features = None if call.features is None else len(call.features)
+    return CallSize(pairs, _stepped(seen) + CACHE_STEP, len(call.logit_rows), features)
+
+
+class BoundCall:
+    """Calls of one size: input arrays, children, and the binding that names their memory. Later calls only fill it,
+    which saves most of the host's time in a call.
+    """
+
+    def __init__(self, model: OnnxDraft, size: CallSize, caches: Sequence[Any], hidden: Any) -> None:
+        """`caches` and `hidden` are the memory's."""
+        self._model, self._caches, self._given = model, caches, 0
+        info, place = model.info, (model.device_type, model.device_id)
+        self.binding = model.session.io_binding()
+        self._arrays: dict[str, npt.NDArray[Any]] = {
+            "input_ids": np.empty(size.pairs, np.int64),
+            "position_ids": np.empty(size.pairs, np.int64),
+            "tree_mask": np.empty((size.pairs, size.columns), np.bool_),
+            "cache_rows": np.empty(size.pairs, np.int64),
+            "logit_rows": np.empty(size.wanted, np.int64),
+        }
+        if info.reads_features:
+            self._arrays["feature_rows"] = np.empty(size.pairs, np.int64)
+            # In one memory, too: hidden states are made of the features, which have been read by then.
+            predicted = (size.wanted, info.hidden_size)
+            self.binding.bind_output("hidden_states", *place, np.float16, predicted, hidden.data_ptr())
+            if size.features is None:
+                self.binding.bind_input("features", *place, np.float16, hidden.shape(), hidden.data_ptr())
+            else:
+                self._arrays["features"] = np.empty((size.features, info.hidden_size), np.float16)
+        shape = (size.wanted, info.top_k)
+        self.children = Children(np.empty(shape, np.int32), np.empty(shape, np.float32))
+        for name, made in (("top_token_ids", self.children.tokens), ("top_log_probs", self.children.log_probs)):
+            self.binding.bind_output(name, "cpu", 0, made.dtype, made.shape, made.ctypes.data)
+        self._bind_arrays()
+        self.bytes_in = sum(array.nbytes for array in self._arrays.values())
+        self.bytes_out = self.children.tokens.nbytes + self.children.log_probs.nbytes
+
+    def fill(self, call: DraftCall, end: int, given: int) -> None:
+        """Write `call`, which must have this size, into the arrays. Of the `given` cache rows `end` are in use."""
+        arrays = self._arrays
+        arrays["input_ids"][:] = call.tokens
+        arrays["position_ids"][:] = call.positions
+        arrays["cache_rows"][:] = call.cache_rows
+        arrays["logit_rows"][:] = call.logit_rows
+        mask, seen = arrays["tree_mask"], call.tree_mask.shape[1]
+        unused = mask.shape[1] - (given - end)  # the first column of those
+        mask[:, : unused - seen] = True
+        mask[:, unused - seen : unused] = call.tree_mask
+        mask[:, unused:] = False
+        if "feature_rows" in arrays:
+            arrays["feature_rows"][:] = call.feature_rows
+        if call.features is not None and "features" in arrays:
+            arrays["features"][:] = call.features
+        if given != self._given:
+            self._bind_caches(given)
+        if self._model.device_type != "cpu":  # to another device an input is copied when it is bound
+            self._bind_arrays()
+
+    def _bind_arrays(self) -> None:
+        for name, array in self._arrays.items():
+            self.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def _bind_caches(self, given: int) -> None:
+        info, place = self._model.info, (self._model.device_type, self._model.device_id)
+        shape = (given, info.num_kv_heads * info.head_dim)
+        for name, cache in zip(cache_names(info), self._caches, strict=True):
+            self.binding.bind_input(name, *place, np.float32, shape, cache.data_ptr())
+            self.binding.bind_output(f"new_{name}", *place, np.float32, shape, cache.data_ptr())
+        self._given = given
+
+
+def _stepped(rows: int) -> int:
+    """The next multiple of `CACHE_STEP`."""
+    return -(-rows // CACHE_STEP) * CACHE_STEP
 
 
 def _require_operators(session: Any, device: str) -> None:
