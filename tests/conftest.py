@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sysconfig
 import tempfile
@@ -17,6 +18,17 @@ os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's deci
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_look_at_what_stays() -> None:
+    """torch and its family are a million objects, and every export has the garbage collector look at all of them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

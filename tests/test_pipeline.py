@@ -1,11 +1,12 @@
 """Proves the Python API on a tiny artifact in the real engines: every kind of prompt, streams, conversations that
-reuse their cache, cancelling, threads, failing engines; and that ten thousand generations leak neither blocks nor
+reuse their cache, cancelling, threads, failing engines; and that thousands of generations leak neither blocks nor
 memory.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -376,21 +377,29 @@ def test_nan_from_the_target_is_an_error_and_frees_the_blocks(
     assert pipe.generate(PROMPT, **SAMPLED).finish_reason == "length"
 
 
-def test_ten_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> None:
+def test_three_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> None:
+    """A generation leaves less than one Python object and less than a kilobyte behind, and one that does is noticed."""
     pipe = make(tiny_artifact, numerics="fast")
-    page = 4096
+    page, kept = 4096, []
 
-    def resident_mb() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6
-
-    def run(count: int) -> float:
+    def growth(count: int, keep: int) -> tuple[float, float]:
+        """(blocks of Python's allocator, bytes of resident memory) a generation, over `count` that keep some bytes."""
+        before = sys.getallocatedblocks(), resident_pages()
         for seed in range(count):
             pipe.generate([5, 9, 7], temperature=1.0, seed=seed, max_new_tokens=3, ignore_eos=True)
+            if keep:
+                kept.append(bytearray(keep))
         gc.collect()
-        return resident_mb()
+        return (sys.getallocatedblocks() - before[0]) / count, (resident_pages() - before[1]) * page / count
 
-    settled = run(2000)
-    grown = run(8000) - settled
-    print(f"resident memory grew by {grown:.2f} MB over 8,000 generations after the first 2,000")
-    assert grown < 8
+    growth(1000, keep=0)  # caches of all kinds fill
+    blocks, size = growth(1500, keep=0)
+    planted_blocks, planted_size = growth(500, keep=20_000)
+    print(f"a generation leaves {blocks:.3f} blocks and {size:.0f} bytes behind")
+    assert blocks < 0.5 < planted_blocks
+    assert size < 1000 < planted_size
     assert free_blocks(pipe) == pipe.target.pool.num_blocks
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
