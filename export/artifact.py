@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dovetail.export import checks
 from dovetail.export.chat_examples import write_chat_examples
+from dovetail.export.checkpoint import read_sizes
 from dovetail.export.folder import appearing, check_goal
 from dovetail.export.source import Source, find_source
 from dovetail.export.target import export_target, import_target
@@ -64,12 +65,12 @@ def write_artifact(
 ) -> Manifest:
     """Compile `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are, or a hub id (at
-    `revision`); see `find_source`. `weight_format` (None: int8), `group_size`, `int8_share` and `calibration_text` are
-    those of `Compression`. `draft_vocab` keeps that many tokens' rows of the draft's LM head, the most frequent ones of
-    `draft_vocab_texts` (see `draft_vocabulary`). `check_text` is what the export is compared with its source on
-    (default: held-out files of this interpreter's standard library). Raises `UserError` for what the caller can mend;
-    `out` is then as it was before.
+    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are (torch is needed for
+    its `draft` alone), or a hub id (at `revision`); see `find_source`. `weight_format` (None: int8), `group_size`,
+    `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that many tokens' rows of the
+    draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`). `check_text` is what the
+    export is compared with its source on (default: held-out files of this interpreter's standard library). Raises
+    `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
     how = Compression(weight_format or "int8", group_size, int8_share)
@@ -78,16 +79,13 @@ def write_artifact(
     if calibration_text is not None:
         ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
         how = dataclasses.replace(how, calibration_ids=tuple(ids))
-    if found.is_ir and (draft is not None or weight_format is not None):
-        given = "--weight-format" if draft is None else "--draft"
-        raise UserError(f"expected no {given} with an IR, got one for {found.folder}; give the checkpoint instead")
+    if found.is_ir and weight_format is not None:
+        raise UserError(
+            f"expected no --weight-format with an IR, got one for {found.folder}; give the checkpoint instead"
+        )
     plan = None
     if draft is not None:
-        from dovetail.export.draft_export import DraftPlan
-        from dovetail.export.draft_layouts import check_draft
-
-        check_draft(draft, found.folder)
-        plan = DraftPlan(draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts), allow_pickle)
+        plan = _draft_plan(found, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
@@ -96,11 +94,17 @@ def write_artifact(
             write_chat_examples(found.folder, folder, by_transformers=not found.is_ir)
         ids = checks.held_out_ids(folder, check_text)
         info: DraftInfo | None = None
+        exported: ExportedDraft | None = None
         scratch = folder / "scratch"
         if found.is_ir:
             notice(f"target: taking the IR in {found.folder}, weights as they are")
-            target = import_target(found.folder, folder)
-            reading = checks.Reading(ids, checks.window_length(target.context_length, target.sliding_window))
+            if plan is not None:
+                exported = _draft_of_ir(found.folder, folder, ids, plan)
+            info, taps = (None, None) if exported is None else (exported.info, exported.taps)
+            target = import_target(found.folder, folder, taps)
+            length = checks.window_length(target.context_length, target.sliding_window)
+            agreement = None if exported is None else exported.agreement
+            reading = checks.Reading(ids, length, draft_agreement=agreement)
         else:
             parameters, exported, reading = _torch_side(found, folder, ids, plan, scratch)
             notice(f"target: exporting {found.folder} as {how.weight_format}")
@@ -131,6 +135,17 @@ def write_artifact(
     return manifest
 
 
+def _draft_plan(
+    found: Source, draft: Path, weight_format: WeightFormat, vocab: int | None, texts: tuple[Path, ...]
+) -> DraftPlan:
+    from dovetail.export.draft_export import DraftPlan
+    from dovetail.export.draft_layouts import check_draft
+
+    read_sizes(found.folder)
+    check_draft(draft, found.folder)
+    return DraftPlan(draft, weight_format, vocab, texts, found.allow_pickle)
+
+
 def _torch_side(
     found: Source, folder: Path, ids: checks.Ids, plan: DraftPlan | None, scratch: Path
 ) -> tuple[int, ExportedDraft | None, checks.Reading]:
@@ -145,12 +160,39 @@ def _torch_side(
     logits = checks.torch_logits(model, ids, length, scratch)
     exported = None
     if plan is not None:
+        import torch
+        from dovetail.export.checkpoint import body_and_head
         from dovetail.export.draft_export import write_draft
+        from dovetail.export.draft_features import target_features
+        from dovetail.export.draft_layouts import Target
+
+        def features(ids: checks.Ids, layers: tuple[int, ...]) -> checks.Logits:
+            read: checks.Logits = target_features(model, torch.from_numpy(ids)[None], layers)[0].numpy()
+            return read
 
         notice("draft: exporting to ONNX")
-        exported = write_draft(plan, found.folder, folder / manifests.DRAFT_MODEL, model, ids)
+        target = Target(found.folder, model.config, *body_and_head(model)[1:])
+        exported = write_draft(plan, folder / manifests.DRAFT_MODEL, target, features, ids)
     agreement = None if exported is None else exported.agreement
     return parameters, exported, checks.Reading(ids, length, logits, agreement)
+
+
+def _draft_of_ir(source: Path, folder: Path, ids: checks.Ids, plan: DraftPlan) -> ExportedDraft:
+    """The draft for a target whose weights and features are read off its graph."""
+    import torch
+    from dovetail.export.draft_export import write_draft
+    from dovetail.export.draft_layouts import Target
+    from dovetail.export.ir_features import embedding_and_head, features
+    from dovetail.export.target import read_source_ir
+    from transformers import AutoConfig
+
+    model = read_source_ir(source)
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    notice("draft: exporting to ONNX")
+    target = Target(source, config, *map(torch.from_numpy, embedding_and_head(model)))
+    return write_draft(
+        plan, folder / manifests.DRAFT_MODEL, target, lambda ids, layers: features(model, ids, layers), ids
+    )
 
 
 def _tokenizer_text(source: Path) -> str:

@@ -5,6 +5,7 @@ checkpoint is run.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,7 @@ def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
         raise UserError(
             f"expected {source}/config.json to be a JSON object, got {error}; copy the checkpoint again"
         ) from None
-    if not any(str(a).endswith("ForCausalLM") for a in architectures):
-        named = ", ".join(map(str, architectures)) or "none"
-        raise UserError(
-            f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a "
-            f"text-generation checkpoint"
-        )
-    if config.get("is_encoder_decoder"):
-        raise UserError(f"expected a decoder-only model, got an encoder-decoder in {source}; choose another checkpoint")
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-        raise UserError(
-            f"expected weights in floating point, got a checkpoint quantised by {method} in {source}; export the "
-            f"original one, --weight-format compresses it"
-        )
-    if config.get("auto_map") and not config.get("model_type"):
-        raise UserError(
-            f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"
-        )
+    _check_config(config, architectures, source)
     check_tokenizer(source)
     weights = sorted(source.glob("*.safetensors"))
     if not weights and sorted(source.glob("pytorch_model*.bin")):
@@ -71,6 +54,34 @@ def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
         except (SafetensorError, OSError) as error:
             raise UserError(f"expected whole weights in {path}, got: {error}; copy the checkpoint again") from None
     _check_shards(source)
+
+
+def _check_config(config: Mapping[str, Any], architectures: Sequence[Any], source: Path) -> None:
+    if not any(str(a).endswith("ForCausalLM") for a in architectures):
+        named = ", ".join(map(str, architectures)) or "none"
+        raise UserError(
+            f"expected a causal language model (…ForCausalLM), got architectures {named} in {source}; choose a "
+            f"text-generation checkpoint"
+        )
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"expected a decoder-only model, got an encoder-decoder in {source}; choose another checkpoint")
+    if config.get("attn_logit_softcapping"):
+        raise UserError(
+            f"expected attention without a cap on its logits, got attn_logit_softcapping "
+            f"{config['attn_logit_softcapping']} in {source}, which OpenVINO's paged attention does not carry; choose "
+            f"another model"
+        )
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise UserError(
+            f"expected weights in floating point, got a checkpoint quantised by {method} in {source}; export the "
+            f"original one, --weight-format compresses it"
+        )
+    if config.get("auto_map") and not config.get("model_type"):
+        raise UserError(
+            f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"
+        )
 
 
 def check_tokenizer(source: Path) -> None:
@@ -118,8 +129,6 @@ def load_torch(source: Path, *, as_stored: bool = False, allow_pickle: bool = Fa
     with quiet_torch():
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-            # transformers' default leaves soft caps of the attention out.
-            capped = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
             model: Any
             model, loaded = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -129,7 +138,6 @@ def load_torch(source: Path, *, as_stored: bool = False, allow_pickle: bool = Fa
                 use_safetensors=not allow_pickle or None,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported, and refused below
-                **capped,
             )
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]

@@ -6,13 +6,12 @@ Letters: B sequences, T tokens, D hidden size, K children.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from dovetail.export.checkpoint import body_and_head
-from dovetail.export.draft_features import Taps, target_features
+from dovetail.export.draft_features import Taps
 from dovetail.export.draft_graph import WeightFormat
 from dovetail.export.draft_layouts import Target, read_draft
 from dovetail.export.draft_model import DraftModel
@@ -22,6 +21,9 @@ from dovetail.runtime.manifest import DraftInfo
 from numpy.typing import NDArray
 
 COMPARED_TOKENS = 512
+
+# The target's: ids [T] and feature layers -> their inputs side by side and the last hidden state, [T, (L + 1) * D]
+Features = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,15 +48,16 @@ class ExportedDraft:
     taps: Taps | None
 
 
-def write_draft(plan: DraftPlan, source: Path, path: Path, model: Any, ids: NDArray[np.int64]) -> ExportedDraft:
-    """Write the plan's draft to `path`, for the torch `model` of the checkpoint `source`; `ids` are held-out text.
+def write_draft(
+    plan: DraftPlan, path: Path, target: Target, features: Features, ids: NDArray[np.int64]
+) -> ExportedDraft:
+    """Write the plan's draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
 
     Raises `UserError` if the draft is not one for this target.
     """
-    _, embedding, lm_head = body_and_head(model)
-    draft = read_draft(plan.folder, Target(source, model.config, embedding, lm_head), allow_pickle=plan.allow_pickle)
+    draft = read_draft(plan.folder, target, allow_pickle=plan.allow_pickle)
     if plan.vocab is not None:
-        draft.keep_tokens(torch.from_numpy(draft_vocabulary(source, plan.vocab, plan.vocab_texts)))
+        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, plan.vocab, plan.vocab_texts)))
     top_k = min(TOP_K, len(draft.lm_head))
     path.parent.mkdir(exist_ok=True)
     export_draft(draft, path, top_k=top_k, weight_format=plan.weight_format)
@@ -72,23 +75,23 @@ def write_draft(plan: DraftPlan, source: Path, path: Path, model: Any, ids: NDAr
         head_size=None if draft.head_tokens is None else len(draft.head_tokens),
     )
     taps = Taps(config.feature_layers, draft.state_dict()["projection.weight"]) if config.feature_layers else None
-    return ExportedDraft(info, draft_agreement(path, draft, ids, model), taps)
+    ids = ids[: min(COMPARED_TOKENS, target.config.max_position_embeddings)]
+    return ExportedDraft(info, draft_agreement(path, draft, ids, features), taps)
 
 
-def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], model: Any) -> float:
-    """The share of real pairs whose first child by the graph at `path` is the torch `draft`'s, read in one call. The
-    features are the torch target `model`'s.
+def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], features: Features) -> float:
+    """The share of real pairs whose first child by the graph at `path` is the torch `draft`'s, read in one call, with
+    the target's `features`.
     """
     import onnxruntime as ort
 
-    ids = ids[: min(COMPARED_TOKENS, model.config.max_position_embeddings)]
     pairs = len(ids) - 1
     call = example_call(draft, pairs, past=0)
     call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs)}
     if draft.config.kind != "lm":
         with torch.no_grad():
-            features = target_features(model, torch.from_numpy(ids)[None], draft.config.feature_layers)[0]
-            fed = features[:, : -draft.config.hidden_size] if draft.config.feature_layers else features
+            read = torch.from_numpy(features(ids, draft.config.feature_layers))
+            fed = read[:, : -draft.config.hidden_size] if draft.config.feature_layers else read
             call["features"] = draft.project(fed)[:pairs].half().numpy()  # [T, D]
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -50,7 +50,7 @@ def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor
     from openvino import opset13 as ops
 
     size = projection.shape[0]
-    taken = [_layer_input(model, layer) for layer in layers]
+    taken = [layer_input(model, layer) for layer in layers]
     for port in taken:
         shape = port.get_partial_shape()
         assert shape.rank.get_length() == 3, f"expected a residual stream [B, T, D], got {shape}"
@@ -66,7 +66,7 @@ def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor
     return model
 
 
-def _layer_input(model: Any, layer: int) -> Any:
+def layer_input(model: Any, layer: int) -> Any:
     """What decoder layer `layer` reads: the one activation that enters its input norm from outside."""
     inside = {
         node.get_friendly_name(): node

@@ -17,8 +17,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """A folder that was checked: an IR's (`is_ir`), or a checkpoint's, whose weights may be pickles if those were asked
-    for.
+    """A folder that was checked: an IR's (`is_ir`), or a checkpoint's. Weights, a draft's too, may be pickles if those
+    were asked for.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ def find_source(name: str | Path, revision: str | None = None, allow_pickle: boo
         )
     if (folder / IR_MODEL).is_file():
         _check_ir(folder)
-        return Source(folder, is_ir=True)
+        return Source(folder, is_ir=True, allow_pickle=allow_pickle)
     check_checkpoint(folder, allow_pickle)
     return Source(folder, is_ir=False, allow_pickle=allow_pickle)
 

@@ -50,10 +50,7 @@ def export_target(
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     raw = folder / "raw"
     _optimum_export(source, raw, config, keep_float32=how.weight_format == "fp32")
-    core = ov.Core()
-    core.set_property({"ENABLE_MMAP": "NO"})  # the raw file is removed while its constants may still be referred to
-    model = core.read_model(raw / IR_MODEL)
-    shutil.rmtree(raw)
+    model = ov.Core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
     parameters = weight_elements(model).total()
     windows = _windows(model, config.to_dict())
     if taps is not None:
@@ -63,27 +60,28 @@ def export_target(
     info = _save(model, folder, config.to_dict(), windows, parameters, how.weight_format)
     del model
     gc.collect()
+    shutil.rmtree(raw)
     check_bytes(folder, info, how)
     _genai_files(source, folder / "target")
     return info
 
 
-def import_target(source: Path, folder: Path) -> TargetInfo:
+def import_target(source: Path, folder: Path, taps: Taps | None = None) -> TargetInfo:
     """The same from the IR in the folder `source`, without torch: the weights stay as they are, and the other files of
     the model come along.
 
     Raises `UserError` if it is not a stateful causal decoder that OpenVINO's paged attention carries.
     """
-    from dovetail.runtime.target import read_ir
-
-    try:
-        model = read_ir(source / IR_MODEL)
-    except ArtifactError as error:
-        raise UserError(str(error)) from None
-    check_decoder(model, source)
+    model = read_source_ir(source)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     windows = _windows(model, config)
-    info = _save(model, folder, config, windows, weight_elements(model).total(), stored_format(model))
+    parameters, weight_format = weight_elements(model).total(), stored_format(model)
+    for output in model.outputs:
+        if FEATURES_OUTPUT in output.get_names():  # what an earlier draft was fed, which may be something else
+            model.remove_result(output.get_node())
+    if taps is not None:
+        model = taps.add(model)
+    info = _save(model, folder, config, windows, parameters, weight_format)
     del model
     gc.collect()
     for stem in ("openvino_tokenizer", "openvino_detokenizer"):
@@ -92,6 +90,18 @@ def import_target(source: Path, folder: Path) -> TargetInfo:
                 shutil.copyfile(path, folder / "target" / path.name)
     _copy_settings(source, folder / "target")
     return info
+
+
+def read_source_ir(source: Path) -> Any:
+    """The decoder whose IR is in the folder `source`. Raises `UserError` if it is not one that we can run."""
+    from dovetail.runtime.target import read_ir
+
+    try:
+        model = read_ir(source / IR_MODEL)
+    except ArtifactError as error:
+        raise UserError(str(error)) from None
+    check_decoder(model, source)
+    return model
 
 
 def _windows(model: Any, config: Mapping[str, Any]) -> list[int]:

@@ -79,6 +79,11 @@ REFUSED: Mapping[str, tuple[str, dict[str, Any], str]] = {
         {"state_size": 8, "time_step_rank": 4, "max_position_embeddings": None},
         "expected a transformer with attention over a context",
     ),
+    "Gemma 2 with a cap on its attention's logits (all published ones)": (
+        "Gemma2",
+        _GEMMA | {"attn_logit_softcapping": 50.0} | _TWO_KINDS,
+        "expected attention without a cap on its logits, got attn_logit_softcapping 50.0",
+    ),
 }
 """Family -> its classes, what makes it different, and what the refusal says."""
 
