@@ -1,7 +1,8 @@
 """Prompt lookup: no model, the text itself is the draft. What followed the last few tokens before may follow again.
 
-Prompt lookup decoding (Saxena 2023) takes one match; here the latest matches of the longest n-gram make one tree,
-weighted by how many of them go on alike.
+Prompt lookup decoding (Saxena 2023) takes one match, and so many tokens behind it. Here the latest matches of the
+longest n-gram make one tree, weighted by how many of them go on alike and by how far back they match: two tokens in
+common may be chance, thirty are a copy. What is too unlikely to earn its place in the target's pass is not offered.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from dovetail.runtime.tree import Float32s, Int64s, Tree, TreeBuilder
 
 NGRAMS = (4, 3, 2)  # tokens that must match; the longest that does is taken
 MAX_MATCHES = 16  # the latest ones: near text is the better guess, and a round stays short
-# A continuation that all matches share comes true about this often (held-out code, greedy): what makes scores fall with
-# depth, so that a policy can weigh a long chain against a wide tree.
-AGAIN = 0.8
+LONGEST_MATCH = 32  # tokens that are compared backwards
+# A guess behind m tokens in common is taken to come true with (m + 0.5) / (m + 2), and the one behind it with m one
+# higher: the chance of a chain falls as a power of its length, not exponentially.
+HITS, TRIALS = 0.5, 2.0
+LEAST_CHANCE = 0.15  # a node adds about a twelfth to a pass that makes two or three tokens
 
 
 class LookupDraft:
@@ -51,18 +54,29 @@ class LookupDraft:
             for gram in self._grams(self.known):
                 self._ends.setdefault(gram, []).append(self.known)
         builder = TreeBuilder(self._text[-1])
-        level = [(0, self._matches())]  # candidates, and where in the text each one's matches stand
+        matches = self._matches()
+        in_common = {position: self._in_common(position) for position in matches}
+        level = [(0, 1.0, matches)]  # candidates, their chances, and where in the text their matches stand
         depth, scores = 0, [0.0]
-        while level[0][1] and growth.goes_on(depth, scores):
-            parents, children, steps, matches = [], [], [], []
-            for candidate, positions in level:
-                for token, following in self._continuations(positions)[: growth.width]:
-                    parents.append(candidate)
-                    children.append(token)
-                    steps.append(math.log(AGAIN * len(following) / len(positions)))
-                    matches.append([position for position in following if position < self.known])
+        while level and growth.goes_on(depth, scores):
+            parents, children, steps, found = [], [], [], []
+            for candidate, chance, positions in level:
+                known = [position for position in positions if position < self.known]
+                if not known:
+                    continue
+                matched = depth + max(in_common[position - depth] for position in known)
+                again = (matched + HITS) / (matched + TRIALS)
+                for token, behind in self._continuations(known)[: growth.width]:
+                    share = again * len(behind) / len(known)
+                    if chance * share >= LEAST_CHANCE:
+                        parents.append(candidate)
+                        children.append(token)
+                        steps.append(math.log(share))
+                        found.append((chance * share, behind))
+            if not children:
+                break
             first = builder.add_level(parents, children, steps)
-            level = [(first + i, positions) for i, positions in enumerate(matches) if positions] or [(0, [])]
+            level = [(first + i, *one) for i, one in enumerate(found)]
             depth, scores = depth + 1, builder.newest_scores
         return builder.best(growth.drafted)
 
@@ -76,6 +90,13 @@ class LookupDraft:
             if earlier:
                 return earlier
         return []
+
+    def _in_common(self, position: int) -> int:
+        """How many tokens before `position` are those at the end of the text, as far as that is looked at."""
+        text, count = self._text, 0
+        while count < min(position, LONGEST_MATCH) and text[position - 1 - count] == text[-1 - count]:
+            count += 1
+        return count
 
     def _continuations(self, positions: Sequence[int]) -> list[tuple[int, list[int]]]:
         """(token at some of `positions`, the positions behind those), the most frequent first, of equals the latest."""

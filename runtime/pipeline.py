@@ -30,7 +30,7 @@ from dovetail.runtime.turns import Turns
 
 DEFAULT_NEW_TOKENS = 256
 
-LOOKUP_TREE = TreeShape(nodes=12, depth=11, width=3)  # a level costs no call, so a chain may use all nodes
+LOOKUP_TREE = TreeShape(nodes=24, depth=23, width=3)  # at most: only where a long match makes it likely
 
 DraftChoice = Literal["artifact", "lookup", "none"]
 Prompt = str | Sequence[int] | Sequence[Message]

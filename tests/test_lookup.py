@@ -33,8 +33,8 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 
 
 def test_a_repeated_text_is_offered_to_the_depth_asked_for() -> None:
-    tree = propose(LookupDraft(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2], CHAIN)
-    assert tree.tokens.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    tree = propose(LookupDraft(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3], CHAIN)
+    assert tree.tokens.tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
     assert tree.parents.tolist() == [-1, 0, 1, 2, 3, 4, 5, 6]
 
 
@@ -47,6 +47,21 @@ def test_matches_that_differ_make_a_tree_with_the_frequent_one_first() -> None:
 def test_the_longest_match_counts() -> None:
     tree = propose(LookupDraft(), [7, 1, 2, 5, 8, 1, 2, 6, 8, 1, 2, 6, 7, 1, 2], FixedGrowth(TreeShape(2, 1, 1)))
     assert tree.tokens.tolist() == [2, 5]
+
+
+def test_the_longer_the_match_the_longer_the_chain() -> None:
+    growth = FixedGrowth(TreeShape(64, 63, 1))
+    sizes = [
+        len(propose(LookupDraft(), [*range(200), *range(100, 100 + matched)], growth)) for matched in (2, 4, 8, 16)
+    ]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] == 7
+    assert sizes[-1] > 32
+
+
+def test_what_few_matches_agree_on_is_not_offered() -> None:
+    text = [token for i in range(8) for token in (1, 2, 10 + i % 2, 20 + i)]
+    assert paths(propose(LookupDraft(), [*text, 1, 2], WIDE)) == {(10,), (11,)}
 
 
 @pytest.mark.parametrize("growth", [CHAIN, WIDE])
