@@ -15,7 +15,7 @@ import torch
 from dovetail.export.checkpoint import body_and_head, load_torch
 from dovetail.export.draft_graph import GraphBuilder, quantize_blocks
 from dovetail.export.draft_model import DraftModel, load_draft
-from dovetail.export.draft_onnx import cache_names, check_graph, example_call, export_draft, run_torch
+from dovetail.export.draft_onnx import TOP_K, cache_names, check_graph, example_call, export_draft, run_torch
 from dovetail.runtime.manifest import DRAFT_MODEL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -177,10 +177,10 @@ def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
 def test_top_children_are_the_best_of_the_whole_vocabulary(draft: DraftModel, wide: Path) -> None:
     out = run(wide, example_call(draft, 6, 3))
     ids, log_probs = out["top_token_ids"], out["top_log_probs"]
-    assert ids.shape == log_probs.shape == (3, 10)
+    assert ids.shape == log_probs.shape == (3, TOP_K)
     assert (np.diff(log_probs) <= 0).all()
     assert (np.exp(log_probs).sum(axis=1) <= 1 + 1e-5).all()
-    assert all(len(set(row)) == 10 for row in ids.tolist())
+    assert all(len(set(row)) == TOP_K for row in ids.tolist())
 
 
 def test_big_weights_lie_beside_the_graph(draft: DraftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
