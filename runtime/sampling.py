@@ -82,7 +82,7 @@ class Sampler:
         if self._config.temperature == 0:
             return log_probs
         times = self._race.times(self._position + depth - 1)
-        # What the target will not draw (top-k, top-p, ...) may not win here; its candidates are few, so it's nearly so.
+        # What top-k, top-p and the like keep the target from drawing may not win here; nearly, with K candidates of V.
         scores = np.stack([self._warped(row) for row in log_probs.astype(np.float64)])
         arrivals = scores - np.log(times[tokens])
         arrivals -= arrivals.max(axis=1, keepdims=True)
