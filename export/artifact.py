@@ -4,6 +4,7 @@ all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -233,8 +234,10 @@ def _write_settings(source: Path, folder: Path) -> None:
 
 def tool_versions() -> dict[str, str]:
     """Of what made the artifact."""
-    installed = {distribution.name for distribution in importlib.metadata.distributions()}
-    tools = {tool: importlib.metadata.version(tool) for tool in _TOOLS if tool in installed}
+    tools = {}
+    for tool in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an IR needs few of them
+            tools[tool] = importlib.metadata.version(tool)
     return {"python": platform.python_version()} | tools
 
 

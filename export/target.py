@@ -118,7 +118,7 @@ def _save(
 
     model = add_features_result(model)
     (folder / TARGET_MODEL).parent.mkdir(exist_ok=True)
-    ov.save_model(model, folder / TARGET_MODEL, compress_to_fp16=weight_format == "fp16")
+    ov.save_model(model, folder / TARGET_MODEL, compress_to_fp16=False)
     return TargetInfo(
         architecture=config["model_type"],
         hidden_size=width(model, FEATURES_OUTPUT),

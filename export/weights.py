@@ -14,7 +14,7 @@ from dovetail.runtime.manifest import WEIGHT_FORMATS
 CALIBRATION_WINDOWS, CALIBRATION_WINDOW = 64, 256
 _MIN_CALIBRATION_TOKENS = 512
 _DEFAULT_GROUP = 128
-_STORED = {"i8": "int8", "u8": "int8_asym", "i4": "int4", "u4": "int4", "f16": "fp16", "f32": "fp32"}
+_STORED = {"i8": "int8", "u8": "int8_asym", "i4": "int4", "u4": "int4", "f16": "fp16", "bf16": "fp16", "f32": "fp32"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,11 +60,13 @@ class Compression:
 
 
 def compress(model: Any, how: Compression, widths: Sequence[int]) -> Any:
-    """The OpenVINO `model` with its weights stored as asked; nothing to do here for fp16 and fp32 (saving converts).
-    `widths` are the matrices' input sizes. Raises `UserError` for a group size that does not divide them.
+    """The OpenVINO `model` with its weights stored as asked. `widths` are the matrices' input sizes. Raises `UserError`
+    for a group size that does not divide them.
     """
-    if how.weight_format in ("fp16", "fp32"):
+    if how.weight_format == "fp32":
         return model
+    if how.weight_format == "fp16":
+        return _halved(model)
     import nncf
 
     mode = nncf.CompressWeightsMode
@@ -85,6 +87,36 @@ def compress(model: Any, how: Compression, widths: Sequence[int]) -> Any:
     stored = {_STORED.get(name, name) for name in weight_elements(model)}
     assert how.weight_format in stored, f"no {how.weight_format} weights after compression, only {sorted(stored)}"
     return model
+
+
+def _halved(model: Any) -> Any:
+    """`model` with its float32 matrices as float16; bfloat16 ones have 16 bits already, and stay.
+
+    Norms, biases and rotary frequencies keep float32: `save_model`'s own compression would round the latter, and an
+    error of 2^-12 of a frequency is an angle at position 500.
+    """
+    from openvino import opset13
+    from openvino._offline_transformations import compress_model_transformation
+
+    small = {
+        node.get_friendly_name(): np.array(node.get_data())
+        for node in model.get_ops()
+        if _is_constant(node, "f32") and sum(size > 1 for size in node.get_output_shape(0)) < 2
+    }
+    compress_model_transformation(model)  # each constant now is a float16 one behind a conversion that has its name
+    for node in model.get_ops():
+        name = node.get_friendly_name()
+        if name in small and node.get_type_name() == "Convert" and _is_constant(node.input_value(0).get_node(), "f16"):
+            kept = opset13.constant(small[name])
+            kept.set_friendly_name(name)
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(kept.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _is_constant(node: Any, kind: str) -> bool:
+    return bool(node.get_type_name() == "Constant" and node.get_output_element_type(0).to_string() == kind)
 
 
 def _group_size(how: Compression, widths: Sequence[int]) -> int:
