@@ -1,7 +1,7 @@
 """The draft: proposes a token tree, from what it has read of the text and what it guesses itself.
 
-Letters: n new tokens, T pairs in a call, F feature rows, M cache rows under the mask, R rows wanted, K children per
-row, W rows expanded at a level, D hidden size.
+Letters: n new tokens, T pairs in a call, F feature rows, M cache rows that a pair sees or not, R rows wanted, K
+children per row, W rows expanded at a level, D hidden size.
 
 The draft reads pairs (EAGLE, Li et al. 2024, arXiv 2401.15077, section 4.1): the target's feature of position t goes
 with the token of position t + 1. Inside a drafted branch the target's features do not exist yet, and the draft's own
@@ -12,8 +12,9 @@ first token makes one, too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.manifest import DraftInfo
 from dovetail.runtime.policy import Growth
-from dovetail.runtime.tree import Bools, Float32s, Int64s, Integers, Tree, TreeBuilder, root_only
+from dovetail.runtime.tree import Float32s, Int64s, Integers, Tree, TreeBuilder, root_only
 
 PREFILL_CHUNK = 256
 READ_AT_ONCE = 256  # verified pairs: of a longer prompt the draft reads the end alone
@@ -78,31 +79,43 @@ class NoDraft:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftCall:
-    """One call of the graph. `cache_rows` in use end with the last of this call's."""
+    """One call of the graph. It writes keys and values to the T rows from `first_row` on, the last in use."""
 
-    tokens: Int64s  # [T]
-    features: npt.NDArray[np.float16] | None  # [F, D] the target's; None: what the last call predicted, if it reads any
-    feature_rows: Int64s  # [T] which of them each pair reads
-    positions: Int64s  # [T]
-    tree_mask: Bools  # [T, M] which of the last M cache rows a pair sees; it sees all before them
-    cache_rows: Int64s  # [T] where keys and values go: the last T of the rows in use
-    logit_rows: Int64s  # [R]
+    # Plain numbers, no arrays: behind a call that has read all weights the processor's caches are cold, and what numpy
+    # does for a handful of numbers takes several times as long as the same in Python.
+
+    tokens: Sequence[int]  # [T]
+    features: Float32s | None  # [F, D] the target's; None: what the last call predicted, if it reads any
+    feature_rows: Sequence[int]  # [T] which of them each pair reads
+    positions: Sequence[int]  # [T]
+    visible: Sequence[bytes]  # [T][M] which of the last M rows a pair sees, 1 or 0; it sees all before them
+    first_row: int
+    wanted: int  # R: the last so many pairs get children
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Children:
-    """The best next tokens of the R rows wanted."""
+    """The best next tokens of the R rows wanted. Views of the engine's memory: valid until the next call."""
 
     tokens: npt.NDArray[np.int32]  # [R, K]
     log_probs: Float32s  # [R, K] descending
 
-    def best(self, width: int, depth: int, foresight: Foresight) -> tuple[Integers, Float32s]:
-        """The `width` best tokens of every row, `depth` levels below the root, and their log-probabilities."""
-        log_probs = foresight(depth, self.tokens, self.log_probs)
-        if log_probs is self.log_probs:
-            return self.tokens[:, :width], log_probs[:, :width]
-        order = np.argsort(-log_probs, axis=1, kind="stable")[:, :width]
-        return np.take_along_axis(self.tokens, order, axis=1), np.take_along_axis(log_probs, order, axis=1)
+    def best(self, width: int, depth: int, foresight: Foresight) -> tuple[list[list[int]], list[list[float]]]:
+        """The `width` best tokens of every row, `depth` levels below the root, and their log-probabilities.
+
+        Raises `DraftError` where those are not numbers.
+        """
+        tokens, log_probs = self.tokens, self.log_probs
+        if foresight is not blind:
+            log_probs = foresight(depth, tokens, log_probs)
+            if log_probs is not self.log_probs:
+                order = np.argsort(-log_probs, axis=1, kind="stable")[:, :width]
+                tokens = np.take_along_axis(tokens, order, axis=1)
+                log_probs = np.take_along_axis(log_probs, order, axis=1)
+        found = log_probs[:, :width].tolist()
+        if not math.isfinite(sum(map(sum, found))):  # as is every sum with something that is none
+            raise DraftError("the draft's log-probabilities are not numbers")
+        return tokens[:, :width].tolist(), found
 
 
 class DraftMemory(Protocol):
@@ -167,26 +180,25 @@ class DraftSequence:
         children = self._read()
         if children is None:  # the text's first token: nothing to go by
             return root_only(root)
-        width = min(growth.width, children.tokens.shape[1])
+        width = min(growth.width, self._model.info.top_k)
         builder = TreeBuilder(root)
         builder.extend([0], *children.best(width, 1, foresight))
-        visible = np.zeros((1, 0), np.bool_)  # [rows of the last call, tree rows in the cache]
+        visible = [b""]  # of the last call's rows: which tree rows in the cache they see
         level = 1
         while growth.goes_on(level, builder.newest_scores):
             chosen = builder.frontier(width)  # [W]
-            source = np.array([(candidate - builder.newest) // width for candidate in chosen])  # their parents' rows
-            size, drafted = len(chosen), visible.shape[1]
-            visible = np.concatenate([visible[source], np.eye(size, dtype=np.bool_)], axis=1)  # each sees itself
-            behind = self.length + drafted
-            children = self._call(
+            parents = [(candidate - builder.newest) // width for candidate in chosen]  # rows of the last call
+            size, drafted = len(chosen), len(visible[0])
+            visible = [visible[parent] + itself for parent, itself in zip(parents, _unit_rows(size), strict=True)]
+            children = self._memory.run(
                 DraftCall(
                     tokens=builder.tokens_of(chosen),
                     features=None,
-                    feature_rows=source,
-                    positions=np.full(size, self.length + level - 1),
-                    tree_mask=visible,
-                    cache_rows=np.arange(behind, behind + size),
-                    logit_rows=np.arange(size),
+                    feature_rows=parents,
+                    positions=[self.length + level - 1] * size,
+                    visible=visible,
+                    first_row=self.length + drafted,
+                    wanted=size,
                 )
             )
             level += 1
@@ -216,33 +228,34 @@ class DraftSequence:
         where many pairs have come at once, a cache of the last ones replaces the old. Rotary positions are relative.
         A language model that reads no features knows of the text before only what it reads itself: it reads all.
         """
-        tokens, features = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
+        tokens, features = self._unread[0]
+        if len(self._unread) > 1:
+            tokens, features = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
         self._unread.clear()
         excess = len(tokens) - READ_AT_ONCE
         if excess > 0 and self._model.info.reads_features:
             self._forgotten, self.length = self._forgotten + self.length + excess, 0
             tokens, features = tokens[excess:], features[excess:]
-        pairs, children = features.astype(np.float16), None
+        children = None
         for begin in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[begin : begin + PREFILL_CHUNK]
+            chunk = tokens[begin : begin + PREFILL_CHUNK].tolist()
             size = len(chunk)
-            rows = self.length + np.arange(size)
-            children = self._call(
+            children = self._memory.run(
                 DraftCall(
                     tokens=chunk,
-                    features=pairs[begin : begin + size],
-                    feature_rows=np.arange(size),
-                    positions=rows,
-                    tree_mask=np.tri(size, dtype=np.bool_),
-                    cache_rows=rows,
-                    logit_rows=np.array([size - 1]),
+                    features=features[begin : begin + size] if self._model.info.reads_features else None,
+                    feature_rows=range(size),
+                    positions=range(self.length, self.length + size),
+                    visible=[b"\1" * (row + 1) + b"\0" * (size - row - 1) for row in range(size)],
+                    first_row=self.length,
+                    wanted=1,
                 )
             )
             self.length += size
         return children
 
-    def _call(self, call: DraftCall) -> Children:
-        children = self._memory.run(call)
-        if not math.isfinite(children.log_probs.sum()):  # as is every sum with something that is none
-            raise DraftError("the draft's log-probabilities are not numbers")
-        return children
+
+@functools.cache
+def _unit_rows(size: int) -> list[bytes]:
+    """Row i has a 1 at i, and no other."""
+    return [bytes(row == column for column in range(size)) for row in range(size)]

@@ -10,6 +10,7 @@ size, D hidden size.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ class OnnxMemory:
     def run(self, call: DraftCall) -> Children:
         """See `DraftMemory.run`."""
         model, size = self._model, size_of(call)
-        end = int(call.cache_rows[-1]) + 1
+        end = call.first_row + size.pairs
         given = max(_stepped(end), size.columns)  # cache rows of the call
         if end > self._longest:
             raise DraftError(f"expected at most {self._longest} cache rows, got {end}: the tree is too big")
@@ -139,7 +140,7 @@ class OnnxMemory:
         model.native_s += time.perf_counter() - start
         self.bytes_in += bound.bytes_in
         self.bytes_out += bound.bytes_out
-        return Children(bound.children.tokens.copy(), bound.children.log_probs.copy())
+        return bound.children
 
     def _grow(self, rows: int) -> None:
         """Make room for `rows`. The only time that a cache is copied, and that it leaves the device."""
@@ -172,9 +173,8 @@ class CallSize(NamedTuple):
 
 def size_of(call: DraftCall) -> CallSize:
     """The size of `call`. Its mask gets room for cache rows behind those in use, and before them."""
-    pairs, seen = call.tree_mask.shape
     features = None if call.features is None else len(call.features)
-    return CallSize(pairs, _stepped(seen) + CACHE_STEP, len(call.logit_rows), features)
+    return CallSize(len(call.tokens), _stepped(len(call.visible[0])) + CACHE_STEP, call.wanted, features)
 
 
 class BoundCall:
@@ -184,25 +184,30 @@ class BoundCall:
 
     def __init__(self, model: OnnxDraft, size: CallSize, caches: Sequence[Any], hidden: Any) -> None:
         """`caches` and `hidden` are the memory's."""
-        self._model, self._caches, self._given = model, caches, 0
+        self._model, self._size, self._caches, self._given = model, size, caches, 0
         info, place = model.info, (model.device_type, model.device_id)
         self.binding = model.session.io_binding()
+        numbers = np.empty((4, size.pairs), np.int64)
+        self._numbers, self._packing = numbers.data.cast("B"), struct.Struct(f"={numbers.size}q")
+        mask = np.empty((size.pairs, size.columns), np.bool_)
+        self._mask = mask.data.cast("B")
+        self._features = np.empty((size.features or 0, info.hidden_size), np.float16)
         self._arrays: dict[str, npt.NDArray[Any]] = {
-            "input_ids": np.empty(size.pairs, np.int64),
-            "position_ids": np.empty(size.pairs, np.int64),
-            "tree_mask": np.empty((size.pairs, size.columns), np.bool_),
-            "cache_rows": np.empty(size.pairs, np.int64),
-            "logit_rows": np.empty(size.wanted, np.int64),
+            "input_ids": numbers[0],
+            "position_ids": numbers[1],
+            "cache_rows": numbers[2],
+            "logit_rows": np.arange(size.pairs - size.wanted, size.pairs),
+            "tree_mask": mask,
         }
         if info.reads_features:
-            self._arrays["feature_rows"] = np.empty(size.pairs, np.int64)
+            self._arrays["feature_rows"] = numbers[3]
             # In one memory, too: hidden states are made of the features, which have been read by then.
             predicted = (size.wanted, info.hidden_size)
             self.binding.bind_output("hidden_states", *place, np.float16, predicted, hidden.data_ptr())
             if size.features is None:
                 self.binding.bind_input("features", *place, np.float16, hidden.shape(), hidden.data_ptr())
             else:
-                self._arrays["features"] = np.empty((size.features, info.hidden_size), np.float16)
+                self._arrays["features"] = self._features
         shape = (size.wanted, info.top_k)
         self.children = Children(np.empty(shape, np.int32), np.empty(shape, np.float32))
         for name, made in (("top_token_ids", self.children.tokens), ("top_log_probs", self.children.log_probs)):
@@ -213,20 +218,13 @@ class BoundCall:
 
     def fill(self, call: DraftCall, end: int, given: int) -> None:
         """Write `call`, which must have this size, into the arrays. Of the `given` cache rows `end` are in use."""
-        arrays = self._arrays
-        arrays["input_ids"][:] = call.tokens
-        arrays["position_ids"][:] = call.positions
-        arrays["cache_rows"][:] = call.cache_rows
-        arrays["logit_rows"][:] = call.logit_rows
-        mask, seen = arrays["tree_mask"], call.tree_mask.shape[1]
-        unused = mask.shape[1] - (given - end)  # the first column of those
-        mask[:, : unused - seen] = True
-        mask[:, unused - seen : unused] = call.tree_mask
-        mask[:, unused:] = False
-        if "feature_rows" in arrays:
-            arrays["feature_rows"][:] = call.feature_rows
-        if call.features is not None and "features" in arrays:
-            arrays["features"][:] = call.features
+        rows = range(call.first_row, end)
+        self._packing.pack_into(self._numbers, 0, *call.tokens, *call.positions, *rows, *call.feature_rows)
+        behind = given - end  # rows not in use, all under the mask
+        before = self._size.columns - behind - len(call.visible[0])
+        self._mask[:] = b"".join([b"\1" * before + row + b"\0" * behind for row in call.visible])
+        if call.features is not None:
+            self._features[:] = call.features
         if given != self._given:
             self._bind_caches(given)
         if self._model.device_type != "cpu":  # to another device an input is copied when it is bound

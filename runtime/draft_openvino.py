@@ -71,26 +71,28 @@ class OpenVinoMemory:
 
     def run(self, call: DraftCall) -> Children:
         """See `DraftMemory.run`."""
+        pairs = len(call.tokens)
+        end = call.first_row + pairs
+        rows = slice(call.first_row, end)
         feeds: dict[str, npt.NDArray[Any]] = {
-            "input_ids": call.tokens,
-            "position_ids": call.positions,
-            "tree_mask": call.tree_mask,
-            "cache_rows": call.cache_rows,
-            "logit_rows": call.logit_rows,
+            "input_ids": np.array(call.tokens, np.int64),
+            "position_ids": np.array(call.positions, np.int64),
+            "tree_mask": np.frombuffer(b"".join(call.visible), np.bool_).reshape(pairs, -1),
+            "cache_rows": np.arange(call.first_row, end),
+            "logit_rows": np.arange(pairs - call.wanted, pairs),
         }
         if self._model.info.reads_features:
-            feeds["features"] = self._hidden if call.features is None else call.features
-            feeds["feature_rows"] = call.feature_rows
+            feeds["features"] = self._hidden if call.features is None else call.features.astype(np.float16)
+            feeds["feature_rows"] = np.array(call.feature_rows, np.int64)
         self.bytes_in += sum(array.nbytes for array in feeds.values())
-        end = int(call.cache_rows[-1]) + 1
         feeds |= {name: cache[:end] for name, cache in self._caches.items()}
         start = time.perf_counter()
         made = self._request.infer(feeds, share_inputs=True, share_outputs=True)
         self._model.native_s += time.perf_counter() - start
         for name, cache in self._caches.items():
-            cache[call.cache_rows] = made[f"new_{name}"][call.cache_rows]
+            cache[rows] = made[f"new_{name}"][rows]
         if self._model.info.reads_features:
             self._hidden = made["hidden_states"].copy()
-        children = Children(made["top_token_ids"].copy(), made["top_log_probs"].copy())
+        children = Children(made["top_token_ids"], made["top_log_probs"])
         self.bytes_out += children.tokens.nbytes + children.log_probs.nbytes + self._hidden.nbytes
         return children

@@ -6,6 +6,7 @@ Letters: N nodes (root included), W rows expanded at a level, K children per row
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,11 +27,10 @@ class Tree:
     parents: Int64s  # [N]
 
     def __post_init__(self) -> None:
-        n = len(self.tokens)
-        assert n >= 1
-        assert self.parents.shape == (n,)
-        assert self.parents[0] == -1
-        assert np.all((self.parents[1:] >= 0) & (self.parents[1:] < np.arange(1, n)))
+        root, *others = self.parents.tolist()
+        assert root == -1
+        assert len(self.parents) == len(self.tokens)
+        assert all(0 <= parent < node for node, parent in enumerate(others, 1))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -51,7 +51,7 @@ class Tree:
 
     def is_chain(self) -> bool:
         """Whether no node has a sibling."""
-        return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
+        return bool(self.parents.tolist() == list(range(-1, len(self) - 1)))
 
     def first_chain(self) -> Tree:
         """The root, its first child, that one's first child, and so on."""
@@ -99,10 +99,12 @@ class TreeBuilder:
         level = range(self.newest, len(self._scores))
         return sorted(sorted(level, key=self._scores.__getitem__, reverse=True)[:width])
 
-    def extend(self, expanded: Sequence[int], tokens: Integers, log_probs: Float32s) -> None:
-        """Add the children `tokens` [W, K] with `log_probs` [W, K] of the candidates `expanded` [W]."""
-        parents = [parent for parent in expanded for _ in range(tokens.shape[1])]
-        self.add_level(parents, tokens.ravel().tolist(), log_probs.ravel().tolist())
+    def extend(
+        self, expanded: Sequence[int], tokens: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]
+    ) -> None:
+        """Add the children `tokens` [W][K] with `log_probs` [W][K] of the candidates `expanded` [W]."""
+        parents = [parent for parent, row in zip(expanded, tokens, strict=True) for _ in row]
+        self.add_level(parents, [*itertools.chain(*tokens)], [*itertools.chain(*log_probs)])
 
     def add_level(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> int:
         """Add candidates as a new level; returns the first one's index."""
@@ -112,9 +114,9 @@ class TreeBuilder:
         self._scores += [self._scores[parent] + step for parent, step in zip(parents, log_probs, strict=True)]
         return self.newest
 
-    def tokens_of(self, candidates: Sequence[int]) -> Int64s:
+    def tokens_of(self, candidates: Sequence[int]) -> list[int]:
         """[W] tokens of candidates."""
-        return np.array([self._tokens[candidate] for candidate in candidates], np.int64)
+        return [self._tokens[candidate] for candidate in candidates]
 
     def best(self, how_many: Callable[[Sequence[float]], int]) -> Tree:
         """The root and the best candidates: as many as `how_many` says, given all their scores, descending.
@@ -126,4 +128,4 @@ class TreeBuilder:
         kept = [0, *sorted(drafted[: how_many([self._scores[candidate] for candidate in drafted])])]
         renumbered = {candidate: node for node, candidate in enumerate(kept)} | {-1: -1}
         parents = [renumbered[self._parents[candidate]] for candidate in kept]
-        return Tree(self.tokens_of(kept), np.array(parents, np.int64))
+        return Tree(np.array(self.tokens_of(kept), np.int64), np.array(parents, np.int64))

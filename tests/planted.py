@@ -99,7 +99,7 @@ class PlantedDraft:
             builder.extend(expanded, children, log_probs)
             for row, node in enumerate(expanded):
                 for column in range(width):
-                    paths[builder.newest + row * width + column] = [*paths[node], int(children[row, column])]
+                    paths[builder.newest + row * width + column] = [*paths[node], children[row][column]]
             depth += 1
         return builder.best(growth.drafted)
 

@@ -64,7 +64,7 @@ def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: fl
                 np.array([[token for token, _ in guesses]], np.int32),
                 np.log(np.array([[chance for _, chance in guesses]], np.float32)),
             )
-            offered = children.best(len(guesses), depth + 1, again.sampler.foresee)[0][0].tolist()
+            offered = children.best(len(guesses), depth + 1, again.sampler.foresee)[0][0]
             following = int(text.tokens[begin + depth]) if begin + depth < len(text.tokens) else None
             if depth < len(found.path):
                 siblings = found.children[parent]

@@ -55,7 +55,7 @@ def test_best_keeps_the_highest_scores_and_their_parents(seed: int, width: int, 
         children = rng.integers(0, 90, (len(expanded), width))
         # Half the draws are multiples of 1/4, so that equal scores are common.
         log_probs = -np.round(rng.exponential(1.0, children.shape) * 4) / 4
-        builder.extend(expanded, children, log_probs.astype(np.float32))
+        builder.extend(expanded, children.tolist(), log_probs.tolist())
         for row, parent in enumerate(expanded):
             for column in range(width):
                 parents.append(parent)
@@ -69,7 +69,7 @@ def test_best_keeps_the_highest_scores_and_their_parents(seed: int, width: int, 
         expected = sorted(sorted(level, key=lambda c: (-scores[c], c))[:width])
         chosen = builder.frontier(width)
         assert chosen == expected
-        assert builder.tokens_of(chosen).tolist() == [tokens[c] for c in expected]
+        assert builder.tokens_of(chosen) == [tokens[c] for c in expected]
         newest = len(parents)
         grow(expected)
 
