@@ -1,5 +1,5 @@
-"""What the target accepts of a draft: at every position of the target's own texts, all that the draft would offer there
-beside what the target went on to say.
+"""What the target accepts of a draft: at every position of the target's own texts, all that the draft, and matches in
+the text, would offer there beside what the target went on to say.
 
 A candidate counts as accepted when the text continues with its path. The text was drawn from the target, so that is
 exactly the event that decides in a real round, greedy or sampled. With every position recorded, any policy can be
@@ -20,7 +20,8 @@ import numpy as np
 from dovetail.calibration.latency import rising
 from dovetail.calibration.pair import Pair, Text
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.policy import SCORE_STEP, Chances
+from dovetail.runtime.lookup import LookupDraft
+from dovetail.runtime.policy import LOOKUP_TREE, NO_GROWTH, SCORE_STEP, Chances
 from dovetail.runtime.tree import Tree
 
 MAX_DEPTH = 10  # levels that are recorded
@@ -28,6 +29,15 @@ MAX_WIDTH = 10
 _HOPELESS = -5.0  # no level is drafted behind one whose best path has less than e^-5 by the draft's own estimate
 _BINS = 70  # of scores, `SCORE_STEP` wide
 _PRIOR = 4.0  # as many observations stand for what is believed before any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Matched:
+    """What the text's own repetitions offer at a position."""
+
+    scores: list[float]  # descending
+    depths: list[int]
+    path: list[int]  # which of them the text followed, from depth 1 on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Record:
     path: list[int]  # accepted candidates, from depth 1 on
     children: dict[int, list[int]]  # of every candidate that was expanded
     context: int  # tokens in the target's cache
+    matches: Matched
 
 
 TextRecords = list[Record]
@@ -49,16 +60,17 @@ TextRecords = list[Record]
 class _Recorder:
     """Grows the largest tree worth looking at, and keeps its scores."""
 
-    width = MAX_WIDTH
+    matches = None
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = MAX_WIDTH, depth: int = MAX_DEPTH) -> None:
+        self.width, self._depth = width, depth
         self.scores = [0.0]
 
     def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
         if depth == 0:
             return True
         self.scores += scores
-        return depth < MAX_DEPTH and max(scores) > _HOPELESS
+        return depth < self._depth and max(scores) > _HOPELESS
 
     def drafted(self, scores: Sequence[float]) -> int:
         return len(scores)
@@ -66,31 +78,46 @@ class _Recorder:
 
 def record(pair: Pair, text: Text) -> TextRecords:
     """Every position behind the prompt that has `MAX_DEPTH` tokens to follow."""
-    draft, records = pair.reader(), []
+    draft, lookup, records = pair.reader(), LookupDraft(), []
     tokens, features, begin = text.tokens, text.features, 0
     for position in range(text.prompt_length, len(tokens) - MAX_DEPTH + 1):
-        recorder = _Recorder()
+        recorder, matches = _Recorder(), _Recorder(LOOKUP_TREE.width, LOOKUP_TREE.depth)
         known = tokens[begin:position], features[max(begin - 1, 0) : position - 1]
+        following = tokens[position:].tolist()
+        found = lookup.propose(*known, matches if pair.looks_up else NO_GROWTH)
+        matched = _matched(found, matches.scores, following)
         tree = draft.propose(*known, recorder, text.sampler.foresee)
-        records.append(_record(tree, recorder.scores, tokens[position : position + MAX_DEPTH].tolist(), position - 1))
+        records.append(_record(tree, recorder.scores, following[:MAX_DEPTH], position - 1, matched))
         text.sampler.follow(int(tokens[position]))
         begin = position
     return records
 
 
-def _record(tree: Tree, scores: list[float], following: Sequence[int], context: int) -> Record:
-    parents, tokens = tree.parents.tolist(), tree.tokens.tolist()
-    depths, children = [0], dict[int, list[int]]()
+def _record(tree: Tree, scores: list[float], following: Sequence[int], context: int, matched: Matched) -> Record:
+    parents, depths = tree.parents.tolist(), tree.depths().tolist()
+    children = dict[int, list[int]]()
     for node in range(1, len(parents)):
-        depths.append(depths[parents[node]] + 1)
         children.setdefault(parents[node], []).append(node)
-    path = list[int]()
+    return Record(parents, scores[: len(parents)], depths, _path(tree, following), children, context, matched)
+
+
+def _matched(tree: Tree, scores: list[float], following: Sequence[int]) -> Matched:
+    order = sorted(range(1, len(tree)), key=scores.__getitem__, reverse=True)
+    depths, rank = tree.depths().tolist(), {node: i for i, node in enumerate(order)}
+    path = [rank[node] for node in _path(tree, following)]
+    return Matched([scores[node] for node in order], [depths[node] for node in order], path)
+
+
+def _path(tree: Tree, following: Sequence[int]) -> list[int]:
+    """The nodes behind the root that the text goes on with."""
+    path, node = list[int](), 0
     for token in following:
-        found = [node for node in children.get(path[-1] if path else 0, ()) if tokens[node] == token]
-        if not found:
+        children = tree.children(node)
+        if token not in children:
             break
-        path.append(found[0])
-    return Record(parents, scores[: len(parents)], depths, path, children, context)
+        node = children[token]
+        path.append(node)
+    return path
 
 
 def collect(

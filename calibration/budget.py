@@ -1,9 +1,10 @@
 """Choosing: the policy that makes most tokens per second out of measured costs and recorded acceptance.
 
-Two kinds of tree compete with plain decoding. A *static* one has the same number of nodes, depth and width every round;
-it begins at the optimum for acceptance by rank alone (Sequoia, Chen et al. 2024, arXiv 2402.12374) and moves to the
-best on the recorded texts. A *dynamic* one is grown by `MarginalPolicy`. Both are replayed on the same records,
-with the same code that decides at run time.
+Two kinds of the draft's trees compete with plain decoding and with matches in the text alone. A *static* one has the
+same number of nodes, depth and width every round; it begins at the optimum for acceptance by rank alone (Sequoia, Chen
+et al. 2024, arXiv 2402.12374) and moves to the best on the recorded texts. A *dynamic* one is grown by
+`MarginalPolicy`. Both stand behind matches (`MixedPolicy`), and are replayed on the same records with the same code
+that decides at run time.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dovetail.calibration import acceptance
 from dovetail.calibration.acceptance import Record, TextRecords
-from dovetail.calibration.latency import PLAIN, WIDTHS
+from dovetail.calibration.latency import WIDTHS
 from dovetail.runtime.costs import Costs, Prices
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import Chances, FixedPolicy, Growth, MarginalPolicy, Policy
+from dovetail.runtime.mixed_policy import MixedPolicy, unmeasured
+from dovetail.runtime.policy import PLAIN, Chances, FixedPolicy, Growth, MarginalPolicy, Policy
 
-_ROOM = 1 << 20  # the recorded texts are cut from longer ones
 _BUCKET = 64
-_SETTLED = 1e-3  # relative change of the rate at which it counts as found
+_SETTLED = 0.01  # relative change of the rate at which it counts as found
+_SETTLING = 3  # replays for it, at most
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Replay:
 class Candidate:
     """A policy, how to make it anew, and its replay."""
 
-    kind: str  # plain, static or dynamic
+    kind: str  # plain, lookup, static or dynamic
     tree: TreeShape
     make: Callable[[], Policy]
     replay: Replay
@@ -69,15 +71,17 @@ class Candidates:
     """The best of each kind on one set of texts."""
 
     plain: Candidate
+    lookup: Candidate
     static: Candidate
     dynamic: Candidate
-    default: Candidate  # the artifact's own tree
+    default: Candidate  # what runs where nothing was calibrated
     by_rank: RankOptimum
     chances: Chances
 
     def named(self) -> dict[str, Candidate]:
         """By the names under which they are compared."""
-        return {"plain": self.plain, "static": self.static, "dynamic": self.dynamic, "default": self.default}
+        kinds = (self.plain, self.lookup, self.static, self.dynamic)
+        return {one.kind: one for one in kinds} | {"default": self.default}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +132,9 @@ def _likeliest(by_rank: Sequence[Sequence[float]], width: int) -> Iterator[float
 
 
 def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay:
-    """Decode the recorded texts with `policy`: its rounds begin where the last one ended, as in `engine.rounds`."""
+    """Decode the recorded texts with `policy`: its rounds begin where the last one ended, and the last one ends with
+    the text, as in `engine.rounds`.
+    """
     prices: dict[int, Prices] = {}
     rounds = tokens = nodes = levels = 0
     ms, lengths = 0.0, Counter[int]()
@@ -139,14 +145,30 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
             found = text[position]
             bucket = found.context // _BUCKET
             price = prices.get(bucket) or prices.setdefault(bucket, costs.at(found.context))
-            growth = policy.growth(_ROOM, found.context)
-            accepted, size, depth = grow(found, growth)
+            room = len(text) - position
+            growth = policy.growth(room, found.context)
+            accepted, size, depth = match(found, growth) or grow(found, growth)
+            accepted = min(accepted, room - 1)
             policy.observe(accepted)
             ms += price.round_ms(size, depth, growth.width)
             rounds, tokens, nodes, levels = rounds + 1, tokens + accepted + 1, nodes + size, levels + depth
             lengths[accepted] += 1
             position += accepted + 1
     return Replay(rounds, tokens, ms, nodes, levels, lengths)
+
+
+def match(found: Record, growth: Growth) -> tuple[int, int, int] | None:
+    """(accept length, nodes, 0 levels) of the matches that `growth` takes of those recorded, None if it takes none."""
+    offered, matches = found.matches, growth.matches
+    if matches is None or not offered.scores:
+        return None
+    deepest = sum(
+        1 for _ in itertools.takewhile(lambda depth: matches.goes_on(depth, [0.0]), range(max(offered.depths)))
+    )
+    within = [i for i, depth in enumerate(offered.depths) if depth <= deepest]
+    kept = set(within[: matches.drafted([offered.scores[i] for i in within])])
+    accepted = sum(1 for _ in itertools.takewhile(kept.__contains__, offered.path))
+    return (accepted, len(kept) + 1, 0) if kept else None
 
 
 def grow(found: Record, growth: Growth) -> tuple[int, int, int]:
@@ -182,19 +204,23 @@ def candidates(
     prices = costs.at(sum(contexts) // len(contexts))
     optimum = best_by_rank(chances.by_rank, prices.round_ms, prices.plain, costs.nodes[-1], widths)
     plain = _candidate("plain", PLAIN, lambda: FixedPolicy(PLAIN), texts, costs)
+    lookup = _mixed("lookup", PLAIN, lambda rate: FixedPolicy(PLAIN), texts, costs, plain.replay)
     # From several places: the optimum by rank knows nothing of what confidence adds, and hills may be in between.
-    starts = [_static(_filled(tree), texts, costs) for tree in (optimum.tree, default, TreeShape(4, 3, 1))]
-    climbed = [_climb(start, texts, costs, len(chances.by_rank), widths) for start in starts if start.tree != PLAIN]
+    starts = [_filled(tree) for tree in (optimum.tree, default, TreeShape(4, 3, 1)) if tree != PLAIN]
+    climbed = [_climb(start, texts, costs, len(chances.by_rank), widths, lookup.replay) for start in starts]
     static = max(climbed, key=lambda one: one.replay.tokens_per_second)
     progress(0.4)
     dynamic = None
     for done, rows in enumerate(widths, 1):
-        found = _settled(texts, costs, chances, rows, max(static.replay.tokens / static.replay.ms, 1 / prices.plain))
+        limit = TreeShape(costs.nodes[-1], len(chances.by_rank), rows)
+        grown = functools.partial(MarginalPolicy, costs, chances, limit)
+        found = _mixed("dynamic", limit, grown, texts, costs, static.replay)
         if dynamic is None or found.replay.tokens_per_second > dynamic.replay.tokens_per_second:
             dynamic = found
         progress(0.4 + 0.6 * done / len(widths))
     assert dynamic is not None
-    return Candidates(plain, static, dynamic, _static(default, texts, costs), optimum, chances)
+    untouched = _candidate("default", default, lambda: unmeasured(FixedPolicy(default)), texts, costs)
+    return Candidates(plain, lookup, static, dynamic, untouched, optimum, chances)
 
 
 def _candidate(
@@ -203,8 +229,36 @@ def _candidate(
     return Candidate(kind, tree, make, replay(texts, make(), costs))
 
 
-def _static(tree: TreeShape, texts: Sequence[TextRecords], costs: Costs) -> Candidate:
-    return _candidate("static", tree, lambda: FixedPolicy(tree), texts, costs)
+def _mixed(
+    kind: str,
+    tree: TreeShape,
+    make: Callable[[float], Policy],
+    texts: Sequence[TextRecords],
+    costs: Costs,
+    begin: Replay,
+) -> Candidate:
+    """What `make` gives for a rate, behind matches, with the rate that both then reach themselves (Dinkelbach 1967);
+    that of `begin` is the first guess.
+    """
+    rate, best = begin.tokens / begin.ms, None
+    for _ in range(_SETTLING):
+        found = _candidate(kind, tree, functools.partial(_behind_matches, make, costs, rate), texts, costs)
+        reached = found.replay.tokens / found.replay.ms
+        if best is None or reached > best.replay.tokens / best.replay.ms:
+            best = found
+        if abs(reached - rate) < _SETTLED * rate:
+            break
+        rate = reached
+    assert best is not None
+    return best
+
+
+def _behind_matches(make: Callable[[float], Policy], costs: Costs, rate: float) -> Policy:
+    return MixedPolicy(make(rate), costs, rate)
+
+
+def _static(tree: TreeShape, texts: Sequence[TextRecords], costs: Costs, begin: Replay) -> Candidate:
+    return _mixed("static", tree, lambda rate: FixedPolicy(tree), texts, costs, begin)
 
 
 def _filled(tree: TreeShape) -> TreeShape:
@@ -214,17 +268,22 @@ def _filled(tree: TreeShape) -> TreeShape:
 
 
 def _climb(
-    start: Candidate, texts: Sequence[TextRecords], costs: Costs, deepest: int, widths: Sequence[int]
+    start: TreeShape,
+    texts: Sequence[TextRecords],
+    costs: Costs,
+    deepest: int,
+    widths: Sequence[int],
+    begin: Replay,
 ) -> Candidate:
     """From `start`, one of nodes, depth and width at a time, for as long as that gains on the texts."""
-    best, seen = start, {start.tree}
+    best, seen = _static(start, texts, costs, begin), {start}
     improved = True
     while improved:
         improved = False
         for tree in map(_filled, _neighbours(best.tree, costs.nodes, deepest, widths)):
             if tree not in seen:
                 seen.add(tree)
-                found = _static(tree, texts, costs)
+                found = _static(tree, texts, costs, best.replay)
                 if found.replay.tokens_per_second > best.replay.tokens_per_second:
                     best, improved = found, True
     return best
@@ -243,28 +302,16 @@ def _neighbours(tree: TreeShape, nodes: Sequence[int], deepest: int, widths: Seq
         yield dataclasses.replace(tree, width=width)
 
 
-def _settled(texts: Sequence[TextRecords], costs: Costs, chances: Chances, width: int, rate: float) -> Candidate:
-    """The dynamic policy of one width with the rate that it then reaches itself (Dinkelbach 1967)."""
-    limit = TreeShape(costs.nodes[-1], len(chances.by_rank), width)
-    best: Candidate | None = None
-    for _ in range(4):
-        make = functools.partial(MarginalPolicy, costs, chances, limit, rate)
-        found = _candidate("dynamic", limit, make, texts, costs)
-        reached = found.replay.tokens / found.replay.ms
-        if best is None or reached > best.replay.tokens / best.replay.ms:
-            best = found
-        if abs(reached - rate) < _SETTLED * rate:
-            break
-        rate = reached
-    assert best is not None
-    return best
-
-
 def sweep(
-    texts: Sequence[TextRecords], costs: Costs, nodes: Sequence[int], depths: Sequence[int], width: int
+    texts: Sequence[TextRecords],
+    costs: Costs,
+    nodes: Sequence[int],
+    depths: Sequence[int],
+    width: int,
+    begin: Replay,
 ) -> dict[tuple[int, int], float]:
-    """Foretold tokens per second of every static tree of `nodes` x `depths`."""
+    """Foretold tokens per second of every static tree of `nodes` x `depths`; `begin` is one that is like them."""
     return {
-        (count, depth): _static(TreeShape(count, depth, width), texts, costs).replay.tokens_per_second
+        (count, depth): _static(TreeShape(count, depth, width), texts, costs, begin).replay.tokens_per_second
         for count, depth in itertools.product(nodes, depths)
     }

@@ -153,7 +153,7 @@ def _pipeline(opened: Artifact, threads: int, draft_threads: int, draft_device: 
     with waiting("loading the models"):
         return Pipeline(
             opened,
-            draft="artifact",
+            draft="auto",
             draft_device=draft_device,
             numerics="exact" if exact else "fast",
             threads=threads,
@@ -280,9 +280,10 @@ def _show_decision(decision: Decision) -> None:
     choice, tree, replay = decision.choice, decision.choice.tree, decision.chosen.replay
     label = f"temperature {decision.temperature:g}"
     needed = f"break-even accept length {choice.break_even_accept_length:.2f}"
-    if choice.policy == "plain":
+    if not choice.drafts:
         reached = decision.candidates.static.replay.accept_length
-        click.echo(f"{label:<18} plain decoding: the draft does not pay here ({needed}, reached {reached:.2f})")
+        how = "plain decoding" if choice.policy == "plain" else "matches in the text alone"
+        click.echo(f"{label:<18} {how}: the draft does not pay here ({needed}, reached {reached:.2f})")
     elif choice.policy == "static":
         click.echo(f"{label:<18} static tree: {tree.nodes} nodes, depth {tree.depth}, width {tree.width} ({needed})")
     else:

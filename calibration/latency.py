@@ -21,14 +21,13 @@ from dovetail.runtime.costs import Costs
 from dovetail.runtime.engine import Round
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import FixedGrowth, Growth
+from dovetail.runtime.policy import PLAIN, FixedGrowth, Growth
 
 CONTEXTS = (64, 256, 1024, 2048)
 QUICK_CONTEXTS = (256, 1024)
 NODES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 QUICK_NODES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 WIDTHS = (1, 2, 3, 4, 6, 8, 10)
-PLAIN = TreeShape(1, 0, 1)
 ROOM = 192  # tokens that a text may grow behind its context before it is rolled back
 _BURST = 12  # plain rounds in a row, of which the first third is not counted: plain decoding finds its caches warm
 _SWEEPS = 2  # visits of every shape at every context, at least
@@ -86,6 +85,8 @@ class Probe:
 
 
 class _Watched:
+    matches = None
+
     def __init__(self, shape: TreeShape, pair: Pair, calls_ms: list[float]) -> None:
         self._inner, self._pair, self._calls_ms = FixedGrowth(shape), pair, calls_ms
         self.width = shape.width

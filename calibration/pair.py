@@ -52,6 +52,8 @@ class Pair(Protocol):
     @property
     def context_length(self) -> int: ...
     @property
+    def looks_up(self) -> bool: ...  # whether matches in the text are taken, too
+    @property
     def draft_s(self) -> float: ...  # seconds spent in the draft's engine so far
 
     def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
@@ -84,6 +86,7 @@ class PipelinePair:
         self._pipe, self._draft, self._room = pipe, pipe.draft, room
         self.width = self._draft.info.top_k
         self.context_length = pipe.ctx_size
+        self.looks_up = pipe.mixes
         self._open: dict[tuple[int, ...], tuple[TargetSequence, SequenceDraft]] = {}
 
     @property

@@ -108,10 +108,11 @@ def _decision(decision: Decision, result: Calibration) -> dict[str, Any]:
     replay, tree = chosen.replay, chosen.tree
     about = {
         "plain": "plain decoding: the draft does not pay",
-        "static": f"always {tree.nodes} nodes, depth {tree.depth}, width {tree.width}",
+        "lookup": "matches in the text alone: the draft does not pay",
+        "static": f"always {tree.nodes} nodes, depth {tree.depth}, width {tree.width}, behind matches in the text",
         "dynamic": (
             f"dynamic: {replay.nodes / replay.rounds:.1f} nodes and {replay.levels / replay.rounds:.1f} levels on "
-            f"average, width {tree.width}"
+            f"average, width {tree.width}, behind matches in the text"
         ),
     }
     gain = decision.compared[chosen.kind].over(decision.compared["plain"])[0]
@@ -135,7 +136,7 @@ def _table(decision: Decision) -> list[dict[str, Any]]:
     lines, plain = [], decision.candidates.plain.replay.tokens_per_second
     for name, one in decision.candidates.named().items():
         measured, foretold = decision.compared[name], one.replay.tokens_per_second
-        sizes = ("", "", "") if name == "plain" else dataclasses.astuple(one.tree)
+        sizes = ("", "", "") if name in ("plain", "lookup") else dataclasses.astuple(one.tree)
         if name == "dynamic":
             sizes = (
                 f"{one.replay.nodes / one.replay.rounds:.1f}",
@@ -212,10 +213,11 @@ def _heat_plot(decision: Decision, result: Calibration) -> str:
     """Foretold speed of every static tree, of the best one's width."""
     import numpy as np
 
-    best = decision.candidates.static.tree
+    found = decision.candidates.static
+    best = found.tree
     nodes = [count for count in _SWEEP_NODES if count <= result.latency.costs.nodes[-1]]
     depths = [depth for depth in _SWEEP_DEPTHS if depth <= len(decision.choice.chances.by_rank)]
-    speeds = budget.sweep(decision.texts, result.latency.costs, nodes, depths, best.width)
+    speeds = budget.sweep(decision.texts, result.latency.costs, nodes, depths, best.width, found.replay)
     grid = np.array([[speeds[count, depth] for count in nodes] for depth in depths])
     grid /= decision.candidates.plain.replay.tokens_per_second
     figure, panel = _panel(f"Static trees of width {best.width}: times plain decoding, foretold", "nodes", "depth")

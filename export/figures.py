@@ -36,7 +36,7 @@ def measure_acceptance(artifact: Path) -> dict[str, str]:
     """Rows `accept length ...`: greedy and at temperature 1, each beside the share of repeated 8-grams."""
     prompts = held_out_prompts(NUM_PROMPTS, PROMPT_CHARACTERS)
     rows = {}
-    with load(artifact, draft_device="cpu", tree=TREE) as pipe:
+    with load(artifact, draft="artifact", draft_device="cpu", tree=TREE) as pipe:
         for label, temperature in (("greedy", 0.0), ("at temperature 1", 1.0)):
             done = [
                 pipe.generate(prompt, temperature=temperature, seed=i, max_new_tokens=NEW_TOKENS, ignore_eos=True)

@@ -6,19 +6,30 @@ import itertools
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from dovetail.runtime.draft import NoDraft, SequenceDraft
+from dovetail.runtime.draft import Draft, NoDraft, SequenceDraft
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.guard import GuardedDraft
+from dovetail.runtime.lookup import LookupDraft
+from dovetail.runtime.mixed_draft import MixedDraft
 from dovetail.runtime.target import TargetModel
 
 
 class Conversation:
-    """A target sequence, a draft, and the tokens that both hold. Use as a context manager, or `close` it."""
+    """A target sequence, its drafts, and the tokens that all hold. Use as a context manager, or `close` it."""
 
-    def __init__(self, target: TargetModel, draft: SequenceDraft | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: TargetModel,
+        draft: SequenceDraft | None,
+        warn: Callable[[str], None],
+        *,
+        lookup: LookupDraft | None = None,
+    ) -> None:
+        """`lookup` offers matches before `draft` is asked. `warn`: see `GuardedDraft`."""
         self.target = target.sequence()
-        self._sequence = draft
-        self.draft = GuardedDraft(self._sequence or NoDraft(), warn)
+        self.guard = GuardedDraft(draft or NoDraft(), warn)
+        self.draft: Draft = self.guard if lookup is None else MixedDraft(self.guard, lookup)
+        self._sequence, self._lookup = draft, lookup
         self._tokens: list[int] = []
         self.busy = False  # a stream is making text in it
 
@@ -31,10 +42,11 @@ class Conversation:
         pairs = zip(self._tokens, prompt[:-1], strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         kept = min(max(shared - 1, 0), self.target.length)
-        if self._sequence is not None and self.draft.failure is None:
-            kept = min(kept, self._sequence.known)
-            self._sequence.truncate(kept)
-        self.draft.begin()
+        drafts = self._drafts()
+        kept = min(kept, *(draft.known for draft in drafts)) if drafts else kept
+        for draft in drafts:
+            draft.truncate(kept)
+        self.guard.begin()
         self.target.truncate(kept)
         self.target.reserve(len(prompt) - kept + room)
         self._tokens = list(prompt)
@@ -50,8 +62,13 @@ class Conversation:
             raise UserError("expected an idle conversation, got one with an open stream; finish or close that first")
         self._tokens = []
         self.target.truncate(0)
-        if self._sequence is not None:
-            self._sequence.truncate(0)
+        for draft in self._drafts():
+            draft.truncate(0)
+
+    def _drafts(self) -> list[SequenceDraft]:
+        """Those that hold the text; one that failed is not asked again."""
+        failed = self.guard.failure is not None
+        return [draft for draft in (None if failed else self._sequence, self._lookup) if draft is not None]
 
     def close(self) -> None:
         """Give the target's blocks back. Raises `UserError` while a stream is open in it."""

@@ -17,6 +17,7 @@ from dovetail.runtime.errors import UserError
 Table = tuple[tuple[float, ...], ...]
 
 _LONGEST_MS = 1e7
+_BUCKET = 64  # tokens of context that share their prices
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ class Prices:
         return self.levels[min(width, len(self.levels) - 1)]
 
     def round_ms(self, nodes: int, depth: int, width: int) -> float:
-        """A whole round; `depth` 0 is plain decoding."""
+        """A whole round; `depth` 0 asks no draft: plain decoding, or matches in the text."""
+        verified = self.passes[min(nodes, len(self.passes) - 1)]
         if depth == 0:
-            return self.plain
-        return self.passes[min(nodes, len(self.passes) - 1)] + self.first + (depth - 1) * self.level(width)
+            return verified if nodes > 1 else self.plain
+        return verified + self.first + (depth - 1) * self.level(width)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,3 +107,19 @@ def _every(points: Sequence[int], values: Sequence[float]) -> list[float]:
     assert len(full) == points[-1]
     assert all(map(math.isfinite, full))
     return full
+
+
+class PriceList:
+    """`Costs.at`, kept for contexts that are near one another: it is asked every round."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self._found: dict[int, Prices] = {}
+
+    def at(self, context: int) -> Prices:
+        """Prices with about `context` tokens in the cache."""
+        bucket = context // _BUCKET
+        prices = self._found.get(bucket)
+        if prices is None:
+            prices = self._found[bucket] = self._costs.at(bucket * _BUCKET + _BUCKET // 2)
+        return prices

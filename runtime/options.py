@@ -85,10 +85,10 @@ _CONTROLS = [
 _ENGINE = [
     click.option(
         "--draft",
-        type=click.Choice(["artifact", "lookup", "none"]),
-        default="artifact",
+        type=click.Choice(["auto", "artifact", "lookup", "none"]),
+        default="auto",
         show_default=True,
-        help="Who guesses.",
+        help="Who guesses: the artifact's model, matches in the text, or each where it is better.",
     ),
     click.option("--no-draft", is_flag=True, help="Plain decoding; the same as --draft none."),
     click.option(
@@ -199,7 +199,8 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
 
     # From here on the artifact is what its manifest says; only now are numpy and the engines imported.
     from dovetail.runtime.chat import read_template
-    from dovetail.runtime.pipeline import LOOKUP_TREE, DraftChoice, Pipeline
+    from dovetail.runtime.pipeline import DraftChoice, Pipeline
+    from dovetail.runtime.policy import LOOKUP_TREE
 
     draft: DraftChoice = "none" if engine["no_draft"] else engine["draft"]
     default = LOOKUP_TREE if draft == "lookup" else opened.manifest.default_tree

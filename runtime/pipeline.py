@@ -19,7 +19,8 @@ from dovetail.runtime.generation import Generation, Host
 from dovetail.runtime.generation_config import GenerationConfig
 from dovetail.runtime.lookup import LookupDraft
 from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
-from dovetail.runtime.policy import FixedPolicy, Policy
+from dovetail.runtime.mixed_policy import unmeasured
+from dovetail.runtime.policy import LOOKUP_TREE, FixedPolicy, Policy
 from dovetail.runtime.profile import Profile, profile_for
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.stream import Stream
@@ -30,9 +31,7 @@ from dovetail.runtime.turns import Turns
 
 DEFAULT_NEW_TOKENS = 256
 
-LOOKUP_TREE = TreeShape(nodes=24, depth=23, width=3)  # at most: only where a long match makes it likely
-
-DraftChoice = Literal["artifact", "lookup", "none"]
+DraftChoice = Literal["auto", "artifact", "lookup", "none"]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids as they are, or the messages of a conversation."""
 
@@ -40,7 +39,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 def load(
     path: str | os.PathLike[str],
     *,
-    draft: DraftChoice = "artifact",
+    draft: DraftChoice = "auto",
     draft_device: str = "auto",
     draft_memory_limit: int | None = None,
     numerics: Numerics = "fast",
@@ -55,13 +54,14 @@ def load(
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
-    `draft` `lookup` takes matches in the text for a draft. `draft_memory_limit` is in bytes. `threads` defaults to the
-    least of physical cores, CPU affinity and container quota; `ctx_size` to the model's own context; `sequences` is how
-    many such contexts the cache can hold (an open conversation keeps its own); `tree` defaults to what `dovetail
-    calibrate` chose for this machine, else to the manifest's. `profile` is where that is kept: `auto` looks in the
-    user's cache folder, None nowhere. `chat_template` replaces the artifact's own. `trust` skips the hashes. `notice`
-    is told, a line each, what was chosen and what went wrong with the draft. Raises `ArtifactError`, `DeviceError`,
-    `ProfileError`, `UserError`.
+    `draft`: `artifact` is the artifact's own model, `lookup` takes matches in the text for a draft, `auto` is the model
+    with matches in its place where they promise more (and plain decoding for an artifact without a model).
+    `draft_memory_limit` is in bytes. `threads` defaults to the least of physical cores, CPU affinity and container
+    quota; `ctx_size` to the model's own context; `sequences` is how many such contexts the cache can hold (an open
+    conversation keeps its own); `tree` defaults to what `dovetail calibrate` chose for this machine, else to the
+    manifest's. `profile` is where that is kept: `auto` looks in the user's cache folder, None nowhere. `chat_template`
+    replaces the artifact's own. `trust` skips the hashes. `notice` is told, a line each, what was chosen and what went
+    wrong with the draft. Raises `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
     """
     return Pipeline(
         open_artifact(path, trust=trust),
@@ -113,14 +113,16 @@ class Pipeline:
         check_device(draft_device)
         self.tokenizer: Tokenizer = load_tokenizer(artifact)  # damage ends here, before ONNX Runtime is imported
         self.profile: Profile | None = None
-        if draft == "artifact" and manifest.draft is not None and tree is None:
+        wanted = manifest.draft if draft in ("auto", "artifact") else None
+        if wanted is not None and tree is None:
             self.profile = profile_for(artifact.digest, profile, draft_device, numerics, threads, notice)
         elif profile not in ("auto", None):
             raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
+        self.mixes = draft == "auto" and wanted is not None  # matches beside the model
         if self.profile is not None:
             threads, draft_threads = self.profile.engines.threads, self.profile.engines.draft_threads
-            if not self.profile.drafts:
-                draft = "none"
+            wanted = wanted if self.profile.drafts else None
+            self.mixes = self.mixes and self.profile.looks_up
         self.threads = threads or default_threads()
         self._notice = notice
         self._chat_template = chat_template
@@ -128,22 +130,26 @@ class Pipeline:
         self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
         self.draft: DraftModel | None = None  # a loaded graph
-        self.draft_kind: str = "none" if manifest.draft is None and draft == "artifact" else draft
+        self.draft_kind = "lookup" if draft == "lookup" or (self.mixes and wanted is None) else "none"
         self.draft_device = "none"
-        if self.draft_kind == "artifact":
-            assert manifest.draft is not None
+        if wanted is not None:
             self.draft = load_draft(
                 artifact.file(DRAFT_MODEL),
-                manifest.draft,
+                wanted,
                 device=draft_device,
                 threads=draft_threads or self.threads,
                 context_length=self.ctx_size,
                 memory_limit=draft_memory_limit,
                 notice=notice,
             )
-            self.draft_kind, self.draft_device = manifest.draft.kind, self.draft.device
+            self.draft_kind, self.draft_device = wanted.kind, self.draft.device
         elif self.profile is not None:
-            notice("draft: none, plain decoding is faster here (dovetail calibrate)")
+            how = (
+                "matches in the text, the artifact's own draft does not pay"
+                if self.mixes
+                else "plain decoding is faster"
+            )
+            notice(f"draft: {self.draft_kind}, {how} here (dovetail calibrate)")
         elif draft_device not in ("auto", "cpu"):
             raise DeviceError(
                 f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
@@ -151,8 +157,10 @@ class Pipeline:
         else:
             notice("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
         default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
-        # None: the profile's, by the text's temperature
-        self.policy: Policy | None = FixedPolicy(tree or default) if self.profile is None else None
+        self.policy: Policy | None = None  # the profile's, by the text's temperature
+        if self.profile is None:
+            fixed = FixedPolicy(tree or default)
+            self.policy = unmeasured(fixed) if self.mixes else fixed
         self.target = TargetModel(
             artifact.file(TARGET_MODEL),
             manifest.target,
@@ -287,7 +295,8 @@ class Pipeline:
         """Caches for a text of several turns."""
         if self._closed:
             raise UserError("expected an open pipeline, got a closed one; load the artifact again")
-        return Conversation(self.target, self._draft_of_a_text(), self._notice)
+        lookup = LookupDraft() if self.mixes else None
+        return Conversation(self.target, self._draft_of_a_text(), self._notice, lookup=lookup)
 
     def _policy(self, temperature: float) -> Policy:
         if self.policy is not None:
@@ -298,7 +307,7 @@ class Pipeline:
     def _draft_of_a_text(self) -> SequenceDraft | None:
         if self.draft is not None:
             return self.draft.sequence()
-        return LookupDraft() if self.draft_kind == "lookup" else None
+        return LookupDraft() if self.draft_kind == "lookup" and not self.mixes else None
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import Protocol
 
-from dovetail.runtime.costs import Costs, Prices
+from dovetail.runtime.costs import Costs, PriceList, Prices
 from dovetail.runtime.manifest import TreeShape
 
 
@@ -21,6 +21,13 @@ class Growth(Protocol):
     @property
     def width(self) -> int:
         """Children tried per node, and nodes expanded per level."""
+        ...
+
+    @property
+    def matches(self) -> Growth | None:
+        """How far a tree of matches in the text grows, which is taken in place of the draft's if any is left of it.
+        None: the draft alone is asked.
+        """
         ...
 
     def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
@@ -55,6 +62,11 @@ class FixedGrowth:
     shape: TreeShape
 
     @property
+    def matches(self) -> None:
+        """The draft is asked."""
+        return None
+
+    @property
     def width(self) -> int:
         """The shape's."""
         return self.shape.width
@@ -79,6 +91,11 @@ class ChainGrowth:
         """One child a node."""
         return 1
 
+    @property
+    def matches(self) -> Growth | None:
+        """Chains, too."""
+        return None if self.inner.matches is None else ChainGrowth(self.inner.matches)
+
     def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
         """As the other says."""
         return self.inner.goes_on(depth, scores)
@@ -88,8 +105,13 @@ class ChainGrowth:
         return self.inner.drafted(scores)
 
 
-NO_GROWTH = FixedGrowth(TreeShape(nodes=1, depth=0, width=1))
+PLAIN = TreeShape(nodes=1, depth=0, width=1)
 """The root alone: plain decoding."""
+
+NO_GROWTH = FixedGrowth(PLAIN)
+
+LOOKUP_TREE = TreeShape(nodes=24, depth=23, width=3)
+"""The most that matches in the text make: only where a long match makes it likely."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +134,6 @@ class FixedPolicy:
 
 
 SCORE_STEP = 0.1  # nats: width of a bin of scores in `Chances`
-_BUCKET = 64  # tokens of context that share their prices
 _MEMORY = 0.95  # weight of the past, a round: what is learnt of a text is of its last 20 rounds
 _PRIOR_ROUNDS = 12  # as many rounds of the calibration's text stand before the first of this one
 _MARGIN = 0.98  # of plain decoding's speed: below it a text's draft rests
@@ -152,10 +173,9 @@ class MarginalPolicy:
 
     def __init__(self, costs: Costs, chances: Chances, limit: TreeShape, rate: float) -> None:
         """`limit`: the largest tree, and the width of all; `rate`: tokens per millisecond on the calibration's text."""
-        self._costs, self._chances = costs, chances
+        self._prices, self._chances = PriceList(costs), chances
         self._limit = dataclasses.replace(limit, nodes=min(limit.nodes, costs.nodes[-1]))
         self._rate = rate
-        self._prices: dict[int, Prices] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -168,10 +188,7 @@ class MarginalPolicy:
     def growth(self, room: int, context: int) -> Growth:
         """Towards the best tree at this context."""
         self._growth = None
-        bucket = context // _BUCKET
-        prices = self._prices.get(bucket)
-        if prices is None:
-            prices = self._prices[bucket] = self._costs.at(bucket * _BUCKET + _BUCKET // 2)
+        prices = self._prices.at(context)
         if self._rest:
             self._rest -= 1
             return NO_GROWTH
@@ -204,6 +221,7 @@ class MarginalGrowth:
     """One round of `MarginalPolicy`. `trust` multiplies every chance."""
 
     # Plain Python over a few dozen numbers: what can't earn its price is dropped before anything is sorted.
+    matches = None
 
     def __init__(
         self, prices: Prices, chances: Chances, limit: TreeShape, deepest: int, rate: float, trust: float

@@ -22,11 +22,12 @@ from dovetail.runtime.costs import Costs
 from dovetail.runtime.errors import ArtifactError, ProfileError, UserError
 from dovetail.runtime.machine import Machine, this_machine
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import Chances, FixedPolicy, MarginalPolicy, Policy
+from dovetail.runtime.mixed_policy import MixedPolicy
+from dovetail.runtime.policy import PLAIN, Chances, FixedPolicy, MarginalPolicy, Policy
 
-PROFILE_VERSION = 2  # 1: sampled texts were drafted without foresight
+PROFILE_VERSION = 3  # 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
 _MAX_BYTES = 1 << 20
-_POLICIES = ("plain", "static", "dynamic")
+_POLICIES = ("plain", "lookup", "static", "dynamic")
 _REMEDY = "run dovetail calibrate again"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -59,7 +60,7 @@ class Choice:
     """What was chosen for texts sampled at `temperature`, and why. Speeds in tokens per second."""
 
     temperature: float
-    policy: str  # plain, static (always `tree`) or dynamic (`tree` is the largest)
+    policy: str  # plain, lookup (matches alone), or with matches static (always `tree`) or dynamic (the largest)
     tree: TreeShape
     chances: Chances
     accept_length: float  # foretold
@@ -86,7 +87,12 @@ class Choice:
         tree = f"width {self.tree.width}"
         if self.policy == "static":
             tree = f"{self.tree.nodes} nodes, depth {self.tree.depth}, {tree}"
-        return f"at temperature {self.temperature:g} {self.policy}" + (f" ({tree})" if self.policy != "plain" else "")
+        return f"at temperature {self.temperature:g} {self.policy}" + (f" ({tree})" if self.drafts else "")
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the artifact's draft is of use."""
+        return self.policy in ("static", "dynamic")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,7 +125,12 @@ class Profile:
 
     @property
     def drafts(self) -> bool:
-        """Whether the draft is of use at any temperature."""
+        """Whether the artifact's draft is of use at any temperature."""
+        return any(choice.drafts for choice in self.choices)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether matches in the text are taken at any temperature."""
         return any(choice.policy != "plain" for choice in self.choices)
 
     @property
@@ -153,10 +164,12 @@ def _differences(ours: Engines, theirs: Engines) -> list[str]:
 def policy_of(choice: Choice, costs: Costs) -> Policy:
     """The policy that `choice` names."""
     if choice.policy == "plain":
-        return FixedPolicy(TreeShape(nodes=1, depth=0, width=1))
-    if choice.policy == "static":
-        return FixedPolicy(choice.tree)
-    return MarginalPolicy(costs, choice.chances, choice.tree, choice.predicted / 1e3)
+        return FixedPolicy(PLAIN)
+    rate = choice.predicted / 1e3
+    model: Policy = FixedPolicy(choice.tree)
+    if choice.policy == "dynamic":
+        model = MarginalPolicy(costs, choice.chances, choice.tree, rate)
+    return MixedPolicy(model, costs, rate)
 
 
 def dumps(profile: Profile) -> str:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy as np
 from dovetail.runtime.conversation import Conversation
+from dovetail.runtime.draft import blind
 from dovetail.runtime.engine import Round, rounds
 from dovetail.runtime.generation import Chunk, Generation, Host, RoundTotals
 from dovetail.runtime.generation_config import GenerationConfig
@@ -41,6 +42,7 @@ class Stream:
     ) -> None:
         """`keep`: whether the conversation outlives the stream."""
         self._conversation, self._prompt, self._policy, self._sampler = conversation, prompt, policy, sampler
+        self._foresight = sampler.foresee if config.temperature > 0 else blind
         self._max_new_tokens, self._turns, self._keep, self._host = max_new_tokens, turns, keep, host
         self._ends = frozenset[int]() if config.ignore_eos else config.eos_token_id
         self._seed = config.seed
@@ -55,7 +57,7 @@ class Stream:
         self._totals = RoundTotals()
         self._prefill_ms = self._decode_ms = 0.0
         self._reused = 0
-        draft = conversation.draft
+        draft = conversation.guard
         self._before = draft.bytes_in, draft.bytes_out, draft.rests  # of the conversation's earlier turns
 
     def __iter__(self) -> Stream:
@@ -110,7 +112,7 @@ class Stream:
         """Run to the end if it is not there yet; the whole generation."""
         for _ in self:
             pass
-        draft = self._conversation.draft
+        draft = self._conversation.guard
         bytes_in, bytes_out, rests = self._before
         assert self._reason is not None
         return Generation(
@@ -151,7 +153,7 @@ class Stream:
             prompt,
             self._max_new_tokens,
             self._ends,
-            self._sampler.foresee,
+            self._foresight,
         )
 
     def _close(self, reason: str) -> None:

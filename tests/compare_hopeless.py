@@ -23,7 +23,8 @@ from dovetail.calibration.latency import ROOM
 from dovetail.calibration.pair import PipelinePair
 from dovetail.export.figures import held_out_prompts
 from dovetail.runtime import load
-from dovetail.runtime.draft import Children, DraftSequence
+from dovetail.runtime.draft import Children
+from dovetail.runtime.draft_onnx import OnnxMemory
 from dovetail.runtime.machine import this_machine
 from dovetail.runtime.profile import Engines, write
 from dovetail.runtime.stream import Stream
@@ -36,7 +37,7 @@ TEXT: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "tempe
 def spoil(call: Any, vocab_size: int) -> Any:
     """The draft's call with every child replaced."""
 
-    def spoiled(self: DraftSequence, given: Any) -> Children:
+    def spoiled(self: OnnxMemory, given: Any) -> Children:
         out: Children = call(self, given)
         return Children((out.tokens + 1) % vocab_size, out.log_probs)
 
@@ -46,13 +47,13 @@ def spoil(call: Any, vocab_size: int) -> Any:
 def main() -> None:
     path, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 6
     plain = load(path, draft="none", profile=None)
-    pipe = load(path, profile=None, sequences=3)
+    pipe = load(path, draft="artifact", profile=None, sequences=3)
     prompts = held_out_prompts(max(count, 12), 600)
     tokens = [token for prompt in prompts for token in pipe.encode(prompt)]
     pair = PipelinePair(pipe, ROOM)
     settings = {"effort": decision.QUICK, "default": pipe.artifact.manifest.default_tree, "temperatures": (0.0,)}
     good = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]  # three keywords in one place
-    DraftSequence._call = spoil(DraftSequence._call, pipe.artifact.manifest.target.vocab_size)  # type: ignore[method-assign]
+    OnnxMemory.run = spoil(OnnxMemory.run, pipe.artifact.manifest.target.vocab_size)  # type: ignore[method-assign]
     bad = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]
     for result in (good, bad):
         if result.too_noisy:
@@ -62,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "hopeless.json")
         write(decision.as_profile(bad, pipe.artifact.digest, this_machine(), engines), kept)
-        profiled = load(path, profile=kept)
+        profiled = load(path, draft="artifact", profile=kept)
     ratios: dict[str, list[float]] = {"with its profile": [], "dynamic, made for a good draft": []}
     for prompt in prompts[:count]:
         pipe.policy = good.decisions[0].candidates.dynamic.make()

@@ -45,7 +45,10 @@ def main() -> None:
     tree, count, paths = TreeShape(*map(int, sys.argv[1].split(","))), int(sys.argv[2]), sys.argv[3:]
     prompts = held_out_prompts(count, 600)
     plain = load(paths[0], draft="none", ctx_size=1024)
-    pipes = {Path(path).name: load(path, tree=tree, profile=None, draft_device="cpu", ctx_size=1024) for path in paths}
+    pipes = {
+        Path(path).name: load(path, draft="artifact", tree=tree, profile=None, draft_device="cpu", ctx_size=1024)
+        for path in paths
+    }
     for pipe in (plain, *pipes.values()):
         pipe.generate(prompts[0], max_new_tokens=NEW_TOKENS)
     print(f"tree {sys.argv[1]}, {len(prompts)} held-out prompts, {NEW_TOKENS} tokens each, {plain.threads} threads")

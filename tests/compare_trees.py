@@ -51,7 +51,7 @@ def main() -> None:
             shapes.append(TreeShape(*map(int, word.split(","))))
     if not sys.argv[3:]:
         shapes = DEFAULT
-    pipe = load(path, draft_device=found.engines.draft_device if found else "cpu", profile=None)
+    pipe = load(path, draft="artifact", draft_device=found.engines.draft_device if found else "cpu", profile=None)
     policies: dict[str, Make] = {label(shape): lambda _, shape=shape: FixedPolicy(shape) for shape in shapes}
     if found is not None:
         policies["profile"] = found.policy

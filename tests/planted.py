@@ -15,14 +15,17 @@ import fakes
 import numpy as np
 import pytest
 from dovetail.calibration.pair import Run, Text
-from dovetail.runtime.draft import Children, Foresight, blind
+from dovetail.runtime.draft import Children, Draft, Foresight, blind
 from dovetail.runtime.engine import Round, rounds
 from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.lookup import LookupDraft
+from dovetail.runtime.mixed_draft import MixedDraft
 from dovetail.runtime.policy import Growth, Policy
 from dovetail.runtime.sampling import Sampler
 from dovetail.runtime.tree import Float32s, Int64s, Tree, TreeBuilder, root_only
 
 VOCAB = 12
+ROOM = 64  # tokens of `PlantedPair.continue_from`
 CONFIDENT, UNSURE = 0.95, 0.4
 """The draft's first child is the target's best token with one of these chances, and the draft knows which."""
 
@@ -113,6 +116,7 @@ class PlantedPair:
     skill: float = 1.0
     width: int = 4
     context_length: int = 400
+    looks_up: bool = False
     draft_s: float = 0.0
 
     def children(self, path: Sequence[int]) -> list[tuple[int, float]]:
@@ -128,7 +132,7 @@ class PlantedPair:
 
     def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
         target = SlowTarget(self.pass_ms)
-        return rounds(target, self.reader(), policy, _greedy, np.array(prompt, np.int64), 64)
+        return rounds(target, self._draft(), policy, _greedy, np.array(prompt, np.int64), ROOM)
 
     def close(self) -> None:
         pass
@@ -146,11 +150,14 @@ class PlantedPair:
     def reader(self) -> PlantedDraft:
         return PlantedDraft(self, self.call_ms)
 
+    def _draft(self) -> Draft:
+        return MixedDraft(self.reader(), LookupDraft()) if self.looks_up else self.reader()
+
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
         sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), list(prompt), VOCAB)
         target = SlowTarget(self.pass_ms)
         text, foresight = np.array(prompt, np.int64), sampler.foresee
-        made = list(rounds(target, self.reader(), policy, sampler.draw, text, new_tokens, foresight=foresight))
+        made = list(rounds(target, self._draft(), policy, sampler.draw, text, new_tokens, foresight=foresight))
         ms = sum(done.draft_ms + done.verify_ms + done.host_ms for done in made)
         return Run(sum(len(done.tokens) for done in made), ms, len(made))
 

@@ -8,7 +8,7 @@ import numpy as np
 import planted
 import pytest
 from dovetail.calibration import acceptance
-from dovetail.calibration.acceptance import MAX_DEPTH, Record
+from dovetail.calibration.acceptance import MAX_DEPTH, Matched, Record
 from dovetail.runtime.draft import Children
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policy import SCORE_STEP
@@ -25,6 +25,7 @@ def hand_made(path: list[int]) -> Record:
         path=path,
         children={0: [1, 2], 1: [3, 4]},
         context=10,
+        matches=Matched([], [], []),
     )
 
 

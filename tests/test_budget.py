@@ -13,11 +13,12 @@ import pytest
 from dovetail.calibration import acceptance, budget
 from dovetail.runtime.costs import Costs
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import Chances, FixedPolicy, MarginalPolicy, Policy, best_count
+from dovetail.runtime.mixed_policy import MixedPolicy, unmeasured
+from dovetail.runtime.policy import PLAIN, Chances, FixedPolicy, MarginalPolicy, Policy, best_count
 from hypothesis import given
 from hypothesis import strategies as st
 
-FREE = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0)
+FREE = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0, looks_up=True)
 COSTS = Costs(
     contexts=(64, 256),
     nodes=(1, 2, 4, 8, 12, 16),
@@ -113,17 +114,9 @@ def texts() -> list[acceptance.TextRecords]:
     return acceptance.collect(FREE, FREE.texts(prompts, 80, 0.0), positions=280, seconds=0)
 
 
-def decoded(prompt: list[int], policy: Policy, count: int) -> list[int]:
-    """Accept lengths of real rounds behind the prompt's token, as far as what the recorder looked ahead was there."""
-    lengths, made = [], 0
-    for done in FREE.continue_from(prompt, policy):
-        if done.nodes == 0:
-            continue
-        if made >= count:
-            break
-        lengths.append(done.accept_length)
-        made += len(done.tokens)
-    return lengths
+def decoded(prompt: list[int], policy: Policy) -> list[int]:
+    """Accept lengths of real rounds behind the token that comes with the prompt."""
+    return [done.accept_length for done in FREE.continue_from(prompt, policy) if done.nodes]
 
 
 MAKERS = [
@@ -131,6 +124,10 @@ MAKERS = [
     lambda chances: FixedPolicy(TreeShape(16, 7, 4)),
     lambda chances: FixedPolicy(TreeShape(2, 1, 1)),
     lambda chances: MarginalPolicy(COSTS, chances, TreeShape(16, 10, 4), 0.25),
+    lambda chances: MixedPolicy(FixedPolicy(PLAIN), COSTS, 0.25),
+    lambda chances: MixedPolicy(FixedPolicy(TreeShape(4, 3, 4)), COSTS, 0.25),
+    lambda chances: MixedPolicy(MarginalPolicy(COSTS, chances, TreeShape(16, 10, 4), 0.25), COSTS, 0.25),
+    lambda chances: unmeasured(FixedPolicy(TreeShape(4, 3, 4))),
 ]
 
 
@@ -139,9 +136,9 @@ def test_a_replay_is_what_decoding_does(texts: list[acceptance.TextRecords], mak
     found = acceptance.chances(texts)
     prompts = acceptance.passages(planted.tokens(200), 4, 30)
     for prompt, text in zip(prompts, texts, strict=True):
-        inside = text[1:51]  # behind the token that comes with the prompt, far from the end of the room
+        inside = text[1 : planted.ROOM]  # behind the token that comes with the prompt, to where the rounds end
         replayed = budget.replay([inside], make(found), COSTS)  # type: ignore[operator]  # a maker
-        real = decoded(prompt, make(found), len(inside))  # type: ignore[operator]  # a maker
+        real = decoded(prompt, make(found))  # type: ignore[operator]  # a maker
         assert sum(replayed.accept_lengths.values()) == len(real)
         assert replayed.tokens == sum(real) + len(real)
         assert sorted(replayed.accept_lengths.elements()) == sorted(real)

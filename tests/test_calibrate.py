@@ -170,7 +170,7 @@ def test_the_command_writes_a_profile_that_generate_uses(run: Any, tiny_artifact
     assert {"policy", "nodes", "depth", "width"} <= set(document["chosen"])
     assert set(document["t_verify_ms"]) == {"1", "2", "4", "8"}
     assert [one["temperature"] for one in document["by_temperature"]] == [0.0, 1.0]
-    assert {"plain", "static", "dynamic", "default"} == set(document["compared"])
+    assert {"plain", "lookup", "static", "dynamic", "default"} == set(document["compared"])
     path = Path(document["profile"])
     found = profile.read(path)
     assert path.is_relative_to(tmp_path / "cache")

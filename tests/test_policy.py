@@ -9,10 +9,14 @@ import numpy as np
 import planted
 import pytest
 from dovetail.runtime.costs import Costs
+from dovetail.runtime.draft import Draft, NoDraft
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.generation_config import GenerationConfig
+from dovetail.runtime.lookup import LookupDraft
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import NO_GROWTH, SCORE_STEP, Chances, FixedPolicy, Growth, MarginalPolicy
+from dovetail.runtime.mixed_draft import MixedDraft
+from dovetail.runtime.mixed_policy import MixedPolicy
+from dovetail.runtime.policy import NO_GROWTH, PLAIN, SCORE_STEP, Chances, FixedPolicy, Growth, MarginalPolicy, Policy
 from dovetail.runtime.sampling import Sampler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,12 +157,15 @@ def test_first_law(temperature: float, seed: int, count: int, skill: float, step
     prompt = np.array([1, 2, 3], np.int64)
     pair = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0, skill=skill)
 
-    def run(policy: FixedPolicy | MarginalPolicy) -> list[int]:
+    def run(policy: Policy, draft: Draft) -> list[int]:
         config = GenerationConfig(temperature=temperature, seed=seed)
         target, sampler = fakes.FakeTarget(planted.VOCAB), Sampler(config, prompt.tolist(), planted.VOCAB)
-        made = rounds(target, pair.reader(), policy, sampler.draw, prompt, count)
+        made = rounds(target, draft, policy, sampler.draw, prompt, count)
         return [token for done in made for token in done.tokens]
 
-    plain = run(FixedPolicy(TreeShape(1, 0, 1)))
-    assert run(MarginalPolicy(costs(step_at, draft_ms=draft_ms + 0.01), CHANCES, LIMIT, rate=0.2)) == plain
+    prices = costs(step_at, draft_ms=draft_ms + 0.01)
+    plain = run(FixedPolicy(PLAIN), NoDraft())
+    assert run(MarginalPolicy(prices, CHANCES, LIMIT, rate=0.2), pair.reader()) == plain
+    mixed = MixedPolicy(MarginalPolicy(prices, CHANCES, LIMIT, rate=0.2), prices, rate=0.2)
+    assert run(mixed, MixedDraft(pair.reader(), LookupDraft())) == plain
     assert len(plain) == count

@@ -17,7 +17,8 @@ from dovetail.runtime.costs import Costs
 from dovetail.runtime.errors import ProfileError, UserError
 from dovetail.runtime.machine import Machine, this_machine
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import Chances, FixedPolicy, MarginalPolicy
+from dovetail.runtime.mixed_policy import MixedPolicy
+from dovetail.runtime.policy import PLAIN, Chances, FixedPolicy, MarginalPolicy, Policy
 from dovetail.runtime.profile import Choice, Engines, Profile
 from dovetail.runtime.threads import default_threads
 
@@ -37,7 +38,7 @@ CHANCES = Chances((0.9, 0.5, 0.1), ((0.6, 0.2), (0.5, 0.2)))
 
 
 def choice(temperature: float, policy: str) -> Choice:
-    tree = TreeShape(1, 0, 1) if policy == "plain" else TreeShape(8, 3, 2)
+    tree = PLAIN if policy in ("plain", "lookup") else TreeShape(8, 3, 2)
     return Choice(temperature, policy, tree, CHANCES, 1.5, 150.0, 148.0, 90.0, None, 0.4)
 
 
@@ -66,12 +67,23 @@ def test_it_is_read_back_equal(tmp_path: Path) -> None:
 
 def test_each_temperature_has_its_policy() -> None:
     found = made(greedy="dynamic", sampled="static")
-    assert isinstance(found.policy(0.0), MarginalPolicy)
-    assert isinstance(found.policy(0.4), MarginalPolicy)
-    assert found.policy(0.8) == found.policy(3.0) == FixedPolicy(TreeShape(8, 3, 2))
-    assert made(sampled="plain").policy(1.0) == FixedPolicy(TreeShape(1, 0, 1))
-    assert made().drafts
-    assert not made(greedy="plain").drafts
+    assert isinstance(of_the_model(found.policy(0.0)), MarginalPolicy)
+    assert isinstance(of_the_model(found.policy(0.4)), MarginalPolicy)
+    assert of_the_model(found.policy(0.8)) == of_the_model(found.policy(3.0)) == FixedPolicy(TreeShape(8, 3, 2))
+    assert of_the_model(made(sampled="lookup").policy(1.0)) == FixedPolicy(PLAIN)
+    assert made(sampled="plain").policy(1.0) == FixedPolicy(PLAIN)
+
+
+def test_what_a_profile_needs() -> None:
+    assert (made().drafts, made().looks_up) == (True, True)
+    assert (made(greedy="lookup").drafts, made(greedy="lookup").looks_up) == (False, True)
+    assert (made(greedy="plain").drafts, made(greedy="plain").looks_up) == (False, False)
+
+
+def of_the_model(policy: Policy) -> Policy:
+    """What stands behind matches in the text."""
+    assert isinstance(policy, MixedPolicy)
+    return policy.model
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -179,8 +191,8 @@ def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, tmp_path: Pat
     keep(made(digest))
     with load(tiny_artifact, notice=told.append) as pipe:
         assert pipe.profile == made(digest)
-        assert isinstance(pipe._policy(0.0), MarginalPolicy)
-        assert pipe._policy(1.0) == FixedPolicy(TreeShape(1, 0, 1))
+        assert isinstance(of_the_model(pipe._policy(0.0)), MarginalPolicy)
+        assert pipe._policy(1.0) == FixedPolicy(PLAIN)
         assert pipe.generate("def main(", max_new_tokens=12, ignore_eos=True, temperature=1.0).drafted_tokens == 0
         assert len(pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids) == len(expected)
     assert sum(line.startswith("profile: at temperature 0 dynamic") for line in told) == 1
@@ -199,6 +211,20 @@ def test_where_the_draft_never_pays_it_is_not_loaded(cache: Path, tiny_artifact:
         assert pipe.draft is None
         assert pipe.generate("x", max_new_tokens=4, ignore_eos=True).drafted_tokens == 0
     assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told
+
+
+def test_where_matches_alone_pay_only_they_are_taken(cache: Path, tiny_artifact: Path) -> None:
+    keep(made(open_artifact(tiny_artifact).digest, greedy="lookup"))
+    told: list[str] = []
+    repeated = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {7: 100.0}}
+    with load(tiny_artifact, notice=told.append) as pipe:
+        assert (pipe.draft, pipe.draft_kind) == (None, "lookup")
+        assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens > 0
+        assert pipe.generate([7, 7, 7, 7], temperature=1.0, **repeated).drafted_tokens == 0
+    with load(tiny_artifact, draft="artifact") as pipe:  # the same profile, which says that this draft is of no use
+        assert (pipe.draft, pipe.draft_kind) == (None, "none")
+        assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens == 0
+    assert any(line.startswith("draft: lookup, matches in the text") for line in told)
 
 
 def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_path: Path) -> None:
