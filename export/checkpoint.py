@@ -12,6 +12,8 @@ from typing import Any
 from dovetail.export.quiet import quiet_torch
 from dovetail.runtime.errors import UserError
 
+_PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")  # GPTQ, AWQ; compressed-tensors; FP8
+
 
 def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
     """Raise `UserError` unless `source` is a folder with a causal language model's config, a tokenizer.json and weights
@@ -49,10 +51,12 @@ def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
 
     for path in weights:
         try:
-            with safe_open(path, "numpy"):  # reads the header, and holds it against the size of the file
-                pass
+            with safe_open(path, "numpy") as file:  # reads the header, and holds it against the size of the file
+                packed = [name for name in file.keys() if name.endswith(_PACKED)]  # noqa: SIM118  # no mapping
         except (SafetensorError, OSError) as error:
             raise UserError(f"expected whole weights in {path}, got: {error}; copy the checkpoint again") from None
+        if packed:  # whatever config.json says: GPTQ's first tools kept their settings in a file of their own
+            raise _quantised(f"with {packed[0]}", source)
     _check_shards(source)
 
 
@@ -74,14 +78,18 @@ def _check_config(config: Mapping[str, Any], architectures: Sequence[Any], sourc
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-        raise UserError(
-            f"expected weights in floating point, got a checkpoint quantised by {method} in {source}; export the "
-            f"original one, --weight-format compresses it"
-        )
+        raise _quantised(f"quantised by {method}", source)
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
             f"expected a model that transformers knows, got custom code in {source}; code of checkpoints is not run"
         )
+
+
+def _quantised(how: str, source: Path) -> UserError:
+    return UserError(
+        f"expected weights in floating point, got a checkpoint {how} in {source}; export the original one, "
+        f"--weight-format compresses it"
+    )
 
 
 def check_tokenizer(source: Path) -> None:

@@ -101,6 +101,8 @@ def read_source_ir(source: Path) -> Any:
     except ArtifactError as error:
         raise UserError(str(error)) from None
     check_decoder(model, source)
+    for port in model.inputs:  # the rewriting to paged attention goes by the nodes' names, which others may choose
+        port.get_node().set_friendly_name(port.get_any_name())
     return model
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from dovetail.export.artifact import write_artifact
 from dovetail.export.checkpoint import body_and_head, load_torch
+from dovetail.export.draft_config import KINDS
 from dovetail.export.draft_features import target_features
 from dovetail.export.ir_features import embedding_and_head, features
 from dovetail.export.quiet import quiet_torch
@@ -79,7 +80,7 @@ def test_hidden_states_are_torchs(ir: Path, tiny_checkpoint: Path) -> None:
     assert len(model.outputs) == 1, "the model was changed"
 
 
-@pytest.mark.parametrize("kind", ["dgf", "eagle3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_draft_is_the_one_that_the_checkpoint_gets(
     kind: str, ir: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,29 @@ def test_the_draft_is_the_one_that_the_checkpoint_gets(
             done.append(pipe.generate("def f(x):", temperature=1.0, seed=5, max_new_tokens=60, ignore_eos=True))
     assert done[0].token_ids == done[1].token_ids
     assert done[0].totals.accepted_tokens == done[1].totals.accepted_tokens > 0
+
+
+def test_an_ir_with_other_names(ir: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Inputs are known by their tensors. EAGLE-3's layers are found by the names that optimum-intel gives to nodes:
+    where those are others, its drafts alone are refused.
+    """
+    source = tmp_path / "source"
+    shutil.copytree(ir, source)
+    model = read_ir(ir / "openvino_model.xml")
+    for number, node in enumerate(model.get_ops()):
+        node.set_friendly_name(f"node_{number}")
+    ov.save_model(model, source / "openvino_model.xml", compress_to_fp16=False)
+    draft = write_kind(tmp_path / "eagle3", tiny_checkpoint, "eagle3")
+    with pytest.raises(
+        UserError, match=r"one input of the target's layer 1 .* got 0; .* no draft of kind eagle3"
+    ) as no:
+        write_artifact(source, tmp_path / "out", draft=draft, check_text=TEXT)
+    assert "\n" not in str(no.value)
+    assert not (tmp_path / "out").exists()
+    draft = write_kind(tmp_path / "eagle", tiny_checkpoint, "eagle")
+    made = write_artifact(source, tmp_path / "out", draft=draft, draft_weight_format="float32", check_text=TEXT)
+    assert made.checks.draft_argmax_agreement is not None
+    assert made.checks.draft_argmax_agreement > 0.97
 
 
 def test_a_graph_without_an_embedding_is_refused() -> None:

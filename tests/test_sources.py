@@ -207,6 +207,15 @@ def awq(folder: Path) -> None:
     set_config(folder, quantization_config={"quant_method": "awq", "bits": 4})
 
 
+def old_gptq(folder: Path) -> None:
+    """As the first tools wrote it: config.json says nothing of it."""
+    path = sorted(folder.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    packed = name.removesuffix("weight") + "qweight"
+    save_file({**tensors, packed: torch.zeros(8, 64, dtype=torch.int32)}, path, {"format": "pt"})
+
+
 def sequence_to_sequence(folder: Path) -> None:
     set_config(folder, architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True)
 
@@ -242,6 +251,7 @@ def change_a_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor 
     [
         (gptq, "quantised by gptq"),
         (awq, "quantised by awq"),
+        (old_gptq, r"in floating point, got a checkpoint with .*\.qweight"),
         (sequence_to_sequence, "T5ForConditionalGeneration"),
         (embedding_model, "MistralModel"),
         (missing_shard, "model-00001"),
