@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VOCAB, CONTEXT, WINDOW = 512, 256, 40
+VOCAB, CONTEXT, WINDOW, HIDDEN = 512, 256, 40, 64
 
 _SIZES = {
-    "hidden_size": 64,
+    "hidden_size": HIDDEN,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -1,55 +1,83 @@
 """Proves for every supported family: what the command exports from a checkpoint writes, with tree drafts, the tokens of
 transformers' greedy `generate`, also past the length of an attention window, where trees would be verified wrongly and
-chains are used instead; in every weight format; with drafts that need no training. Writes docs/support.md.
+chains are used instead; every weight format and every kind of draft is exported and run. Writes docs/support.md.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import families
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_draft
 from dovetail.export.artifact import write_artifact
 from dovetail.export.cli import dovetail_export
-from dovetail.export.quiet import quiet_torch
-from dovetail.export.target import matrix_widths
-from dovetail.export.weights import Compression, compress
+from dovetail.export.draft_config import KINDS, default_feature_layers
+from dovetail.export.draft_features import target_features
 from dovetail.runtime import engine, load
-from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.draft import Foresight, blind
 from dovetail.runtime.engine import rounds
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.likelihood import Divergence, Float64s, log_probs
-from dovetail.runtime.manifest import TARGET_MODEL, WEIGHT_FORMATS, TreeShape
+from dovetail.runtime.manifest import WEIGHT_FORMATS, TreeShape
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policy import FixedPolicy, Growth
-from dovetail.runtime.target import TargetModel, read_ir
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 from families import FAMILIES, WINDOW, WINDOWED
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file
+from test_draft_kinds import write_kind
+from transformers import AutoModelForCausalLM
 
 NEW_TOKENS = 60
 TREE = TreeShape(nodes=9, depth=4, width=2)
 PROMPTS = [np.random.default_rng(7).integers(1, families.VOCAB, length).tolist() for length in (3, 30, 90)]
+BESIDE = {"fp32": "eagle3", "fp16": "eagle", "int8": "dgf", "int8_asym": "lm", "int4": "dgf"}
+"""The kind of draft that each format is exported with: every format and every kind once a family."""
+NEAR = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int8_asym": 0.05, "int4": 1.0}
+"""Nats between what is exported and its source."""
+SAME_PLACE = {"fp32": 1e-6, "fp16": 1e-4, "int8": 0.02, "int8_asym": 0.02, "int4": 0.3}
+"""How far, in mean cosine, the features that the draft is fed may be from torch's; those of other positions: 1."""
+
+WHOLE = ("Llama 3", "Qwen3", "Qwen3-MoE")  # all formats in every run of the tests; every pair where tables are written
+ALWAYS = ("fp32", "int8")  # for every family in every run
+Pair = tuple[str, str, str]
+"""Family, weight format, kind of draft."""
+PAIRS: list[Pair] = [(name, weight_format, kind) for name in FAMILIES for weight_format, kind in BESIDE.items()]
+OTHER_PAIRS: list[Pair] = [
+    (name, weight_format, kind)
+    for name, weight_format, kind in itertools.product(WHOLE, WEIGHT_FORMATS, KINDS)
+    if BESIDE[weight_format] != kind
+]
+
+PROVEN: set[Pair] = set()
 
 
-SUPPORT: dict[str, dict[str, str]] = {name: {} for name in FAMILIES}
-DRAFTS = ("lookup", "dgf")
+def runs_always(pair: Pair) -> bool:
+    """Whether every run of the tests has this one of `PAIRS`."""
+    name, weight_format, _ = pair
+    return name in WHOLE or weight_format in ALWAYS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "pair" in metafunc.fixturenames:
+        everything = metafunc.config.getoption("--write-tables")
+        pairs = [*PAIRS, *OTHER_PAIRS] if everything else list(filter(runs_always, PAIRS))
+        metafunc.parametrize("pair", pairs, ids="-".join)
 
 
 class Family:
-    """A checkpoint, its float32 artifact, and what transformers writes behind each prompt."""
+    """A checkpoint, what transformers writes behind each prompt and computes on the way, and the artifacts of it that
+    the command exports.
+    """
 
-    def __init__(self, checkpoint: Path, artifact: Path) -> None:
-        self.checkpoint, self.artifact = checkpoint, artifact
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, name: str, tokenizer: Path) -> None:
+        self.checkpoint = families.write_family(folder / "checkpoint", tokenizer, *FAMILIES[name])
+        self._text = folder / "text"
+        self._text.write_text("def window(tokens):\n    return [token for token in tokens if token]\n\n" * 8)
+        model = AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = None  # all texts to their full length
         model.generation_config.pad_token_id = 0
         self.texts = []
@@ -61,6 +89,30 @@ class Family:
                 )
             self.texts.append(out[0, len(prompt) :].tolist())
             assert len(set(self.texts[-1])) > 12, "a text that repeats itself would prove little"
+        read = target_features(model, torch.tensor(PROMPTS[1:2]), default_feature_layers(2))[0]  # [T, 4 * D]
+        self._layers, self._last = read[:, : -families.HIDDEN], read[:, -families.HIDDEN :].numpy()
+
+    def artifact(self, weight_format: str, kind: str) -> Path:
+        """In this format, with a random draft of this kind."""
+        folder = self.checkpoint.parent / f"{weight_format}-{kind}"
+        if not folder.exists():
+            arguments = ["model", str(self.checkpoint), "-o", str(folder), "--weight-format", weight_format]
+            arguments += ["--check-text", str(self._text), "--draft", str(self.draft(kind))]
+            done = CliRunner().invoke(dovetail_export, [*arguments, "--draft-weight-format", "float32"])
+            assert done.exit_code == 0, done.output + str(done.exception)
+        return folder
+
+    def draft(self, kind: str) -> Path:
+        """A random one."""
+        folder = self.checkpoint.parent / kind
+        return folder if folder.exists() else write_kind(folder, self.checkpoint, kind)
+
+    def features(self, kind: str) -> Float32s:
+        """What a draft of this kind is fed of the second prompt, by torch: [T, D]."""
+        if kind != "eagle3":
+            return self._last
+        projection = load_file(self.draft(kind) / "model.safetensors")["projection.weight"]
+        return (self._layers @ projection.T).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -69,23 +121,7 @@ def family(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
     def make(name: str) -> Family:
         if name not in made:
-            folder = tmp_path_factory.mktemp("family")
-            families.write_family(folder / "checkpoint", tiny_checkpoint / "tokenizer.json", *FAMILIES[name])
-            text = folder / "text"
-            text.write_text("def window(tokens):\n    return [token for token in tokens if token]\n\n" * 8)
-            write_draft(folder / "draft", folder / "checkpoint", blocks=1)
-            arguments = ["model", str(folder / "checkpoint"), "-o", str(folder / "artifact"), "--weight-format", "fp32"]
-            arguments += [
-                "--check-text",
-                str(text),
-                "--draft",
-                str(folder / "draft"),
-                "--draft-weight-format",
-                "float32",
-            ]
-            done = CliRunner().invoke(dovetail_export, arguments)
-            assert done.exit_code == 0, done.output + str(done.exception)
-            made[name] = Family(folder / "checkpoint", folder / "artifact")
+            made[name] = Family(tmp_path_factory.mktemp("family"), name, tiny_checkpoint / "tokenizer.json")
         return made[name]
 
     return make
@@ -126,68 +162,63 @@ def write(pipe: Pipeline, prompt: list[int], text: list[int]) -> tuple[list[int]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_those_of_transformers(name: str, family: Callable[[str], Family]) -> None:
-    made = family(name)
-    pipe = load(made.artifact, draft="lookup", numerics="exact", ctx_size=families.CONTEXT)
-    assert pipe.artifact.manifest.target.sliding_window == (WINDOW if name in WINDOWED else None)
-    for prompt, text in zip(PROMPTS, made.texts, strict=True):
-        tokens, lengths = write(pipe, prompt, text)
-        assert tokens == text, f"with a tree draft, {len(prompt)} tokens of prompt"
-        assert np.mean(lengths) > 2, "what is drafted is right, but where a tree is cut to a chain at the window"
-    checks = pipe.artifact.manifest.checks
-    assert checks.target_kl_mean is not None
-    assert checks.target_kl_mean < 1e-6
-    pipe.close()
-    SUPPORT[name]["fp32"] = "the same tokens"
-
-
-@pytest.mark.parametrize("kind", DRAFTS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_are_the_same_with_drafts_of_every_kind(name: str, kind: str, family: Callable[[str], Family]) -> None:
-    """A `dgf` draft of random weights, and matches in the text."""
+    """In float32; with trees that are known to be right but for siblings, and with matches in the text."""
     made = family(name)
     with load(
-        made.artifact,
-        draft="lookup" if kind == "lookup" else "artifact",
+        made.artifact("fp32", BESIDE["fp32"]), draft="lookup", numerics="exact", ctx_size=families.CONTEXT
+    ) as pipe:
+        assert pipe.artifact.manifest.target.sliding_window == (WINDOW if name in WINDOWED else None)
+        for prompt, text in zip(PROMPTS, made.texts, strict=True):
+            tokens, lengths = write(pipe, prompt, text)
+            assert tokens == text, f"with a tree draft, {len(prompt)} tokens of prompt"
+            assert np.mean(lengths) > 2, "what is drafted is right, but where a tree is cut to a chain at the window"
+            done = pipe.generate(prompt, temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+            assert done.token_ids == text
+    PROVEN.add((name, "fp32", "lookup"))
+
+
+def test_every_format_and_every_kind_of_draft(pair: Pair, family: Callable[[str], Family]) -> None:
+    name, weight_format, kind = pair
+    pair_works(family(name), weight_format, kind)
+    PROVEN.add(pair)
+
+
+def pair_works(made: Family, weight_format: str, kind: str) -> None:
+    """Assert that the artifact is near its source, that the draft is fed what torch says, and that with it, and with
+    trees that are known to be right but for siblings, the text is the one that the same target writes without.
+    """
+    with load(
+        made.artifact(weight_format, kind),
+        draft="artifact",
         draft_device="cpu",
         numerics="exact",
         ctx_size=families.CONTEXT,
     ) as pipe:
-        agreement = pipe.artifact.manifest.checks.draft_argmax_agreement
-        assert agreement is not None
-        assert agreement > 0.97, "the draft's graph is torch's draft"
-        for prompt, text in zip(PROMPTS, made.texts, strict=True):
-            done = pipe.generate(prompt, temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-            assert done.token_ids == text
-            assert done.draft_failure is None
-    SUPPORT[name][kind] = "yes"
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_weight_format(name: str, family: Callable[[str], Family], tmp_path: Path) -> None:
-    """The float32 target, compressed as the command does, stays near itself."""
-    artifact = open_artifact(family(name).artifact)
-    info, config = artifact.manifest.target, AutoConfig.from_pretrained(family(name).checkpoint)
-    text = np.array(PROMPTS[2])
-
-    def read(path: Path, weight_format: str) -> list[Float64s]:
-        target = dataclasses.replace(info, weight_format=weight_format)
-        model = TargetModel(path, target, numerics="exact", threads=2, cache_tokens=families.CONTEXT)
-        return list(log_probs(model, text))
-
-    expected = read(artifact.file(TARGET_MODEL), "fp32")
-    for weight_format in WEIGHT_FORMATS:
-        if weight_format == "fp32":
-            continue
-        with quiet_torch():
-            model = compress(read_ir(artifact.file(TARGET_MODEL)), Compression(weight_format), matrix_widths(config))
-        path = tmp_path / weight_format / "openvino_model.xml"
-        path.parent.mkdir()
-        ov.save_model(model, path, compress_to_fp16=weight_format == "fp16")
-        divergence = Divergence()
-        for ours, theirs in zip(read(path, weight_format), expected, strict=True):
-            divergence.add(ours, theirs, np.zeros(len(ours), np.int64))
-        assert 0 < divergence.kl_mean < (1.0 if weight_format == "int4" else 0.05), weight_format
-        SUPPORT[name][weight_format] = "yes"
+        manifest = pipe.artifact.manifest
+        assert manifest.draft is not None
+        assert (manifest.target.weight_format, manifest.draft.kind) == (weight_format, kind)
+        checks = manifest.checks
+        assert checks.target_kl_mean is not None
+        assert checks.draft_argmax_agreement is not None
+        assert checks.target_kl_mean < NEAR[weight_format]
+        assert checks.draft_argmax_agreement > 0.97, "the draft's graph is torch's draft"
+        prompt = PROMPTS[1]
+        if kind != "lm":
+            sequence = pipe.target.sequence()
+            fed = sequence.prefill(np.array(prompt)).features
+            sequence.close()
+            wanted = made.features(kind)
+            cosine = (fed * wanted).sum(1) / np.linalg.norm(fed, axis=1) / np.linalg.norm(wanted, axis=1)
+            assert cosine.mean() > 1 - SAME_PLACE[weight_format]
+        text, _ = write(pipe, prompt, [])
+        assert weight_format != "fp32" or text == made.texts[1]
+        tokens, lengths = write(pipe, prompt, text)
+        assert tokens == text
+        assert np.mean(lengths) > 2
+        done = pipe.generate(prompt, temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        assert done.token_ids == text
+        assert done.draft_failure is None
+        assert done.totals.drafted_tokens > 0
 
 
 @pytest.mark.parametrize("name", sorted(WINDOWED))
@@ -196,7 +227,7 @@ def test_trees_beyond_the_window_would_be_wrong(
 ) -> None:
     """The same without the fall back to chains: other tokens come out, so the test above can fail."""
     made = family(name)
-    pipe = load(made.artifact, draft="none", numerics="exact", ctx_size=families.CONTEXT)
+    pipe = load(made.artifact("fp32", BESIDE["fp32"]), draft="none", numerics="exact", ctx_size=families.CONTEXT)
     monkeypatch.setattr(engine, "propose", lambda draft, target, *rest: draft.propose(*rest))
     pipe.target.window = None
     assert [write(pipe, prompt, text)[0] for prompt, text in zip(PROMPTS, made.texts, strict=True)] != made.texts
@@ -212,14 +243,23 @@ def test_what_is_refused_says_why(name: str, tiny_checkpoint: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_the_support_table(documented: Callable[[str, str, list[str]], None]) -> None:
-    columns = [*WEIGHT_FORMATS, *DRAFTS]
-    if any(set(row) != set(columns) for row in SUPPORT.values()):
+def test_the_support_table(documented: Callable[[str, str, list[str]], None], request: pytest.FixtureRequest) -> None:
+    """Says what was proven: in the run that writes it all of it, in others the part that they run."""
+    expected = {(name, "fp32", "lookup") for name in FAMILIES} | set(PAIRS)
+    if request.config.getoption("--write-tables"):
+        expected |= set(OTHER_PAIRS)
+    else:
+        expected -= {pair for pair in PAIRS if not runs_always(pair)}
+    if expected - PROVEN:
         pytest.skip("not all of this file's tests were run, or some failed")
+    columns = [*(f"{weight_format}, `{BESIDE[weight_format]}`" for weight_format in WEIGHT_FORMATS), "`lookup`"]
     rows = [f"| family | {' | '.join(columns)} | trees |", "|---" * (len(columns) + 2) + "|"]
-    for name, row in SUPPORT.items():
+    for name in FAMILIES:
         trees = "within the window, then chains" if name in WINDOWED else "everywhere"
-        rows.append(f"| {name} | {' | '.join(row[column] for column in columns)} | {trees} |")
+        rows.append(f"| {name} {'| yes ' * len(columns)}| {trees} |")
     documented("support.md", "families", rows)
+    every = f"{', '.join(WEIGHT_FORMATS)} | {', '.join(f'`{kind}`' for kind in KINDS)}"
+    rows = [f"| {name} | {every} |" for name in WHOLE]
+    documented("support.md", "pairs", ["| family | each of | with each of |", "|---|---|---|", *rows])
     refused = [f"| {name} | {reason} |" for name, (_, _, reason) in families.REFUSED.items()]
     documented("support.md", "refused", ["| family | the reason given |", "|---|---|", *refused])
