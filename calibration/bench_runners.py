@@ -23,7 +23,7 @@ _TORCH_BYTES = 900 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Runner:
-    """A way to continue a text. `draft`: none, artifact, lookup, or model (a small causal language model)."""
+    """A way to continue a text. `draft`: none, artifact, lookup, auto (both), or model (a small language model)."""
 
     name: str
     family: str
@@ -46,7 +46,8 @@ RUNNERS = {
     runner.name: runner
     for runner in (
         _runner("plain", "ours", "none"),
-        _runner("dovetail", "ours", "artifact", "draft"),
+        _runner("dovetail", "ours", "auto", "draft"),
+        _runner("dovetail-draft", "ours", "artifact", "draft"),
         _runner("dovetail-lookup", "ours", "lookup"),
         _runner("genai", "genai", "none"),
         _runner("genai-draft", "genai", "model", "assistant"),
@@ -119,7 +120,7 @@ class Models:
         assistant = 0 if self.assistant is None or runner.draft != "model" else checkpoint_weights(self.assistant)
         target = self.artifact.manifest.files[TARGET_WEIGHTS].bytes
         if runner.family == "ours":
-            draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if runner.draft == "artifact" else 0
+            draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if runner.draft in ("auto", "artifact") else 0
             return target + 2 * draft + _PROCESS_BYTES  # the draft is float16 and computed in float32
         if runner.family == "genai":
             return target + assistant + _PROCESS_BYTES

@@ -22,7 +22,7 @@ class Ours:
         self._pipe = load(
             artifact,
             draft=cast(Any, draft),  # checked there
-            draft_device=draft_device if draft == "artifact" else "auto",
+            draft_device=draft_device if draft in ("auto", "artifact") else "auto",
             threads=threads,
             ctx_size=ctx_size,
             trust=True,  # the parent has verified every hash
