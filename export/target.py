@@ -6,9 +6,11 @@ Each step is a function from model to model that checks what it found and what i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from dovetail.export.graph import add_features_result, check_decoder, check_wind
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.source import IR_MODEL
 from dovetail.export.weights import Compression, compress, stored_format, weight_elements
+from dovetail.runtime.console import notice
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 
@@ -55,7 +58,9 @@ def export_target(
     windows = _windows(model, config.to_dict())
     if taps is not None:
         model = taps.add(model)
-    with quiet_torch():
+    if how.weight_format != "fp32":
+        notice(f"target: compressing {parameters / 1e6:.1f} M weights to {how.weight_format}")
+    with quiet_torch(), _bars_on_stderr():
         model = compress(model, how, matrix_widths(config))
     info = _save(model, folder, config.to_dict(), windows, parameters, how.weight_format)
     del model
@@ -131,6 +136,11 @@ def _save(
         weight_format=weight_format,
         sliding_window=min((window for window in windows if window), default=None),
     )
+
+
+def _bars_on_stderr() -> contextlib.AbstractContextManager[Any]:
+    """nncf draws its progress bars on stdout, which is for results. On a terminal they belong on stderr."""
+    return contextlib.redirect_stdout(sys.stderr) if sys.stderr.isatty() else contextlib.nullcontext()
 
 
 def _optimum_export(source: Path, folder: Path, config: Any, keep_float32: bool) -> None:
