@@ -40,9 +40,9 @@ def accept(
     decoding would not draw them either. For the same reason a draw that fails (`DrawError`) counts only at the root,
     where it is raised: behind other tokens the text may be over before it gets there.
     """
-    path, tokens = [0], [draw(logits[0])]
+    path, tokens, families = [0], [draw(logits[0])], tree.families()
     while len(tokens) != limit and tokens[-1] not in ends:
-        child = tree.children(path[-1]).get(tokens[-1])
+        child = families[path[-1]].get(tokens[-1])
         if child is None:
             break
         try:

@@ -188,10 +188,10 @@ class TargetSequence:
         """The tree as this sequence's part of a call."""
         size, past = len(tree), self._table.length
         window = self.window
-        assert window is None or past + size <= window or tree.is_chain(), "siblings beyond the attention window"
-        mask = tree.ancestors() if size > 1 else None
-        positions = past + (tree.depths() if size > 1 else np.zeros(1, np.int64))
-        return SequenceStep(self._table, tree.tokens, positions, mask, np.arange(size))
+        if tree.is_chain():
+            return SequenceStep(self._table, tree.tokens, np.arange(past, past + size), None, np.arange(size))
+        assert window is None or past + size <= window, "siblings beyond the attention window"
+        return SequenceStep(self._table, tree.tokens, past + tree.depths(), tree.ancestors(), np.arange(size))
 
     def verify(self, tree: Tree) -> StepOutput:
         """Logits [N, V] and features [N, D] of every node, in one pass. The cache grows only by what `commit` keeps."""

@@ -38,16 +38,17 @@ class Tree:
     def ancestors(self) -> Bools:
         """[N, N]: row i is true at i and at every node on the way from i to the root: what node i attends to."""
         mask = np.eye(len(self), dtype=np.bool_)
-        for node in range(1, len(self)):
-            mask[node] |= mask[self.parents[node]]
+        for node, parent in enumerate(self.parents.tolist()):
+            if node:
+                mask[node] |= mask[parent]
         return mask
 
     def depths(self) -> Int64s:
         """[N]: edges from the root."""
-        depths = np.zeros(len(self), np.int64)
-        for node in range(1, len(self)):
-            depths[node] = depths[self.parents[node]] + 1
-        return depths
+        depths = [0]
+        for parent in self.parents.tolist()[1:]:
+            depths.append(depths[parent] + 1)
+        return np.array(depths, np.int64)
 
     def is_chain(self) -> bool:
         """Whether no node has a sibling."""
@@ -63,8 +64,15 @@ class Tree:
 
     def children(self, node: int) -> dict[int, int]:
         """Token -> node of the children of `node`. Where siblings repeat a token, the first one counts."""
-        found = np.flatnonzero(self.parents == node)[::-1]
-        return dict(zip(self.tokens[found].tolist(), found.tolist(), strict=True))
+        return self.families()[node]
+
+    def families(self) -> list[dict[int, int]]:
+        """The `children` of every node."""
+        families: list[dict[int, int]] = [{} for _ in range(len(self))]
+        for node, (token, parent) in enumerate(zip(self.tokens.tolist(), self.parents.tolist(), strict=True)):
+            if node:
+                families[parent].setdefault(token, node)
+        return families
 
 
 def root_only(token: int) -> Tree:
