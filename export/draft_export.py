@@ -58,9 +58,8 @@ def write_draft(
     draft = read_draft(plan.folder, target, allow_pickle=plan.allow_pickle)
     if plan.vocab is not None:
         draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, plan.vocab, plan.vocab_texts)))
-    top_k = min(TOP_K, len(draft.lm_head))
     path.parent.mkdir(exist_ok=True)
-    export_draft(draft, path, top_k=top_k, weight_format=plan.weight_format)
+    export_draft(draft, path, weight_format=plan.weight_format)
     config = draft.config
     info = DraftInfo(
         kind=config.kind,
@@ -69,7 +68,7 @@ def write_draft(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        top_k=top_k,
+        top_k=min(TOP_K, len(draft.lm_head)),
         parameters=draft.num_parameters(),
         precision=plan.weight_format,
         head_size=None if draft.head_tokens is None else len(draft.head_tokens),

@@ -5,7 +5,7 @@ inputs   input_ids int64 [T] · position_ids int64 [T]
          which the last call left on the device need not leave it
          tree_mask bool [T, M]: which of the last M cache rows a pair may attend to; all rows before them it may
          cache_rows int64 [T]: where this call's keys and values go
-         logit_rows int64 [R]
+         logit_rows int64 [R] · num_children int64 [1]: K, at most what the manifest calls top_k
          key_cache.i, value_cache.i float32 [C, H * E] for each block i: the rows in use, this call's included
 outputs  top_token_ids int32 [R, K] · top_log_probs float32 [R, K] descending · hidden_states float16 [R, D]
          ids are the target's; log-probabilities are over the tokens that the draft's LM head has
@@ -35,12 +35,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
-TOP_K = 64  # a tree takes the first few; a sampled text's draw may be any of them
+TOP_K = 64  # children that a row can be asked for: a tree takes the first few, a sampled text's draw may be any of them
 
 
-def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_format: WeightFormat = "int8") -> None:
+def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> None:
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
-    assert top_k <= len(draft.lm_head), "more children than tokens"
     config, graph = draft.config, GraphBuilder(weight_format)
     width, fed = config.num_kv_heads * config.head_dim, config.kind != "lm"
     ids = graph.input("input_ids", TensorProto.INT64, ["T"])
@@ -53,6 +52,7 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_fo
     tree_mask = graph.input("tree_mask", TensorProto.BOOL, ["T", "M"])
     cache_rows = graph.input("cache_rows", TensorProto.INT64, ["T"])
     logit_rows = graph.input("logit_rows", TensorProto.INT64, ["R"])
+    num_children = graph.input("num_children", TensorProto.INT64, [1])
     caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(config.num_layers)]
 
     fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `fusion_for` says so
@@ -69,12 +69,12 @@ def export_draft(draft: DraftModel, path: Path, *, top_k: int = TOP_K, weight_fo
 
     rows = graph.op("Gather", graph.op("Squeeze", x, graph.integers(0)), logit_rows, axis=0)  # [R, D]
     logits = graph.linear(_normed(graph, draft.output_norm, rows), draft.lm_head)  # [R, V]
-    best, best_ids = graph.ops("TopK", 2, logits, graph.integers(top_k), axis=-1)
+    log_probs = graph.op("LogSoftmax", logits, axis=-1)
+    best, best_ids = graph.ops("TopK", 2, log_probs, num_children, axis=-1)
     if draft.head_tokens is not None:
         best_ids = graph.op("Gather", graph.constant(draft.head_tokens.numpy()), best_ids, axis=0)
-    log_probs = graph.op("Sub", best, graph.op("ReduceLogSumExp", logits, graph.integers(-1)))
-    graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", top_k])
-    graph.output(log_probs, "top_log_probs", TensorProto.FLOAT, ["R", top_k])
+    graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", "K"])
+    graph.output(best, "top_log_probs", TensorProto.FLOAT, ["R", "K"])
     if fed:
         features_out = graph.op("Cast", rows, to=TensorProto.FLOAT16)
         graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
@@ -155,14 +155,16 @@ def check_graph(path: Path, config: DraftConfig) -> None:
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
     caches, fed = cache_names(config.num_layers), config.kind != "lm"
     pairs = ["input_ids", *(["features", "feature_rows"] if fed else [])]
-    pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows"]
+    pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows", "num_children"]
     made = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
     assert [i.name for i in model.graph.input] == pairs + caches, [i.name for i in model.graph.input]
     assert [o.name for o in model.graph.output] == made + [f"new_{name}" for name in caches]
 
 
 def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Random inputs of a causal call: `length` pairs behind `past` cached ones, every second row wanted."""
+    """Random inputs of a causal call: `length` pairs behind `past` cached ones, every second row wanted, and as many
+    children as there may be.
+    """
     config, rng = draft.config, np.random.default_rng(seed)
     call: dict[str, NDArray[Any]] = {
         "input_ids": rng.integers(0, config.vocab_size, length),
@@ -170,6 +172,7 @@ def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> di
         "tree_mask": np.tri(length, dtype=np.bool_),
         "cache_rows": np.arange(past, past + length),
         "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
+        "num_children": np.array([min(TOP_K, len(draft.lm_head))]),
     }
     if config.kind != "lm":
         features = rng.standard_normal((length, config.hidden_size)).astype(np.float16)

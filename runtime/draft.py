@@ -25,7 +25,7 @@ from dovetail.runtime.policy import Growth
 from dovetail.runtime.tree import Float32s, Int64s, Integers, Tree, TreeBuilder, root_only
 
 PREFILL_CHUNK = 256
-READ_AT_ONCE = 256  # verified pairs: of a longer prompt the draft reads the end alone
+READ_AT_ONCE = 128  # verified pairs: of a longer prompt the draft reads the end alone
 
 
 Foresight = Callable[[int, Integers, Float32s], Float32s]
@@ -91,11 +91,14 @@ class DraftCall:
     visible: Sequence[bytes]  # [T][M] which of the last M rows a pair sees, 1 or 0; it sees all before them
     first_row: int
     wanted: int  # R: the last so many pairs get children
+    children: int  # K, each
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Children:
-    """The best next tokens of the R rows wanted. Views of the engine's memory: valid until the next call."""
+    """The best next tokens of the R rows wanted: K, or more from a graph that takes no number. Views of the engine's
+    memory, valid until the next call.
+    """
 
     tokens: npt.NDArray[np.int32]  # [R, K]
     log_probs: Float32s  # [R, K] descending
@@ -177,10 +180,11 @@ class DraftSequence:
         self._unread.append((tokens[len(tokens) - len(features) :], features))
         if not growth.goes_on(0, [0.0]):
             return root_only(root)
-        children = self._read()
+        width = min(growth.width, self._model.info.top_k)
+        count = width if foresight is blind else self._model.info.top_k  # what is foreseen may favour any of them
+        children = self._read(count)
         if children is None:  # the text's first token: nothing to go by
             return root_only(root)
-        width = min(growth.width, self._model.info.top_k)
         builder = TreeBuilder(root)
         builder.extend([0], *children.best(width, 1, foresight))
         visible = [b""]  # of the last call's rows: which tree rows in the cache they see
@@ -199,6 +203,7 @@ class DraftSequence:
                     visible=visible,
                     first_row=self.length + drafted,
                     wanted=size,
+                    children=count,
                 )
             )
             level += 1
@@ -221,8 +226,8 @@ class DraftSequence:
         self._forgotten = min(self._forgotten, known)
         self.length = min(self.length, known - self._forgotten)
 
-    def _read(self) -> Children | None:
-        """Take the verified pairs into the cache; returns the last row's children.
+    def _read(self, count: int) -> Children | None:
+        """Take the verified pairs into the cache; returns `count` children of the last row.
 
         What lies far back says little about the next few tokens, and reading it would keep the first token waiting:
         where many pairs have come at once, a cache of the last ones replaces the old. Rotary positions are relative.
@@ -249,6 +254,7 @@ class DraftSequence:
                     visible=[b"\1" * (row + 1) + b"\0" * (size - row - 1) for row in range(size)],
                     first_row=self.length,
                     wanted=1,
+                    children=count,
                 )
             )
             self.length += size

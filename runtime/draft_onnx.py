@@ -27,7 +27,17 @@ FIRST_ROWS = 1024  # what the caches of a new text have; doubled when they are f
 HIDDEN_ROWS = 64  # rows wanted by one call, at most: the widest level
 CACHE_STEP = 64  # calls are given a multiple of it, the rest masked: one binding serves for as many tokens
 CALL_INPUTS = ("input_ids", "position_ids", "tree_mask", "cache_rows", "logit_rows")  # besides features and caches
-HEAVY_OPERATORS = {"Attention", "DequantizeLinear", "MatMul", "MatMulNBits", "RotaryEmbedding", "ScatterND", "TopK"}
+CHILDREN_INPUT = "num_children"  # which graphs of earlier exports lack: their rows have all `top_k` children
+HEAVY_OPERATORS = {
+    "Attention",
+    "DequantizeLinear",
+    "LogSoftmax",
+    "MatMul",
+    "MatMulNBits",
+    "RotaryEmbedding",
+    "ScatterND",
+    "TopK",
+}
 
 
 def cache_names(info: DraftInfo) -> list[str]:
@@ -48,6 +58,7 @@ def check_inputs(got: dict[str, Any], info: DraftInfo, path: Path) -> None:
     expected: dict[str, Any] = dict.fromkeys(CALL_INPUTS)
     expected |= {"features": info.hidden_size, "feature_rows": None} if info.reads_features else {}
     expected |= dict.fromkeys(cache_names(info), info.num_kv_heads * info.head_dim)
+    expected |= {CHILDREN_INPUT: 1} if CHILDREN_INPUT in got else {}
     if got != expected:
         raise ArtifactError(f"{path}: expected the inputs {expected}, got {got}; export the artifact again")
 
@@ -100,6 +111,7 @@ class OnnxDraft:
             )
         shapes = {port.name: port.shape[-1] for port in self.session.get_inputs()}
         check_inputs({port: size if isinstance(size, int) else None for port, size in shapes.items()}, info, path)
+        self.takes_count = CHILDREN_INPUT in shapes
         if self.device_type == "cuda":
             _require_operators(self.session, device)
 
@@ -168,13 +180,15 @@ class CallSize(NamedTuple):
     pairs: int  # T
     columns: int  # of the tree mask
     wanted: int  # R
-    features: int | None  # F; None: what the last call predicted
+    children: int  # K
+    features: int | None  # F; None: what the last call predicted, if anything
 
 
 def size_of(call: DraftCall) -> CallSize:
     """The size of `call`. Its mask gets room for cache rows behind those in use, and before them."""
     features = None if call.features is None else len(call.features)
-    return CallSize(len(call.tokens), _stepped(len(call.visible[0])) + CACHE_STEP, call.wanted, features)
+    columns = _stepped(len(call.visible[0])) + CACHE_STEP
+    return CallSize(len(call.tokens), columns, call.wanted, call.children, features)
 
 
 class BoundCall:
@@ -208,7 +222,9 @@ class BoundCall:
                 self.binding.bind_input("features", *place, np.float16, hidden.shape(), hidden.data_ptr())
             else:
                 self._arrays["features"] = self._features
-        shape = (size.wanted, info.top_k)
+        if model.takes_count:
+            self._arrays[CHILDREN_INPUT] = np.array([size.children])
+        shape = (size.wanted, size.children if model.takes_count else info.top_k)
         self.children = Children(np.empty(shape, np.int32), np.empty(shape, np.float32))
         for name, made in (("top_token_ids", self.children.tokens), ("top_log_probs", self.children.log_probs)):
             self.binding.bind_output(name, "cpu", 0, made.dtype, made.shape, made.ctypes.data)
@@ -249,7 +265,7 @@ def _stepped(rows: int) -> int:
 
 
 def _require_operators(session: Any, device: str) -> None:
-    """Every operator that touches weights, caches or features runs on the GPU; shapes are the host's work."""
+    """Every operator that touches weights, caches, features or logits runs on the GPU; shapes are the host's work."""
     parts = session.get_provider_graph_assignment_info()
     on_host = {node.op_type for part in parts if part.ep_name == "CPUExecutionProvider" for node in part.get_nodes()}
     lacking = sorted(on_host & HEAVY_OPERATORS)

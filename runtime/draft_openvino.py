@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 from dovetail.runtime.draft import Children, DraftCall, DraftSequence
-from dovetail.runtime.draft_onnx import cache_names, cache_shape, check_inputs
+from dovetail.runtime.draft_onnx import CHILDREN_INPUT, cache_names, cache_shape, check_inputs
 from dovetail.runtime.errors import ArtifactError, DeviceError
 from dovetail.runtime.manifest import DraftInfo
 from openvino.frontend import FrontEndManager
@@ -41,6 +41,7 @@ class OpenVinoDraft:
             raise ArtifactError(f"{path}: expected a draft that OpenVINO reads, got: {reason}; export again") from None
         got = {port.any_name: port.partial_shape[-1] for port in model.inputs}
         check_inputs({name: n.get_length() if n.is_static else None for name, n in got.items()}, info, path)
+        self.takes_count = CHILDREN_INPUT in got
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if openvino_device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": str(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
@@ -84,6 +85,8 @@ class OpenVinoMemory:
         if self._model.info.reads_features:
             feeds["features"] = self._hidden if call.features is None else call.features.astype(np.float16)
             feeds["feature_rows"] = np.array(call.feature_rows, np.int64)
+        if self._model.takes_count:
+            feeds[CHILDREN_INPUT] = np.array([call.children])
         self.bytes_in += sum(array.nbytes for array in feeds.values())
         feeds |= {name: cache[:end] for name, cache in self._caches.items()}
         start = time.perf_counter()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from dovetail.runtime import load
 from dovetail.runtime.device import load_draft, why_no_cuda
@@ -19,6 +20,7 @@ from dovetail.runtime.errors import DraftError
 from dovetail.runtime.manifest import DRAFT_MODEL, TreeShape, loads
 from dovetail.runtime.policy import NO_GROWTH, FixedGrowth
 from dovetail.runtime.tree import Tree
+from onnx import numpy_helper
 
 DEVICES = [
     "cpu",
@@ -161,24 +163,41 @@ def test_what_crosses_in_a_round_is_counted_and_small(open_draft: Open, device: 
         moved.append((sequence.bytes_in - before[0], sequence.bytes_out - before[1]))
     assert moved[0] == moved[1]
     if device != "openvino:CPU":  # which keeps its predicted features on the host
-        children = model.info.top_k
-        assert moved[0] == bytes_of_a_round(new=3, hidden_size=64, depth=5, width=4, children=children)
-        # What follows for a 7 B target, the paper's depth and width, and 5 new tokens a round.
-        assert sum(bytes_of_a_round(new=5, hidden_size=4096, depth=7, width=10, children=children)) <= 96 * 1024
+        assert moved[0] == bytes_of_a_round(new=3, hidden_size=64, depth=5, width=4, children=4)
+        # What follows for a 7 B target, the paper's depth and width, and 5 new tokens a round. Sampled texts make use
+        # of more children.
+        assert sum(bytes_of_a_round(new=5, hidden_size=4096, depth=7, width=10, children=10)) <= 64 * 1024
+        sampled = bytes_of_a_round(new=5, hidden_size=4096, depth=7, width=10, children=model.info.top_k)
+        assert sum(sampled) <= 96 * 1024
 
 
 def bytes_of_a_round(*, new: int, hidden_size: int, depth: int, width: int, children: int) -> tuple[int, int]:
     """(up, down): per pair four or five 8-byte numbers, its mask with up to 127 columns more than the rows it is about,
     and the float16 features of new ones; per child a 4-byte id and a 4-byte log-probability.
     """
-    first = new * (4 * 8 + 2 * hidden_size) + new * columns(new) + 8
-    levels = sum(width * 5 * 8 + width * columns(width * level) for level in range(1, depth))
+    first = new * (4 * 8 + 2 * hidden_size) + new * columns(new) + 2 * 8
+    levels = sum(width * 5 * 8 + width * columns(width * level) + 8 for level in range(1, depth))
     return first + levels, (1 + (depth - 1) * width) * children * (4 + 4)
 
 
 def columns(rows: int) -> int:
     """Of a mask about so many cache rows."""
     return (rows + 63) // 64 * 64 + 64
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_graph_of_an_earlier_export_proposes_the_same_trees(
+    open_draft: Open, tiny_artifact: Path, tmp_path: Path, device: str
+) -> None:
+    """It can't be told how many children are wanted, and always gives all."""
+    model = onnx.load(tiny_artifact / DRAFT_MODEL)
+    (num_children,) = (port for port in model.graph.input if port.name == "num_children")
+    model.graph.input.remove(num_children)
+    current = open_draft(device)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([current.info.top_k]), "num_children"))
+    onnx.save(model, tmp_path / "model.onnx")
+    earlier = load_draft(tmp_path / "model.onnx", current.info, device=device, threads=2, context_length=600)
+    assert paths(read(earlier.sequence(), 40)) == paths(read(current.sequence(), 40))
 
 
 @pytest.mark.parametrize("device", DEVICES)

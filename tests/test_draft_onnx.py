@@ -165,6 +165,7 @@ def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
     for begin, end in ((0, 1), (1, 9), (9, 10), (10, 23)):
         part = {name: whole[name][begin:end] for name in ("input_ids", "features", "position_ids", "cache_rows")}
         part |= {"feature_rows": np.arange(end - begin), "logit_rows": np.arange(end - begin)}
+        part["num_children"] = whole["num_children"]
         part["tree_mask"] = whole["tree_mask"][begin:end, begin:end]
         out = run(wide, part | {name: cache[:end] for name, cache in caches.items()})
         for name, cache in caches.items():
@@ -175,12 +176,16 @@ def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
 
 
 def test_top_children_are_the_best_of_the_whole_vocabulary(draft: DraftModel, wide: Path) -> None:
-    out = run(wide, example_call(draft, 6, 3))
+    call = example_call(draft, 6, 3)
+    out = run(wide, call)
     ids, log_probs = out["top_token_ids"], out["top_log_probs"]
     assert ids.shape == log_probs.shape == (3, TOP_K)
     assert (np.diff(log_probs) <= 0).all()
     assert (np.exp(log_probs).sum(axis=1) <= 1 + 1e-5).all()
     assert all(len(set(row)) == TOP_K for row in ids.tolist())
+    few = run(wide, call | {"num_children": np.array([3])})
+    np.testing.assert_array_equal(few["top_token_ids"], ids[:, :3])
+    np.testing.assert_array_equal(few["top_log_probs"], log_probs[:, :3])
 
 
 def test_big_weights_lie_beside_the_graph(draft: DraftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
