@@ -109,7 +109,11 @@ def test_sixteen_bits_are_kept_as_they_are(dtype: str, tiny_checkpoint: Path, tm
     assert checks.target_argmax_agreement == 1
     elements = weight_elements(read_ir(open_artifact(out).file(TARGET_MODEL)))
     assert elements[{"bfloat16": "bf16", "float16": "f16"}[dtype]] > 100 * elements["f32"] > 0
-    assert stored_format(read_ir(open_artifact(out).file(TARGET_MODEL))) == "fp16"
+    shutil.copytree(out / "target", tmp_path / "ir")  # such an IR is a source, too
+    shutil.copyfile(source / "tokenizer.json", tmp_path / "ir" / "tokenizer.json")
+    again = write_artifact(tmp_path / "ir", tmp_path / "again", check_text=TEXT)
+    assert again.target.weight_format == "fp16"
+    assert again.files[TARGET_WEIGHTS] == open_artifact(out).manifest.files[TARGET_WEIGHTS]
 
 
 def test_compressing_shows_how_far_it_is(
