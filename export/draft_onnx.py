@@ -36,6 +36,7 @@ from onnx import TensorProto
 from torch import nn
 
 TOP_K = 64  # children that a row can be asked for: a tree takes the first few, a sampled text's draw may be any of them
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> None:
@@ -76,7 +77,9 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
     graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", "K"])
     graph.output(best, "top_log_probs", TensorProto.FLOAT, ["R", "K"])
     if fed:
-        features_out = graph.op("Cast", rows, to=TensorProto.FLOAT16)
+        # Fed its own features again and again, a draft may leave float16's range on a text unlike those it has seen.
+        limits = (graph.constant(np.array(limit, np.float32)) for limit in (-FLOAT16_MAX, FLOAT16_MAX))
+        features_out = graph.op("Cast", graph.op("Clip", rows, *limits), to=TensorProto.FLOAT16)
         graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
     for name in cache_names(config.num_layers):
         graph.declare_output(f"new_{name}", TensorProto.FLOAT, ["C", width])

@@ -4,6 +4,7 @@ masks, call by call as at run time, with 8-bit weights as near as 8 bits allow, 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,6 +187,21 @@ def test_top_children_are_the_best_of_the_whole_vocabulary(draft: DraftModel, wi
     few = run(wide, call | {"num_children": np.array([3])})
     np.testing.assert_array_equal(few["top_token_ids"], ids[:, :3])
     np.testing.assert_array_equal(few["top_log_probs"], log_probs[:, :3])
+
+
+def test_features_beyond_float16_are_cut_off(draft: DraftModel, tmp_path: Path) -> None:
+    """An infinity that is fed again would end in NaN, and the draft would be given up."""
+    huge = copy.deepcopy(draft)
+    with torch.no_grad():
+        huge.blocks[-1].down_proj.weight.mul_(1e7)
+    export_draft(huge, tmp_path / "model.onnx", weight_format="float32")
+    call = example_call(huge, 6, 10)
+    for _ in range(3):
+        out = run(tmp_path / "model.onnx", call)
+        hidden = out["hidden_states"]
+        assert np.abs(hidden).max() == np.finfo(np.float16).max
+        assert np.isfinite(out["top_log_probs"]).all()
+        call["features"] = np.concatenate([hidden, hidden])[: len(call["features"])]
 
 
 def test_big_weights_lie_beside_the_graph(draft: DraftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
