@@ -110,12 +110,11 @@ def _matched(tree: Tree, scores: list[float], following: Sequence[int]) -> Match
 
 def _path(tree: Tree, following: Sequence[int]) -> list[int]:
     """The nodes behind the root that the text goes on with."""
-    path, node = list[int](), 0
+    path, node, families = list[int](), 0, tree.families()
     for token in following:
-        children = tree.children(node)
-        if token not in children:
+        if token not in families[node]:
             break
-        node = children[token]
+        node = families[node][token]
         path.append(node)
     return path
 

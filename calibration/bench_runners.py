@@ -120,7 +120,7 @@ class Models:
         assistant = 0 if self.assistant is None or runner.draft != "model" else checkpoint_weights(self.assistant)
         target = self.artifact.manifest.files[TARGET_WEIGHTS].bytes
         if runner.family == "ours":
-            draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if runner.draft in ("auto", "artifact") else 0
+            draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if "draft" in runner.needs else 0
             return target + 2 * draft + _PROCESS_BYTES  # the draft is float16 and computed in float32
         if runner.family == "genai":
             return target + assistant + _PROCESS_BYTES

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dovetail.calibration import acceptance
 from dovetail.calibration.acceptance import Record, TextRecords
 from dovetail.calibration.latency import WIDTHS
-from dovetail.runtime.costs import Costs, Prices
+from dovetail.runtime.costs import Costs, PriceList
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.mixed_policy import MixedPolicy, unmeasured
 from dovetail.runtime.policy import PLAIN, Chances, FixedPolicy, Growth, MarginalPolicy, Policy
 
-_BUCKET = 64
 _SETTLED = 0.01  # relative change of the rate at which it counts as found
 _SETTLING = 3  # replays for it, at most
 
@@ -135,7 +134,7 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
     """Decode the recorded texts with `policy`: its rounds begin where the last one ended, and the last one ends with
     the text, as in `engine.rounds`.
     """
-    prices: dict[int, Prices] = {}
+    prices = PriceList(costs)
     rounds = tokens = nodes = levels = 0
     ms, lengths = 0.0, Counter[int]()
     for text in texts:
@@ -143,14 +142,12 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
         position = 0
         while position < len(text):
             found = text[position]
-            bucket = found.context // _BUCKET
-            price = prices.get(bucket) or prices.setdefault(bucket, costs.at(found.context))
             room = len(text) - position
             growth = policy.growth(room, found.context)
             accepted, size, depth = match(found, growth) or grow(found, growth)
             accepted = min(accepted, room - 1)
             policy.observe(accepted)
-            ms += price.round_ms(size, depth, growth.width)
+            ms += prices.at(found.context).round_ms(size, depth, growth.width)
             rounds, tokens, nodes, levels = rounds + 1, tokens + accepted + 1, nodes + size, levels + depth
             lengths[accepted] += 1
             position += accepted + 1
@@ -162,12 +159,9 @@ def match(found: Record, growth: Growth) -> tuple[int, int, int] | None:
     offered, matches = found.matches, growth.matches
     if matches is None or not offered.scores:
         return None
-    deepest = sum(
-        1 for _ in itertools.takewhile(lambda depth: matches.goes_on(depth, [0.0]), range(max(offered.depths)))
-    )
-    within = [i for i, depth in enumerate(offered.depths) if depth <= deepest]
+    within = [i for i, depth in enumerate(offered.depths) if matches.goes_on(depth - 1, [0.0])]
     kept = set(within[: matches.drafted([offered.scores[i] for i in within])])
-    accepted = sum(1 for _ in itertools.takewhile(kept.__contains__, offered.path))
+    accepted = next((i for i, node in enumerate(offered.path) if node not in kept), len(offered.path))
     return (accepted, len(kept) + 1, 0) if kept else None
 
 

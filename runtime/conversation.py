@@ -34,7 +34,7 @@ class Conversation:
         self.busy = False  # a stream is making text in it
 
     def begin(self, prompt: Sequence[int], room: int) -> int:
-        """Roll both caches back to what they share with `prompt`, and make room for `room` tokens behind it.
+        """Roll all caches back to what they share with `prompt`, and make room for `room` tokens behind it.
 
         Returns how many tokens of the prompt need no prefill. One less than are shared: the draft's last pair holds a
         feature of the shared text together with the token that follows. Raises `ContextOverflowError`.
@@ -43,7 +43,7 @@ class Conversation:
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         kept = min(max(shared - 1, 0), self.target.length)
         drafts = self._drafts()
-        kept = min(kept, *(draft.known for draft in drafts)) if drafts else kept
+        kept = min([kept, *(draft.known for draft in drafts)])
         for draft in drafts:
             draft.truncate(kept)
         self.guard.begin()

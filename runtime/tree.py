@@ -62,12 +62,8 @@ class Tree:
                 path.append(node)
         return Tree(self.tokens[path], np.arange(-1, len(path) - 1))
 
-    def children(self, node: int) -> dict[int, int]:
-        """Token -> node of the children of `node`. Where siblings repeat a token, the first one counts."""
-        return self.families()[node]
-
     def families(self) -> list[dict[int, int]]:
-        """The `children` of every node."""
+        """[N]: of every node, token -> node of its children. Where siblings repeat a token, the first one counts."""
         families: list[dict[int, int]] = [{} for _ in range(len(self))]
         for node, (token, parent) in enumerate(zip(self.tokens.tolist(), self.parents.tolist(), strict=True)):
             if node:

@@ -23,11 +23,11 @@ from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.generation import Generation
 from dovetail.runtime.machine import this_machine
 from dovetail.runtime.manifest import TreeShape
-from dovetail.runtime.policy import FixedPolicy, Policy
+from dovetail.runtime.policy import PLAIN, FixedPolicy, Policy
 from dovetail.runtime.profile import Profile
 
 NEW_TOKENS = 128
-PLAIN, PAPER = TreeShape(1, 0, 1), TreeShape(16, 7, 10)
+PAPER = TreeShape(16, 7, 10)
 DEFAULT = [PLAIN, *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4))), PAPER]
 CHAINS = [TreeShape(depth + 1, depth, 1) for depth in (1, 2, 3, 4, 6, 8, 10)]
 TREES = [TreeShape(*shape) for shape in itertools.product((4, 8, 12, 16), (1, 2, 3, 5, 7), (3, 6))]

@@ -107,7 +107,7 @@ def test_a_wrong_acceptance_rule_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
         path, tokens = [0], []
         while len(tokens) + 1 != limit:
             target = processors.softmax(logits[path[-1]].astype(np.float64))
-            children = tree.children(path[-1]).items()
+            children = tree.families()[path[-1]].items()
             taken = next(((t, c) for t, c in children if rng.random() <= (1 / VOCAB) / target[t]), None)
             if taken is None:
                 break

@@ -107,7 +107,7 @@ def take_the_draft_unseen(
 ) -> Accepted:
     """A mutant: believes the first drafted child at every node, and lets the target speak only at the end."""
     path, tokens = [0], []
-    while (children := tree.children(path[-1])) and len(tokens) + 1 != limit:
+    while (children := tree.families()[path[-1]]) and len(tokens) + 1 != limit:
         token, child = next(iter(children.items()))
         path.append(child)
         tokens.append(token)
@@ -121,7 +121,7 @@ def always_accept_the_runner_up(
     path, tokens = [0], [draw(logits[0])]
     while len(tokens) != limit:
         best = np.argsort(-logits[path[-1]])[:2].tolist()
-        found = [(t, c) for t, c in tree.children(path[-1]).items() if t in best]
+        found = [(t, c) for t, c in tree.families()[path[-1]].items() if t in best]
         if not found:
             break
         tokens[-1], child = found[-1]

@@ -68,7 +68,7 @@ def test_the_law_notices_an_accept_that_takes_the_drafts_token_unseen(
     def unseen(
         tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None, ends: frozenset[int] = frozenset()
     ) -> Accepted:
-        children = tree.children(0)
+        children = tree.families()[0]
         if not children or limit == 1:
             return accept(tree, logits, draw, limit, ends)
         token, child = next(iter(children.items()))

@@ -7,10 +7,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from dovetail.runtime import load
+from dovetail.runtime.artifact import open_artifact
 from dovetail.runtime.costs import Costs
 from dovetail.runtime.draft import Foresight, NoDraft, blind
 from dovetail.runtime.errors import DraftError
@@ -18,6 +20,7 @@ from dovetail.runtime.lookup import LookupDraft
 from dovetail.runtime.manifest import TreeShape
 from dovetail.runtime.mixed_draft import MixedDraft
 from dovetail.runtime.mixed_policy import MatchGrowth, MixedPolicy, unmeasured
+from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policy import NO_GROWTH, PLAIN, FixedGrowth, FixedPolicy, Growth
 from dovetail.runtime.tree import Float32s, Int64s, Tree, root_only
 from fakes import D, chain
@@ -201,7 +204,16 @@ def test_matches_go_on_where_the_model_fails(tiny_artifact: Path, monkeypatch: p
     assert sum(line.startswith("warning: the draft failed") for line in told) == 1
 
 
-def test_an_artifact_without_a_model_decodes_plainly(tiny_artifact: Path) -> None:
+def test_the_model_alone_is_asked_where_that_is_wanted(tiny_artifact: Path) -> None:
     with load(tiny_artifact, draft="artifact", profile=None, tree=SHAPE) as pipe:
         assert not pipe.mixes
-        assert pipe.policy == FixedPolicy(dataclasses.replace(SHAPE))
+        assert pipe.policy == FixedPolicy(SHAPE)
+
+
+def test_an_artifact_without_a_model_decodes_plainly(tiny_artifact: Path) -> None:
+    whole = open_artifact(tiny_artifact)
+    bare = dataclasses.replace(whole, manifest=dataclasses.replace(whole.manifest, draft=None))
+    settings: dict[str, Any] = {"draft_device": "auto", "numerics": "fast", "threads": None, "ctx_size": 256}
+    with Pipeline(bare, draft="auto", tree=None, notice=lambda line: None, **settings) as pipe:
+        assert (pipe.draft, pipe.draft_kind, pipe.mixes) == (None, "none", False)
+        assert pipe.generate(PROMPT, temperature=0.0, **BIASED).drafted_tokens == 0

@@ -42,7 +42,7 @@ def test_children_maps_each_token_to_its_first_child(tree: Tree) -> None:
         for child in range(1, len(tree)):
             if tree.parents[child] == node:
                 expected.setdefault(int(tree.tokens[child]), child)
-        assert tree.children(node) == expected
+        assert tree.families()[node] == expected
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(1, 40))
