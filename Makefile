@@ -33,7 +33,7 @@ types: $(DEV)/installed
 	$(DEV)/bin/mypy
 
 # Training in a process of its own: torch's backward pass crashes where other native engines were loaded before (docs/log.md).
-TRAINING := tests/test_draft_training.py tests/test_export_training.py
+TRAINING := tests/export/training/test_draft_training.py tests/export/training/test_target_training.py
 pytest: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -q --durations=5 $(TRAINING)
 	$(DEV)/bin/python -m pytest -q --durations=10 $(TRAINING:%=--ignore=%)
@@ -43,7 +43,7 @@ wheel: $(DEV)/installed $(WHEEL)/installed
 	rm -rf build dist
 	$(DEV)/bin/python -m build --wheel --outdir dist . > /dev/null
 	$(WHEEL)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
-	cd $(WHEEL) && bin/python ../tests/wheel.py ../artifacts/pystd
+	cd $(WHEEL) && bin/python ../tests/tools/wheel.py ../artifacts/pystd
 
 # Environments are made once and brought up to date when what they install from has changed.
 $(DEV)/installed: pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """Runs a Dovetail artifact: numpy, OpenVINO and ONNX Runtime, no torch.
 
-from dovetail.runtime import load
+from dovetail import load
 pipe = load("artifacts/pystd")
 print(pipe.generate("def main():", temperature=0.8, seed=1).text)
 """
@@ -8,20 +8,20 @@ print(pipe.generate("def main():", temperature=0.8, seed=1).text)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dovetail.runtime.decoding.generation import Chunk, Generation
     from dovetail.runtime.errors import UserError
-    from dovetail.runtime.generation import Chunk, Generation
-    from dovetail.runtime.generation_config import GenerationConfig
-    from dovetail.runtime.manifest import TreeShape
     from dovetail.runtime.pipeline import Pipeline, load
+    from dovetail.runtime.sampling.config import GenerationConfig
+    from dovetail.runtime.trees.shape import TreeShape
 
 __all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
 
 _HOMES = {
-    "Chunk": "generation",
-    "Generation": "generation",
-    "GenerationConfig": "generation_config",
+    "Chunk": "decoding.generation",
+    "Generation": "decoding.generation",
+    "GenerationConfig": "sampling.config",
     "Pipeline": "pipeline",
-    "TreeShape": "manifest",
+    "TreeShape": "trees.shape",
     "UserError": "errors",
     "load": "pipeline",
 }

@@ -8,26 +8,28 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, get_args, overload
 
-from dovetail.runtime.artifact import Artifact, open_artifact
-from dovetail.runtime.chat import ChatFormat
-from dovetail.runtime.chat_template import Message, check_messages
-from dovetail.runtime.conversation import Conversation
-from dovetail.runtime.device import check_device, load_draft
-from dovetail.runtime.draft import DraftModel, SequenceDraft
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
+from dovetail.runtime.artifact.opening import Artifact, open_artifact
+from dovetail.runtime.decoding.conversation import Conversation
+from dovetail.runtime.decoding.engine_lock import Turns
+from dovetail.runtime.decoding.generation import Generation, RunSetup
+from dovetail.runtime.decoding.stream import Stream
+from dovetail.runtime.drafts.base import RewindableDraft
+from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.generation import Generation, Host
-from dovetail.runtime.generation_config import GenerationConfig
-from dovetail.runtime.lookup import LookupDraft
-from dovetail.runtime.manifest import DRAFT_MODEL, TARGET_MODEL, TreeShape
-from dovetail.runtime.mixed_policy import unmeasured
-from dovetail.runtime.policy import LOOKUP_TREE, FixedPolicy, Policy
-from dovetail.runtime.profile import Profile, profile_for
-from dovetail.runtime.sampling import Sampler
-from dovetail.runtime.stream import Stream
-from dovetail.runtime.target import Numerics, TargetModel
-from dovetail.runtime.text import Tokenizer, load_tokenizer
-from dovetail.runtime.threads import default_threads
-from dovetail.runtime.turns import Turns
+from dovetail.runtime.hardware.devices import check_device, load_draft
+from dovetail.runtime.hardware.threads import default_threads
+from dovetail.runtime.policies.base import LOOKUP_TREE, FixedPolicy, Policy
+from dovetail.runtime.policies.host_profile import Profile, profile_for
+from dovetail.runtime.policies.lookup_or_model import unmeasured
+from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.targets.openvino.engine import Numerics, TargetModel
+from dovetail.runtime.text.chat_format import ChatFormat
+from dovetail.runtime.text.chat_template import Message, check_messages
+from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from dovetail.runtime.trees.shape import TreeShape
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -129,7 +131,7 @@ class Pipeline:
         self._turns = Turns()
         self._closed = False
         notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
-        self.draft: DraftModel | None = None  # a loaded graph
+        self.draft: DraftGraph | None = None  # a loaded graph
         self.draft_kind = "lookup" if draft == "lookup" or (self.mixes and wanted is None) else "none"
         self.draft_device = "none"
         if wanted is not None:
@@ -259,7 +261,7 @@ class Pipeline:
             tokenizer=self.tokenizer,
             turns=self._turns,
             keep=conversation is not None,
-            host=Host("CPU", self.draft_device, self.target.numerics, self.threads),
+            host=RunSetup("CPU", self.draft_device, self.target.numerics, self.threads),
         )
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -304,7 +306,7 @@ class Pipeline:
         assert self.profile is not None
         return self.profile.policy(temperature)
 
-    def _draft_of_a_text(self) -> SequenceDraft | None:
+    def _draft_of_a_text(self) -> RewindableDraft | None:
         if self.draft is not None:
             return self.draft.sequence()
         return LookupDraft() if self.draft_kind == "lookup" and not self.mixes else None

@@ -51,10 +51,11 @@ def documented(request: pytest.FixtureRequest) -> Callable[[str, str, list[str]]
 def write_checkpoint(folder: Path, *, seed: int = 0, vocab_size: int = 512, hidden_size: int = 64) -> Path:
     """A random Llama with a real byte-level tokenizer, and weights wide enough that its logits are far from flat."""
     import torch
-    from dovetail.export import corpus
-    from dovetail.export.quiet import quiet_torch
-    from dovetail.export.target_training import save_target
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dovetail.export.quiet import quiet_torch
+    from dovetail.export.training import corpus
+    from dovetail.export.training.target import save_target
 
     texts = [
         Path(sysconfig.get_path("stdlib"), name).read_text(encoding="utf-8") for name in ("ast.py", "json/decoder.py")
@@ -82,9 +83,10 @@ def write_checkpoint(folder: Path, *, seed: int = 0, vocab_size: int = 512, hidd
 def write_draft(folder: Path, checkpoint: Path, *, seed: int = 1, blocks: int = 2) -> Path:
     """A random draft for a checkpoint."""
     import torch
-    from dovetail.export.checkpoint import body_and_head, load_torch
-    from dovetail.export.draft_config import config_for
-    from dovetail.export.draft_model import DraftModel, save_draft
+
+    from dovetail.export.draft.config import config_for
+    from dovetail.export.draft.model import DraftModel, save_draft
+    from dovetail.export.sources.checkpoint import body_and_head, load_torch
 
     model = load_torch(checkpoint)
     _, embedding, lm_head = body_and_head(model)
@@ -112,7 +114,7 @@ def tiny_draft(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` and `tiny_draft` as an INT8 artifact."""
-    from dovetail.export.artifact import write_artifact
+    from dovetail.export.artifact.writing import write_artifact
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny"
     write_artifact(tiny_checkpoint, out, draft=tiny_draft)
@@ -122,7 +124,7 @@ def tiny_artifact(tiny_checkpoint: Path, tiny_draft: Path, tmp_path_factory: pyt
 @pytest.fixture(scope="session")
 def tiny_artifact_fp32(tiny_checkpoint: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with float32 weights: what transformers can be compared with token by token."""
-    from dovetail.export.artifact import write_artifact
+    from dovetail.export.artifact.writing import write_artifact
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny-fp32"
     write_artifact(tiny_checkpoint, out, draft=tiny_draft, weight_format="fp32")

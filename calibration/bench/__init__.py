@@ -1,0 +1,1 @@
+"""Dovetail beside other engines."""

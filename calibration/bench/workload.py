@@ -1,0 +1,176 @@
+"""What a benchmark asks: held-out code to complete, to copy-edit and to continue, or the questions of a user's file."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dovetail.runtime.artifact import strict_json
+from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.evaluation.standard_library import held_out_files, path_hash
+
+COMPLETE, EDIT, LONG, GROWTH = "complete", "copy-edit", "long file", "growth"
+LONG_TOKENS = 1500
+GROWTH_CONTEXTS = (200, 500, 1000, 1500, 2000)
+_MAX_FILE_BYTES = 256 << 20
+_FUNCTION_CHARACTERS = range(300, 2400)
+_LAYOUTS = "turns (MT-bench), prompt (HumanEval), question (GSM8K), or instruction and input (Alpaca)"
+
+Encode = Callable[[str], list[int]]
+Encoders = Callable[[str, bool], list[int]]
+"""(text, whether a person says it to an assistant) -> token ids."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids to continue. `category` is what kind of use it stands for, `source` where it comes from."""
+
+    category: str
+    source: str
+    ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many prompts of each category."""
+
+    complete: int = 6
+    edit: int = 4
+    long: int = 3
+
+
+QUICK = Sizes(2, 1, 1)
+
+
+def standard_prompts(encode: Encode, sizes: Sizes, room: int) -> list[Prompt]:
+    """Held-out standard-library functions to complete (signature and docstring, as HumanEval asks), code to copy with
+    one name changed, and files of up to 1,500 tokens to go on with. Each is cut at its front to `room` tokens.
+
+    The same prompts every time: files are chosen by the hash of their path. Raises `UserError` where this
+    interpreter comes without its standard library's sources.
+    """
+    files = sorted(held_out_files(), key=lambda file: path_hash(file[0]))
+    functions = [
+        (f"{name}:{node.name}", node, source) for name, text in files for node, source in _first_functions(text)
+    ]
+    long_files = [(name, text) for name, text in files if len(text) > 3 * LONG_TOKENS]
+    if not functions or not long_files:
+        raise UserError(
+            "expected the held-out files of Python's standard library, got none; install its sources or give --prompts"
+        )
+    prompts = []
+    for name, node, source in _spread(functions, sizes.complete):
+        prompts.append(Prompt(COMPLETE, name, _cut(encode(_head(node, source)), room)))
+    for name, node, source in _spread(functions[1:], sizes.edit):  # one further, so that none serves twice by chance
+        prompts.append(Prompt(EDIT, name, _cut(encode(_copy_edit(node, source)), room)))
+    for name, text in _spread(long_files, sizes.long):
+        prompts.append(Prompt(LONG, name, _cut(encode(text)[:LONG_TOKENS], room)))
+    return prompts
+
+
+def growth_prompts(encode: Encode, room: int) -> list[Prompt]:
+    """The first 200, 500, ... 2,000 tokens of the same held-out text, as far as `room` allows."""
+    text = "\n".join(
+        text for _, text in sorted(held_out_files(), key=lambda file: -len(file[1]))[:1]
+    )  # one file, as long as they come
+    ids = encode(text)
+    return [
+        Prompt(GROWTH, str(context), ids[:context]) for context in GROWTH_CONTEXTS if context <= min(room, len(ids))
+    ]
+
+
+def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> list[Prompt]:
+    """The questions of a JSON-lines file: MT-bench (`turns`, the first of them), HumanEval or plain (`prompt`), GSM8K
+    (`question`), Alpaca (`instruction`, `input`); `count` of them, evenly spread. Each is cut at its front to `room`
+    tokens. Raises `UserError` naming the line that is something else.
+    """
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise UserError(f"--prompts {path}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts {path}: expected a readable file, got {error.strerror}; check the path") from None
+    asked = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            asked.append((f"{path.name}:{number}", *_question(line, f"--prompts {path}, line {number}")))
+    if not asked:
+        raise UserError(f"--prompts {path}: expected a JSON object a line, got an empty file; give some prompts")
+    return [
+        Prompt(layout, source, _cut(encode(text, is_said), room))
+        for source, layout, text, is_said in _spread(asked, count or len(asked))
+    ]
+
+
+def _question(line: bytes, where: str) -> tuple[str, str, bool]:
+    """(layout, text, whether a person says it to an assistant) of one line."""
+    try:
+        entry = strict_json.parse(line, where, _MAX_FILE_BYTES)
+    except ArtifactError as error:  # the strict reader takes every file for an artifact's
+        raise UserError(f"{str(error).removesuffix('; export the artifact again')}; correct the line") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected an object, got {strict_json.shown(entry)}; write one JSON object a line")
+    turns = entry.get("turns")
+    if isinstance(turns, list) and turns and isinstance(turns[0], str):
+        return "mt-bench", turns[0], True
+    if _is_text(entry, "question"):
+        return "gsm8k", entry["question"], True
+    if _is_text(entry, "instruction"):
+        return "alpaca", "\n\n".join(filter(None, [entry["instruction"], str(entry.get("input") or "")])), True
+    if _is_text(entry, "prompt"):
+        return "humaneval" if "entry_point" in entry else "prompt", entry["prompt"], False
+    keys = ", ".join(sorted(map(str, entry))[:8]) or "none"
+    raise UserError(f"{where}: expected the keys {_LAYOUTS} with text, got {keys:.200}; rename them")
+
+
+def _is_text(entry: dict[str, Any], key: str) -> bool:
+    return isinstance(entry.get(key), str) and bool(entry[key].strip())
+
+
+def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """`count` of them, evenly spread; all if there are fewer."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _cut(ids: list[int], room: int) -> list[int]:
+    """The last `room` tokens, the first one kept: it may mark the start of a text."""
+    return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]
+
+
+def _first_functions(text: str, count: int = 3) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Up to `count` functions or methods of a file that have a docstring and a body worth writing, with their source
+    moved to the left margin.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or not ast.get_docstring(node) or len(node.body) < 3:
+            continue
+        source = textwrap.dedent("".join(text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]))
+        if len(source) in _FUNCTION_CHARACTERS:
+            yield node, source
+            count -= 1
+            if not count:
+                return
+
+
+def _head(node: ast.FunctionDef, source: str) -> str:
+    """Signature and docstring."""
+    end = node.body[0].end_lineno
+    assert end is not None
+    return "".join(source.splitlines(keepends=True)[: end - node.lineno + 1])
+
+
+def _copy_edit(node: ast.FunctionDef, source: str) -> str:
+    """The function, what is to change, and how its new version begins."""
+    new = f"{node.name}_again"
+    signature = "".join(source.splitlines(keepends=True)[: node.body[0].lineno - node.lineno])
+    begun = signature.replace(f"def {node.name}(", f"def {new}(", 1)
+    return f"{source}\n\n# The same function, renamed to {new}:\n{begun}"

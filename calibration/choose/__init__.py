@@ -1,0 +1,1 @@
+"""From measurements to the policy that is fastest."""

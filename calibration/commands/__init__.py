@@ -1,0 +1,1 @@
+"""The subcommands `calibrate` and `bench`."""

@@ -1,0 +1,288 @@
+"""`dovetail bench`: this artifact and what one would use instead, interleaved in one run on the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dovetail.runtime.commands import options as runtime_options
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.terminal.console import notice, print_json
+
+if TYPE_CHECKING:
+    from dovetail.calibration.bench.runners import Models, Runner
+    from dovetail.calibration.bench.schedule import Task
+    from dovetail.calibration.bench.workload import Prompt
+
+FORMAT_VERSION = 1
+_TOKENS, _QUICK_TOKENS = 96, 32
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("artifact", type=_PATH)
+@click.option("--checkpoint", type=_PATH, help="The target's torch checkpoint: for llama.cpp and transformers.")
+@click.option("--assistant", type=_PATH, help="A small model's checkpoint, same tokenizer: the peers' draft.")
+@click.option("--prompts", type=_PATH, help="JSON lines: MT-bench, HumanEval, GSM8K, Alpaca, or a prompt each.")
+@click.option("--num-prompts", type=click.IntRange(1), help="Take so many of them, evenly spread.  [default: all]")
+@click.option("--runners", help="Names with commas between them.  [default: all]")
+@click.option("-n", "--max-new-tokens", type=click.IntRange(2), help="Tokens of every text.  [default: 96; quick: 32]")
+@click.option("--temperature", type=float, multiple=True, help="0 decodes greedily; repeatable.  [default: 0 and 1]")
+@click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Times the whole is done.")
+@click.option("--draft-device", default="auto", show_default=True, help="Where our draft runs.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads of every runner.  [default: as generate]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="Few prompts, short texts.")
+@click.option("--growth", is_flag=True, help="Also time contexts of 200 to 2,000 tokens.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a runner may think."
+)
+@click.option("--work", type=_PATH, help="Where converted models are kept.  [default: the user's cache folder]")
+@click.option("--plots", type=_PATH, help="Write plots as PNG files into this folder.")
+@click.option("--report", type=_PATH, help="Write the report as a Markdown file.")
+@click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
+@click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
+def bench(
+    artifact: Path,
+    checkpoint: Path | None,
+    assistant: Path | None,
+    prompts: Path | None,
+    num_prompts: int | None,
+    runners: str | None,
+    max_new_tokens: int | None,
+    temperature: tuple[float, ...],
+    repeats: int,
+    draft_device: str,
+    threads: int | None,
+    seed: int,
+    quick: bool,
+    growth: bool,
+    timeout: float,
+    work: Path | None,
+    plots: Path | None,
+    report: Path | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """Time ARTIFACT beside plain decoding, OpenVINO GenAI, llama.cpp and transformers, on the same prompts in turn.
+
+    Every runner is a process of its own; one that lacks something, or dies, is named and left out.
+    """
+    from dovetail.calibration.bench.runners import Models, chosen_runners
+
+    chosen = chosen_runners(runners)
+    temperatures = _checked_temperatures(temperature)
+    if plots is not None:
+        _need_matplotlib()
+    for option, path in (("--plots", plots), ("--report", report)):
+        _need_place(option, path)
+    opened = runtime_options.open_verified(os.fspath(artifact), trust)
+    models = Models(opened, artifact, checkpoint, assistant, work or _cache_folder())
+
+    from dovetail.calibration.bench.bandwidth import measure_bandwidth
+    from dovetail.calibration.bench.figures import figures
+    from dovetail.calibration.bench.machine import describe_machine
+    from dovetail.calibration.bench.schedule import make_tasks, measure
+    from dovetail.calibration.bench.table import print_tables
+    from dovetail.runtime.hardware.machine import this_machine
+    from dovetail.runtime.hardware.threads import default_threads
+
+    threads = threads or default_threads()
+    tokens = _checked_tokens(max_new_tokens or (_QUICK_TOKENS if quick else _TOKENS), models)
+    groups, missing = _grouped(models, chosen)
+    asked, growing = _prompts(models, prompts, num_prompts, quick, growth, tokens)
+    tasks = make_tasks(asked, growing, max_new_tokens=tokens, temperatures=temperatures, repeats=repeats, seed=seed)
+    here = this_machine()
+    machine = describe_machine(here, threads)
+    if machine["load_average"] > machine["logical_cpus"] / 2:
+        notice(f"warning: the machine is busy (load average {machine['load_average']}): figures will be off")
+    bandwidth = measure_bandwidth(threads)
+    notice(f"memory is read at {bandwidth.gb_per_s:.1f} GB/s by {threads} threads ({bandwidth.kernel})")
+
+    def load_options(runner: Runner) -> dict[str, Any]:
+        return models.load_options(runner, threads=threads, draft_device=draft_device)
+
+    with _progress(groups, tasks) as advance:
+        measured = measure(groups, tasks, load_options, timeout_s=timeout, notice=notice, advance=advance)
+    if not measured.samples:
+        raise UserError("expected a runner that works, got none: " + "; ".join(measured.failed.values()))
+    document = {
+        "benchmark": "dovetail bench",
+        "format_version": FORMAT_VERSION,
+        "command": shlex.join(["dovetail", *sys.argv[1:]]),
+        "machine": machine,
+        "versions": here.versions,
+        "seed": seed,
+        "model": _about_model(models),
+        "workload": {
+            "max_new_tokens": tokens,
+            "temperatures": temperatures,
+            "repeats": repeats,
+            "groups": measured.groups,
+            "prompts": [
+                {"category": prompt.category, "source": prompt.source, "tokens": len(prompt.ids)} for prompt in asked
+            ],
+        },
+        "read_bandwidth_gb_per_s": bandwidth.gb_per_s,
+        "read_bandwidth": dataclasses.asdict(bandwidth),
+        **figures(chosen, measured, missing, read_bandwidth_gb_per_s=bandwidth.gb_per_s),
+    }
+    print_tables(document)
+    _write(document, plots, report)
+    if as_json:
+        print_json(document)
+
+
+def _write(document: dict[str, Any], plots: Path | None, report: Path | None) -> None:
+    from dovetail.calibration.bench.markdown import markdown
+    from dovetail.calibration.bench.plots import write_plots
+
+    if plots is not None:
+        for path in write_plots(document, plots):
+            notice(f"wrote {path}")
+    if report is not None:
+        report.write_text(markdown([document]), encoding="utf-8")
+        notice(f"wrote {report}")
+
+
+def _checked_tokens(tokens: int, models: Models) -> int:
+    context = models.artifact.manifest.target.context_length
+    if tokens > context // 2:
+        raise UserError(
+            f"--max-new-tokens: expected at most {context // 2}, half of the context, got {tokens}; ask for less"
+        )
+    return tokens
+
+
+def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], dict[str, str]]:
+    """(runners that are loaded together, why others are left out)."""
+    from dovetail.calibration.bench.bandwidth import available_memory_bytes
+    from dovetail.calibration.bench.schedule import memory_groups
+
+    missing = {runner.name: why for runner in chosen if (why := models.lacking(runner)) is not None}
+    ready = [runner for runner in chosen if runner.name not in missing]
+    if not ready:
+        raise UserError(f"expected a runner that can run, got none: {'; '.join(missing.values())}")
+    available = available_memory_bytes()
+    groups, refused = memory_groups(ready, models.memory_bytes, available)
+    missing |= refused
+    for name, why in missing.items():
+        notice(f"{name} is left out: {why}")
+    if len(groups) > 1:
+        notice(f"memory ({available / 1e9:.1f} GB free) holds the runners in {len(groups)} groups, one after the other")
+    return groups, missing
+
+
+def _checked_temperatures(given: tuple[float, ...]) -> list[float]:
+    temperatures = list(dict.fromkeys(given)) or [0.0, 1.0]
+    for value in temperatures:
+        if not 0 <= value <= 100:
+            raise UserError(f"--temperature: expected a number from 0 to 100, got {value:g}")
+    return temperatures
+
+
+def _need_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UserError("--plots: expected the package matplotlib, got none; pip install 'dovetail[bench]'")
+
+
+def _need_place(option: str, path: Path | None) -> None:
+    """Fail before an hour of measuring, not after it."""
+    if path is None:
+        return
+    try:
+        (path if option == "--plots" else path.parent).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: expected a place to write {path}, got: {error.strerror}; choose another") from None
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("dovetail") / "bench"
+
+
+def _prompts(
+    models: Models,
+    file: Path | None,
+    num_prompts: int | None,
+    quick: bool,
+    growth: bool,
+    tokens: int,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(what is asked, contexts of growing length)."""
+    from dovetail.calibration.bench.schedule import GROWTH_TOKENS
+    from dovetail.calibration.bench.workload import QUICK, Sizes, file_prompts, growth_prompts, standard_prompts
+    from dovetail.runtime.artifact.manifest import CHAT_TEMPLATE
+    from dovetail.runtime.text.chat_format import ChatFormat
+    from dovetail.runtime.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(models.artifact)
+    context = models.artifact.manifest.target.context_length
+    growing = growth_prompts(tokenizer.encode, context - min(tokens, GROWTH_TOKENS)) if growth else []
+    room = context - tokens
+    if file is None:
+        if num_prompts is not None:
+            raise UserError("--num-prompts: expected it with --prompts, got it alone; drop it, or use --quick")
+        return standard_prompts(tokenizer.encode, QUICK if quick else Sizes(), room), growing
+    chat = ChatFormat(models.artifact, tokenizer) if models.artifact.has(CHAT_TEMPLATE) else None
+
+    def encode(text: str, is_said: bool) -> list[int]:
+        if chat is None or not is_said:
+            return tokenizer.encode(text)
+        return chat.encode([{"role": "user", "content": text}])
+
+    try:
+        return file_prompts(file, encode, num_prompts or (4 if quick else None), room), growing
+    finally:
+        if chat is not None:
+            chat.close()
+
+
+def _about_model(models: Models) -> dict[str, Any]:
+    """What the figures are of; `like` where the checkpoint was inflated to a big model's shape."""
+    manifest = models.artifact.manifest
+    about: dict[str, Any] = {
+        "name": manifest.name,
+        "digest": models.artifact.digest,
+        "architecture": manifest.target.architecture,
+        "parameters": manifest.target.parameters,
+        "weight_format": manifest.target.weight_format,
+        "bytes": sum(entry.bytes for name, entry in manifest.files.items() if name.startswith("target/")),
+        "draft": None if manifest.draft is None else manifest.draft.kind,
+        "draft_parameters": None if manifest.draft is None else manifest.draft.parameters,
+        "like": None,
+    }
+    if models.checkpoint is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            note = json.loads((models.checkpoint / "inflation.json").read_text(encoding="utf-8"))
+            about["like"] = note.get("like") or note.get("shape")
+            about["inflation"] = note
+    return about
+
+
+@contextlib.contextmanager
+def _progress(groups: list[list[Runner]], tasks: list[Task]) -> Iterator[Callable[[], None]]:
+    """What it yields is called after every text."""
+    from dovetail.runtime.terminal.progress import stage
+
+    number, total = itertools.count(1), sum(map(len, groups)) * len(tasks)
+    with stage("texts") as bar:
+
+        def advance() -> None:
+            done = next(number)
+            bar.update(done / total, f"{done} of {total}")
+
+        yield advance

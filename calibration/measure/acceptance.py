@@ -1,0 +1,205 @@
+"""What the target accepts of a draft: at every position of the target's own texts, all that the draft, and matches in
+the text, would offer there beside what the target went on to say.
+
+A candidate counts as accepted when the text continues with its path. The text was drawn from the target, so that is
+exactly the event that decides in a real round, greedy or sampled. With every position recorded, any policy can be
+replayed on the texts afterwards (`dovetail.calibration.choose.search`).
+
+Letters: N candidates with the root, d depth, r rank among siblings, both from 0 in arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from dovetail.calibration.measure.latency import rising
+from dovetail.calibration.measure.pair import Pair, Text
+from dovetail.runtime.drafts.prompt_lookup import LookupDraft
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.policies.base import LOOKUP_TREE, NO_GROWTH
+from dovetail.runtime.policies.marginal import SCORE_STEP, Chances
+from dovetail.runtime.trees.tree import Tree
+
+MAX_DEPTH = 10  # levels that are recorded
+MAX_WIDTH = 10
+_HOPELESS = -5.0  # no level is drafted behind one whose best path has less than e^-5 by the draft's own estimate
+_BINS = 70  # of scores, `SCORE_STEP` wide
+_PRIOR = 4.0  # as many observations stand for what is believed before any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Matched:
+    """What the text's own repetitions offer at a position."""
+
+    scores: list[float]  # descending
+    depths: list[int]
+    path: list[int]  # which of them the text followed, from depth 1 on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One position: the candidates of the widest and deepest tree, and which of them the text followed."""
+
+    parents: list[int]  # [N] node 0 is the root; siblings in the order of their rank
+    scores: list[float]  # [N] cumulative log-probabilities
+    depths: list[int]  # [N]
+    path: list[int]  # accepted candidates, from depth 1 on
+    children: dict[int, list[int]]  # of every candidate that was expanded
+    context: int  # tokens in the target's cache
+    matches: Matched
+
+
+TextRecords = list[Record]
+"""The positions of one text, one after another."""
+
+
+class _Recorder:
+    """Grows the largest tree worth looking at, and keeps its scores."""
+
+    matches = None
+
+    def __init__(self, width: int = MAX_WIDTH, depth: int = MAX_DEPTH) -> None:
+        self.width, self._depth = width, depth
+        self.scores = [0.0]
+
+    def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
+        if depth == 0:
+            return True
+        self.scores += scores
+        return depth < self._depth and max(scores) > _HOPELESS
+
+    def drafted(self, scores: Sequence[float]) -> int:
+        return len(scores)
+
+
+def record(pair: Pair, text: Text) -> TextRecords:
+    """Every position behind the prompt that has `MAX_DEPTH` tokens to follow."""
+    draft, lookup, records = pair.reader(), LookupDraft(), []
+    tokens, features, begin = text.tokens, text.features, 0
+    for position in range(text.prompt_length, len(tokens) - MAX_DEPTH + 1):
+        recorder, matches = _Recorder(), _Recorder(LOOKUP_TREE.width, LOOKUP_TREE.depth)
+        known = tokens[begin:position], features[max(begin - 1, 0) : position - 1]
+        following = tokens[position:].tolist()
+        found = lookup.propose(*known, matches if pair.looks_up else NO_GROWTH)
+        matched = _matched(found, matches.scores, following)
+        tree = draft.propose(*known, recorder, text.sampler.foresee)
+        records.append(_record(tree, recorder.scores, following[:MAX_DEPTH], position - 1, matched))
+        text.sampler.follow(int(tokens[position]))
+        begin = position
+    return records
+
+
+def _record(tree: Tree, scores: list[float], following: Sequence[int], context: int, matched: Matched) -> Record:
+    parents, depths = tree.parents.tolist(), tree.depths().tolist()
+    children = dict[int, list[int]]()
+    for node in range(1, len(parents)):
+        children.setdefault(parents[node], []).append(node)
+    return Record(parents, scores[: len(parents)], depths, _path(tree, following), children, context, matched)
+
+
+def _matched(tree: Tree, scores: list[float], following: Sequence[int]) -> Matched:
+    order = sorted(range(1, len(tree)), key=scores.__getitem__, reverse=True)
+    depths, rank = tree.depths().tolist(), {node: i for i, node in enumerate(order)}
+    path = [rank[node] for node in _path(tree, following)]
+    return Matched([scores[node] for node in order], [depths[node] for node in order], path)
+
+
+def _path(tree: Tree, following: Sequence[int]) -> list[int]:
+    """The nodes behind the root that the text goes on with."""
+    path, node, families = list[int](), 0, tree.families()
+    for token in following:
+        if token not in families[node]:
+            break
+        node = families[node][token]
+        path.append(node)
+    return path
+
+
+def collect(
+    pair: Pair,
+    texts: Iterable[Text],
+    *,
+    positions: int,
+    seconds: float,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[TextRecords]:
+    """Records of text after text, until there are `positions` and `seconds` are over, or no text is left."""
+    made: list[TextRecords] = []
+    start, count = time.perf_counter(), 0
+    for text in texts:
+        spent = time.perf_counter() - start
+        if count >= positions and spent >= seconds:
+            break
+        made.append(record(pair, text))
+        count += len(made[-1])
+        progress(min(1.0, count / positions))
+    return made
+
+
+def passages(tokens: Sequence[int], count: int, length: int) -> list[list[int]]:
+    """`count` prompts of `length` tokens, spread evenly over `tokens`. Raises `UserError` when that is too short."""
+    needed = count * length
+    if len(tokens) < needed:
+        raise UserError(
+            f"--text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
+            f"{len(tokens)}; give a longer text, or leave the option out"
+        )
+    step = (len(tokens) - length) // max(count - 1, 1)
+    return [list(tokens[i * step : i * step + length]) for i in range(count)]
+
+
+def by_rank(texts: Sequence[TextRecords]) -> tuple[tuple[float, ...], ...]:
+    """[d][r]: the share of positions at which the child of rank r at depth d was accepted, of those where its parent
+    was. Where observations are few, the depth above stands in.
+    """
+    offered, hits = Counter[int](), Counter[tuple[int, int]]()
+    for found in (found for text in texts for found in text):
+        parent = 0
+        for depth in range(MAX_DEPTH):
+            siblings = found.children.get(parent)
+            if siblings is None:
+                break
+            offered[depth] += 1
+            if depth == len(found.path):
+                break
+            parent = found.path[depth]
+            hits[depth, siblings.index(parent)] += 1
+    ranks = max((len(siblings) for text in texts for found in text for siblings in found.children.values()), default=1)
+    rows: list[tuple[float, ...]] = []
+    for depth in range(MAX_DEPTH):
+        if depth and not offered[depth]:
+            break
+        above = rows[-1] if rows else (0.0,) * ranks
+        weight = _PRIOR if depth else 0.0
+        total = max(offered[depth] + weight, 1.0)
+        rows.append(tuple((hits[depth, rank] + weight * above[rank]) / total for rank in range(ranks)))
+    return tuple(rows)
+
+
+def by_score(texts: Sequence[TextRecords], depth: int | None = None) -> tuple[float, ...]:
+    """The chance that a candidate's whole path is accepted, by bins of its score, never rising as the score falls; at
+    one depth (from 1), or at all. The draft's own estimate stands in where observations are few.
+    """
+    counts, hits = np.zeros(_BINS), np.zeros(_BINS)
+    for found in (found for text in texts for found in text):
+        scores, depths = np.array(found.scores[1:]), np.array(found.depths[1:])
+        bins = np.minimum((scores / -SCORE_STEP).astype(np.int64), _BINS - 1)
+        chosen = slice(None) if depth is None else depths == depth
+        np.add.at(counts, bins[chosen], 1)
+        path = [node - 1 for node in found.path if depth is None or found.depths[node] == depth]
+        np.add.at(hits, bins[path], 1)
+    estimate = np.array([math.exp(-SCORE_STEP * (i + 0.5)) for i in range(_BINS)])
+    shares = (hits + _PRIOR * estimate) / (counts + _PRIOR)
+    fitted = rising(shares[::-1].tolist(), (counts + _PRIOR)[::-1].tolist())
+    return tuple(min(1.0, share) for share in reversed(fitted))
+
+
+def chances(texts: Sequence[TextRecords]) -> Chances:
+    """What the policies need to know."""
+    return Chances(by_score(texts), by_rank(texts))

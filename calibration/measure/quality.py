@@ -1,0 +1,91 @@
+"""How much quantisation changed a target: its distributions beside those of the same target with float weights, on
+given text, without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
+from dovetail.runtime.artifact.opening import Artifact, open_artifact
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs
+from dovetail.runtime.targets.openvino.engine import TargetModel
+
+WINDOW = 256
+MAX_TOKENS = 8192
+_ENOUGH = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Quality:
+    """Over `tokens` predictions. KL in nats per token, from the reference to the quantised target."""
+
+    tokens: int
+    window: int
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_p99: float
+    argmax_agreement: float
+
+
+def compare_targets(
+    artifact: Artifact,
+    reference: Path,
+    tokens: Sequence[int],
+    *,
+    threads: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Quality:
+    """Read `tokens` in windows with the artifact's target and with `reference`, an artifact or an IR (`.xml`) of the
+    same model. Both compute in float32, so that only the weights differ. Raises `UserError` for a text too short or a
+    reference that is another model.
+    """
+    info = artifact.manifest.target
+    window = min(WINDOW, info.context_length)
+    tokens = tokens[:MAX_TOKENS]
+    if len(tokens) < _ENOUGH:
+        raise UserError(
+            f"--text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
+        )
+    ours, theirs = (
+        TargetModel(path, described, numerics="exact", threads=threads, cache_tokens=window)
+        for path, described in ((artifact.file(TARGET_MODEL), info), _reference(reference, info))
+    )
+    divergence = Divergence()
+    for begin in range(0, len(tokens) - 1, window):
+        part = np.array(tokens[begin : begin + window + 1], np.int64)
+        read = zip(log_probs(ours, part[:-1]), log_probs(theirs, part[:-1]), chunks(part[1:]), strict=True)
+        for q, p, following in read:
+            divergence.add(q, p, following)
+        progress(min((begin + window) / len(tokens), 1.0))
+    return Quality(
+        tokens=divergence.tokens,
+        window=window,
+        perplexity=divergence.perplexity,
+        reference_perplexity=divergence.reference_perplexity,
+        kl_mean=divergence.kl_mean,
+        kl_p99=divergence.kl_p99,
+        argmax_agreement=divergence.argmax_agreement,
+    )
+
+
+def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:
+    """The IR to compare with, and its sizes. An artifact is verified like any other."""
+    if (path / MANIFEST_NAME).exists():
+        opened = open_artifact(path)
+        if opened.manifest.target.vocab_size != info.vocab_size:
+            raise UserError(
+                f"--reference {path}: expected a vocabulary of {info.vocab_size}, got "
+                f"{opened.manifest.target.vocab_size}; give the same model with float weights"
+            )
+        return opened.file(TARGET_MODEL), opened.manifest.target
+    model = path / "openvino_model.xml" if path.is_dir() else path
+    if not model.is_file():
+        raise UserError(f"--reference {path}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
+    return model, info

@@ -1,0 +1,1 @@
+"""Writing an artifact and checking it."""

@@ -1,0 +1,83 @@
+"""Renderings of the chat template made by transformers at export: the runtime proves its own against them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dovetail.runtime.artifact import manifest as manifests
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather at a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string", "description": "A town."}},
+            "required": ["place"],
+        },
+    },
+}
+_USER = {"role": "user", "content": "What is 2 + 2? <b>Réponse</b> & why\n"}
+_ASSISTANT = {"role": "assistant", "content": " 4, because \"two\" and 'two' make four. "}
+_SYSTEM = {"role": "system", "content": "You are terse."}
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_JOBS: list[dict[str, Any]] = [
+    {"messages": [_USER], "tools": None, "add_generation_prompt": True},
+    {"messages": [_USER, _ASSISTANT], "tools": None, "add_generation_prompt": False},
+    {"messages": [_SYSTEM, _USER, _ASSISTANT, _USER], "tools": None, "add_generation_prompt": True},
+    {"messages": [_USER], "tools": [_TOOL], "add_generation_prompt": True},
+]
+
+
+def write_chat_examples(source: Path, folder: Path, *, by_transformers: bool = True) -> None:
+    """Write `chat_examples.json` beside the artifact's chat template: special tokens, and what transformers renders.
+
+    Without transformers there are no examples, and the special tokens are those that the tokenizer's settings name. A
+    conversation that the template refuses (no system role, say) gives no example, and a template that shows today's
+    date gives none at all.
+    """
+    if not by_transformers:
+        _write(folder, _special_tokens(source), [])
+        return
+    import jinja2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    template = (folder / manifests.CHAT_TEMPLATE).read_text(encoding="utf-8")
+    examples = []
+    for job in _JOBS if "strftime_now" not in template else []:
+        try:
+            text = tokenizer.apply_chat_template(
+                job["messages"],
+                chat_template=template,
+                tools=job["tools"],
+                add_generation_prompt=job["add_generation_prompt"],
+                tokenize=False,
+            )
+        except jinja2.TemplateError:
+            continue
+        examples.append({**job, "text": text})
+    special_tokens = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    _write(folder, special_tokens, examples)
+
+
+def _special_tokens(source: Path) -> dict[str, str]:
+    """Name -> text, from where save_pretrained keeps them; a token may be its text or an object with it."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings = json.loads((source / name).read_text(encoding="utf-8")) if (source / name).is_file() else {}
+        for key in _SPECIAL:
+            token = settings.get(key)
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def _write(folder: Path, special_tokens: dict[str, str], examples: list[dict[str, Any]]) -> None:
+    document = {"special_tokens": special_tokens, "examples": examples}
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    (folder / manifests.CHAT_EXAMPLES).write_text(text, encoding="utf-8")

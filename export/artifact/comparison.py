@@ -1,0 +1,189 @@
+"""The artifact held against its source on held-out text: what compression and conversion changed, in numbers; and the
+target's paged attention held against itself.
+
+Letters: T tokens, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from dovetail.export.target.compression import stateful_feeds
+from dovetail.runtime.artifact.manifest import TARGET_MODEL, TOKENIZER, ExportChecks, TargetInfo
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax
+from dovetail.runtime.evaluation.standard_library import held_out_files
+from dovetail.runtime.hardware.threads import default_threads
+from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.terminal.progress import stage
+from dovetail.runtime.trees.tree import Tree, root_only
+
+TOKENS = 2048
+WINDOW = 512
+_MIN_TOKENS = 16
+_MAX_PERPLEXITY = 1e12  # the manifest's
+_LONGEST_WINDOW = 1024  # a window of attention that is longer is not outgrown here
+_PARENTS = (-1, 0, 0, 1, 1, 2, 3, 5, 0)  # of the tree that is held against its paths
+_TREE_TOLERANCE = 1e-2  # of the largest logit: a wrong mask is off by far more, float32 rounding by far less
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What a target is compared on, and how its source read it: `ids` in windows of `length`, torch's `logits` [T, V]
+    or None, and the share of first children on which the draft and torch agree, or None.
+    """
+
+    ids: Ids
+    length: int
+    logits: Logits | None = None
+    draft_agreement: float | None = None
+
+
+def held_out_ids(folder: Path, text: str | None) -> Ids:
+    """What is compared on, by the tokenizer of the artifact under construction in `folder`: `text`, or held-out files
+    of this interpreter's standard library. Raises `UserError` for a text too short.
+    """
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    if text is None:
+        ids: list[int] = []
+        for _, document in held_out_files():
+            ids += tokenizer.encode(document[:4000]).ids
+            if len(ids) > TOKENS:
+                break
+    else:
+        ids = tokenizer.encode(text).ids
+    if len(ids) < _MIN_TOKENS:
+        raise UserError(
+            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text"
+        )
+    return np.asarray(ids[: TOKENS + 1], np.int64)
+
+
+def window_length(context: int, attention: int | None) -> int:
+    """How much is read at once of a model with this context and attention window: enough to outgrow the latter, where
+    that is not very long.
+    """
+    outgrown = 2 * attention if attention is not None and attention <= _LONGEST_WINDOW else 0
+    return min(max(WINDOW, outgrown), context)
+
+
+def windows(ids: Ids, length: int) -> Iterator[Ids]:
+    """`ids` in parts of `length` that are read from an empty cache, each with the token that follows its last."""
+    return (ids[start : start + length + 1] for start in range(0, len(ids) - 1, length))
+
+
+def torch_logits(model: Any, ids: Ids, length: int, scratch: Path) -> Logits:
+    """[T, V] by the torch `model`, in the order of `windows`. They lie in the file `scratch`: a vocabulary of 150,000
+    makes them 1.2 GB.
+    """
+    import torch
+
+    count, row = len(ids) - 1, 0
+    # Written as a file and only then mapped: a disk that fills under a mapping ends the process.
+    with scratch.open("wb") as file, stage("reading held-out text with torch") as bar, torch.no_grad():
+        for part in windows(ids, length):
+            logits = model(input_ids=torch.from_numpy(part[:-1])[None], use_cache=False).logits[0]
+            logits.float().numpy().tofile(file)
+            row += len(part) - 1
+            bar.update(row / count, f"{row} tokens")
+    return np.memmap(scratch, np.float32, "r", shape=(count, model.config.vocab_size))
+
+
+def compare(folder: Path, target: TargetInfo, reading: Reading) -> ExportChecks:
+    """Read the same with the artifact's target as the runtime does, in float32, so that the figures are the artifact's
+    own, and hold it against torch, or without torch against the IR as it was before the runtime's rewriting.
+
+    Raises `UserError` where a target answers no finite numbers, or a tree is not verified as its paths are.
+    """
+    ids, length, reference = reading.ids, reading.length, reading.logits
+    own = None if reference is not None else _stateful_logits(folder / TARGET_MODEL, ids[:length])
+    model = TargetModel(folder / TARGET_MODEL, target, numerics="exact", threads=default_threads(), cache_tokens=length)
+    _check_tree(model, ids)
+    divergence, row = Divergence(), 0
+    with stage("checking the target on held-out text") as bar:
+        for part in windows(ids, length):
+            for ours, following in zip(log_probs(model, part[:-1]), chunks(part[1:]), strict=True):
+                _check_finite(ours)
+                theirs = ours if reference is None else log_softmax(reference[row : row + len(ours)])
+                divergence.add(ours, theirs, following)
+                if own is not None and row + len(ours) <= len(own):
+                    _check_rewriting(ours, log_softmax(own[row : row + len(ours)]))
+                row += len(ours)
+                bar.update(row / (len(ids) - 1), f"{row} tokens")
+    return ExportChecks(
+        tokens=divergence.tokens,
+        target_kl_mean=None if reference is None else divergence.kl_mean,
+        target_argmax_agreement=None if reference is None else divergence.argmax_agreement,
+        draft_argmax_agreement=reading.draft_agreement,
+        target_perplexity=min(divergence.perplexity, _MAX_PERPLEXITY),
+        source_perplexity=None if reference is None else min(divergence.reference_perplexity, _MAX_PERPLEXITY),
+    )
+
+
+def _check_finite(values: NDArray[np.floating[Any]]) -> None:
+    if not np.isfinite(values).all():
+        raise UserError("expected finite logits from the target, got NaN or infinity; its weights overflow")
+
+
+def _check_tree(model: TargetModel, ids: Ids) -> None:
+    """A tree's logits are those of its paths, each alone: the tree mask works in this model."""
+    size = len(_PARENTS)
+    room = min(model.window or len(ids), model.info.context_length) - size
+    past = max(0, min(64, len(ids) - size, room))
+    prompt, tokens = ids[:past], np.arange(7, 7 + size) % model.info.vocab_size
+    tree = Tree(tokens, np.array(_PARENTS)) if room >= 0 else root_only(int(tokens[0]))
+    sequence = model.sequence()
+    sequence.prefill(prompt)
+    together = sequence.verify(tree).logits.copy()
+    sequence.close()
+    _check_finite(together)
+    mask = tree.ancestors()
+    for node in range(len(tree)):
+        path = tree.tokens[np.flatnonzero(mask[node])]
+        alone = model.sequence()
+        alone.prefill(np.concatenate([prompt, path[:-1]]))
+        expected = alone.verify(root_only(int(path[-1]))).logits[0]
+        difference = float(np.abs(together[node] - expected).max() / np.abs(expected).max())
+        alone.close()
+        if difference > _TREE_TOLERANCE:
+            raise UserError(
+                f"expected a tree to be verified as its paths are, got logits {difference:.1%} apart; OpenVINO's paged "
+                f"attention does not carry this model"
+            )
+
+
+def _check_rewriting(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
+    """Both in log-probabilities: the rewritten attention computes what the IR's own did."""
+    divergence = float((np.exp(theirs) * (theirs - ours)).sum(axis=1).max())
+    if divergence > _TREE_TOLERANCE:
+        raise UserError(
+            f"expected the IR's own answers after rewriting its attention, got a KL divergence of {divergence:.3f} "
+            f"nats; OpenVINO's paged attention does not carry this model"
+        )
+
+
+def _stateful_logits(path: Path, ids: Ids) -> Logits:
+    """[T, V] by the IR as it lies there."""
+    import openvino as ov
+
+    from dovetail.runtime.targets.openvino.ir import read_ir
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "KV_CACHE_PRECISION": "f32",
+    }
+    request = ov.Core().compile_model(read_ir(path), "CPU", settings).create_infer_request()
+    wanted = {name for port in request.model_inputs for name in port.get_names()}
+    request.infer({name: value for name, value in stateful_feeds(ids[None]).items() if name in wanted})
+    return np.array(request.get_tensor("logits").data[0], np.float32)

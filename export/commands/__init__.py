@@ -1,0 +1,1 @@
+"""The `dovetail-export` command."""

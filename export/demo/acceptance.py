@@ -1,0 +1,55 @@
+"""How well a draft guesses its target, measured by running the artifact on held-out text: rows for the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dovetail.export.training import corpus as corpora
+from dovetail.runtime import load
+from dovetail.runtime.decoding.generation import Generation
+from dovetail.runtime.trees.shape import TreeShape
+
+TREE = TreeShape(nodes=12, depth=5, width=4)
+NUM_PROMPTS, PROMPT_CHARACTERS, NEW_TOKENS = 40, 600, 128
+NGRAM = 8
+
+
+def held_out_prompts(count: int, characters: int) -> list[str]:
+    """`count` passages spread evenly over the standard library's held-out files."""
+    texts = corpora.standard_library().held_out.values()
+    starts = [text[i : i + characters] for text in texts for i in range(0, len(text) - characters, 2 * characters)]
+    return starts[:: max(1, len(starts) // count)][:count]
+
+
+def repeated_share(texts: Sequence[Sequence[int]], size: int = NGRAM) -> float:
+    """The share of n-grams that had occurred before in the same text: what loops, and is easy to draft."""
+    total = repeated = 0
+    for text in texts:
+        grams = [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
+        total += len(grams)
+        repeated += len(grams) - len(set(grams))
+    return repeated / total if total else 0.0
+
+
+def measure_acceptance(artifact: Path) -> dict[str, str]:
+    """Rows `accept length ...`: greedy and at temperature 1, each beside the share of repeated 8-grams."""
+    prompts = held_out_prompts(NUM_PROMPTS, PROMPT_CHARACTERS)
+    rows = {}
+    with load(artifact, draft="artifact", draft_device="cpu", tree=TREE) as pipe:
+        for label, temperature in (("greedy", 0.0), ("at temperature 1", 1.0)):
+            done = [
+                pipe.generate(prompt, temperature=temperature, seed=i, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+                for i, prompt in enumerate(prompts)
+            ]
+            repeated = repeated_share([text.token_ids for text in done])
+            rows[f"accept length {label}"] = (
+                f"{accept_length(done):.2f} (tree of {TREE.nodes} nodes, depth {TREE.depth}, width {TREE.width}; "
+                f"{len(done)} texts of {NEW_TOKENS} tokens; {repeated:.1%} of their {NGRAM}-grams are repeated)"
+            )
+    return rows
+
+
+def accept_length(done: Sequence[Generation]) -> float:
+    """Mean accepted drafted tokens per round, the bonus token not counted."""
+    return sum(text.totals.accepted_tokens for text in done) / sum(text.totals.rounds for text in done)

@@ -1,0 +1,1 @@
+"""Drafts: their kinds, their layouts on disk, their ONNX graph."""

@@ -1,0 +1,151 @@
+"""The sizes and kind of a draft, as it is stored beside its weights, and which of them a target asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from dovetail.runtime.errors import UserError
+
+TRAINED_KINDS = ("dgf", "eagle", "eagle3")
+KINDS = (*TRAINED_KINDS, "lm")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftConfig:
+    """Stored as `config.json` beside `model.safetensors`. `rope_frequencies` are radians per position, E / 2 of them.
+
+    The fields with defaults are for some kinds only. `head_size`: tokens of the draft's own LM head; None: the head is
+    the target's. `feature_layers`: whose inputs in the target are projected to a feature; () is the last hidden state,
+    after the final norm. `vocabulary_sha256`: of the tokenizer it was trained with.
+    """
+
+    kind: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_frequencies: tuple[float, ...]
+    rope_scale: float = 1.0
+    head_size: int | None = None
+    feature_layers: tuple[int, ...] = ()
+    fusion_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_before_residual: bool = False
+    vocabulary_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(
+                f"expected a draft of kind {', '.join(KINDS)}, got {self.kind!r}; train one with dovetail-export draft"
+            )
+        if (
+            self.num_layers < 1
+            or self.num_heads % max(1, self.num_kv_heads)
+            or len(self.rope_frequencies) * 2 != self.head_dim
+        ):
+            raise UserError(
+                "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the "
+                "draft again"
+            )
+
+
+def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> DraftConfig:
+    """A draft for a target's transformers config (Llama family): the same widths, heads and rotary frequencies.
+
+    `more` are further fields of `DraftConfig`.
+    """
+    if num_blocks < 1:
+        raise UserError(f"expected at least one block, got --blocks {num_blocks}; the paper uses 1 to 5")
+    if kind == "eagle3" and "feature_layers" not in more:
+        more["feature_layers"] = default_feature_layers(target.num_hidden_layers)
+    head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
+    frequencies, scale = _rotary(target, head_dim)
+    return DraftConfig(
+        kind=kind,
+        hidden_size=target.hidden_size,
+        intermediate_size=target.intermediate_size,
+        num_layers=num_blocks,
+        num_heads=target.num_attention_heads,
+        num_kv_heads=getattr(target, "num_key_value_heads", None) or target.num_attention_heads,
+        head_dim=head_dim,
+        vocab_size=target.vocab_size,
+        rms_norm_eps=target.rms_norm_eps,
+        rope_frequencies=frequencies,
+        rope_scale=scale,
+        **more,
+    )
+
+
+def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
+    """The target's layers whose inputs EAGLE-3 reads where its config says nothing (arXiv 2503.01840, section 3.1: low,
+    middle, high; the numbers are the published code's). Small targets have none to spare: spread evenly.
+    """
+    if num_layers >= 7:
+        return 2, num_layers // 2, num_layers - 3
+    return min(1, num_layers - 1), num_layers // 2, num_layers - 1
+
+
+def _rotary(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
+    """Radians a position per pair of a head's entries, and the factor on cosine and sine."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope, kind = config.rope_parameters, None
+    if "full_attention" in rope:  # one set per kind of layer (Gemma 3); the draft sees all of its own context
+        rope, kind = rope["full_attention"], "full_attention"
+    if rope.get("rope_type", "default") == "default":
+        frequencies, scale = (
+            1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim),
+            1.0,
+        )
+    else:
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](
+            config, torch.device("cpu"), seq_len=None, **({"layer_type": kind} if kind else {})
+        )
+    if len(frequencies) * 2 != head_dim:  # partly rotated heads (Phi-3 small, GLM): the rest stands still
+        frequencies = torch.cat(
+            [frequencies.double(), torch.zeros(head_dim // 2 - len(frequencies), dtype=torch.float64)]
+        )
+    return tuple(float(f) for f in frequencies), float(scale)
+
+
+def read_config(folder: Path) -> DraftConfig:
+    """The config of a draft folder that `save_draft` wrote. Raises `UserError` if it is not one."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"expected a draft folder with {name}, got {folder} without it; train one with dovetail-export draft"
+            )
+    try:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for name in ("rope_frequencies", "feature_layers"):
+            document[name] = tuple(document.get(name, ()))
+        return DraftConfig(**document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"expected {folder}/config.json to be a draft's, got {error}; train one with dovetail-export draft"
+        ) from None
+
+
+def check_fits(config: DraftConfig, vocab_size: int, hidden_size: int) -> None:
+    """Raise `UserError` unless the draft was made for a target of these sizes."""
+    pairs = (("vocabulary", config.vocab_size, vocab_size), ("hidden size", config.hidden_size, hidden_size))
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise UserError(f"draft {what} {ours} != target {what} {theirs}; train the draft for this target")
+
+
+def vocabulary_sha256(tokenizer: Tokenizer) -> str:
+    """One digest for all tokenizers that give every token the same id, added ones included."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""A draft folder -> the draft of an artifact: read for its target, reduced, written as a graph, and held against torch.
+
+Letters: B sequences, T tokens, D hidden size, K children.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dovetail.export.draft.graph_builder import WeightFormat
+from dovetail.export.draft.layouts import Target, read_draft
+from dovetail.export.draft.model import DraftModel
+from dovetail.export.draft.onnx_graph import TOP_K, example_call, export_draft, run_torch
+from dovetail.export.draft.target_features import Taps
+from dovetail.export.draft.vocabulary import draft_vocabulary
+from dovetail.runtime.artifact.manifest import DraftInfo
+
+COMPARED_TOKENS = 512
+
+# The target's: ids [T] and feature layers -> their inputs side by side and the last hidden state, [T, (L + 1) * D]
+Features = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """The draft folder to export, and how; see `write_artifact`."""
+
+    folder: Path
+    weight_format: WeightFormat
+    vocab: int | None
+    vocab_texts: tuple[Path, ...]
+    allow_pickle: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExportedDraft:
+    """What was written, the share of first children on which graph and torch agree, and what the target's graph must
+    compute for it besides its last hidden state.
+    """
+
+    info: DraftInfo
+    agreement: float
+    taps: Taps | None
+
+
+def write_draft(
+    plan: DraftPlan, path: Path, target: Target, features: Features, ids: NDArray[np.int64]
+) -> ExportedDraft:
+    """Write the plan's draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
+
+    Raises `UserError` if the draft is not one for this target.
+    """
+    draft = read_draft(plan.folder, target, allow_pickle=plan.allow_pickle)
+    if plan.vocab is not None:
+        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, plan.vocab, plan.vocab_texts)))
+    path.parent.mkdir(exist_ok=True)
+    export_draft(draft, path, weight_format=plan.weight_format)
+    config = draft.config
+    info = DraftInfo(
+        kind=config.kind,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        top_k=min(TOP_K, len(draft.lm_head)),
+        parameters=draft.num_parameters(),
+        precision=plan.weight_format,
+        head_size=None if draft.head_tokens is None else len(draft.head_tokens),
+    )
+    taps = Taps(config.feature_layers, draft.state_dict()["projection.weight"]) if config.feature_layers else None
+    ids = ids[: min(COMPARED_TOKENS, target.config.max_position_embeddings)]
+    return ExportedDraft(info, draft_agreement(path, draft, ids, features), taps)
+
+
+def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], features: Features) -> float:
+    """The share of real pairs whose first child by the graph at `path` is the torch `draft`'s, read in one call, with
+    the target's `features`.
+    """
+    import onnxruntime as ort
+
+    pairs = len(ids) - 1
+    call = example_call(draft, pairs, past=0)
+    call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs)}
+    if draft.config.kind != "lm":
+        with torch.no_grad():
+            read = torch.from_numpy(features(ids, draft.config.feature_layers))
+            fed = read[:, : -draft.config.hidden_size] if draft.config.feature_layers else read
+            call["features"] = draft.project(fed)[:pairs].half().numpy()  # [T, D]
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (children,) = session.run(["top_token_ids"], call)  # [T, K]
+    _, log_probs = run_torch(draft, call)
+    return float((children[:, 0] == log_probs.argmax(-1)).mean())

@@ -1,0 +1,1 @@
+"""A checkpoint in the shape of a larger one, for benchmarks."""

@@ -1,0 +1,234 @@
+"""A checkpoint folder, or somebody's OpenVINO IR -> the target's IR: stateful, weights compressed, the last hidden
+state as a named result.
+
+Each step is a function from model to model that checks what it found and what it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dovetail.export.quiet import quiet_torch
+from dovetail.export.sources.base import IR_MODEL
+from dovetail.export.sources.checkpoint import check_checkpoint
+from dovetail.export.target.compression import Compression, compress, stored_format, weight_elements
+from dovetail.export.target.ir_graph import add_features_result, check_decoder, check_windows, paged_windows, width
+from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
+from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.terminal.console import notice
+
+if TYPE_CHECKING:
+    from dovetail.export.draft.target_features import Taps
+
+# optimum-intel's own limit for these is transformers 5.0. Their graphs are right beside newer ones, which the checks of
+# every export prove anew.
+_LIMIT_LIFTED = ("gemma", "gemma2", "gemma3_text")
+
+
+def export_target(
+    source: Path,
+    folder: Path,
+    how: Compression | None = None,
+    allow_pickle: bool = False,
+    taps: Taps | None = None,
+) -> TargetInfo:
+    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
+    GenAI wants beside them. With `taps` the hidden states are what those compute, not the last ones.
+
+    Raises `UserError` if the checkpoint is not a causal language model that optimum-intel exports and OpenVINO's paged
+    attention carries.
+    """
+    how = how or Compression()
+    check_checkpoint(source, allow_pickle)
+    import openvino as ov
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    raw = folder / "raw"
+    _optimum_export(source, raw, config, keep_float32=how.weight_format == "fp32")
+    model = ov.Core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
+    parameters = weight_elements(model).total()
+    windows = _windows(model, config.to_dict())
+    if taps is not None:
+        model = taps.add(model)
+    if how.weight_format != "fp32":
+        notice(f"target: compressing {parameters / 1e6:.1f} M weights to {how.weight_format}")
+    with quiet_torch(), _bars_on_stderr():
+        model = compress(model, how, matrix_widths(config))
+    info = _save(model, folder, config.to_dict(), windows, parameters, how.weight_format)
+    del model
+    gc.collect()
+    shutil.rmtree(raw)
+    check_bytes(folder, info, how)
+    _genai_files(source, folder / "target")
+    return info
+
+
+def import_target(source: Path, folder: Path, taps: Taps | None = None) -> TargetInfo:
+    """The same from the IR in the folder `source`, without torch: the weights stay as they are, and the other files of
+    the model come along.
+
+    Raises `UserError` if it is not a stateful causal decoder that OpenVINO's paged attention carries.
+    """
+    model = read_source_ir(source)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    windows = _windows(model, config)
+    parameters, weight_format = weight_elements(model).total(), stored_format(model)
+    for output in model.outputs:
+        if FEATURES_OUTPUT in output.get_names():  # what an earlier draft was fed, which may be something else
+            model.remove_result(output.get_node())
+    if taps is not None:
+        model = taps.add(model)
+    info = _save(model, folder, config, windows, parameters, weight_format)
+    del model
+    gc.collect()
+    for stem in ("openvino_tokenizer", "openvino_detokenizer"):
+        for path in (source / f"{stem}.xml", source / f"{stem}.bin"):
+            if path.is_file():
+                shutil.copyfile(path, folder / "target" / path.name)
+    _copy_settings(source, folder / "target")
+    return info
+
+
+def read_source_ir(source: Path) -> Any:
+    """The decoder whose IR is in the folder `source`. Raises `UserError` if it is not one that we can run."""
+    from dovetail.runtime.targets.openvino.ir import read_ir
+
+    try:
+        model = read_ir(source / IR_MODEL)
+    except ArtifactError as error:
+        raise UserError(str(error)) from None
+    check_decoder(model, source)
+    for port in model.inputs:  # the rewriting to paged attention goes by the nodes' names, which others may choose
+        port.get_node().set_friendly_name(port.get_any_name())
+    return model
+
+
+def _windows(model: Any, config: Mapping[str, Any]) -> list[int]:
+    windows = paged_windows(model)
+    check_windows(windows, config, config["max_position_embeddings"])
+    return windows
+
+
+def _save(
+    model: Any, folder: Path, config: Mapping[str, Any], windows: Sequence[int], parameters: int, weight_format: str
+) -> TargetInfo:
+    """Tap the hidden states, write the model, and say what it is."""
+    import openvino as ov
+
+    model = add_features_result(model)
+    (folder / TARGET_MODEL).parent.mkdir(exist_ok=True)
+    ov.save_model(model, folder / TARGET_MODEL, compress_to_fp16=False)
+    return TargetInfo(
+        architecture=config["model_type"],
+        hidden_size=width(model, FEATURES_OUTPUT),
+        num_layers=len(windows),
+        vocab_size=width(model, "logits"),
+        context_length=config["max_position_embeddings"],
+        parameters=parameters,
+        weight_format=weight_format,
+        sliding_window=min((window for window in windows if window), default=None),
+    )
+
+
+def _bars_on_stderr() -> contextlib.AbstractContextManager[Any]:
+    """nncf draws its progress bars on stdout, which is for results. On a terminal they belong on stderr."""
+    return contextlib.redirect_stdout(sys.stderr) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
+def _optimum_export(source: Path, folder: Path, config: Any, keep_float32: bool) -> None:
+    with quiet_torch():
+        from optimum.exporters.openvino import main_export
+        from optimum.intel import OVConfig
+
+        lifted = _without_limit(config) if config.model_type in _LIMIT_LIFTED else None
+        try:
+            main_export(
+                str(source),
+                folder,
+                task="text-generation-with-past",
+                stateful=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                convert_tokenizer=False,
+                custom_export_configs=lifted,
+                # Without a config, optimum itself compresses models above a billion parameters, asymmetrically.
+                ov_config=OVConfig(dtype="fp32" if keep_float32 else None),
+            )
+        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"expected an architecture that optimum-intel exports, got: {first}; choose another checkpoint"
+            ) from None
+
+
+def _without_limit(config: Any) -> dict[str, Any]:
+    """optimum-intel's own way to export this family, but for its limit on the version of transformers."""
+    from optimum.exporters.tasks import TasksManager
+
+    make = TasksManager.get_exporter_config_constructor(
+        exporter="openvino",
+        task="text-generation",
+        model_type=config.model_type,
+        library_name="transformers",
+    )
+    made = make(config, use_past=True, use_past_in_inputs=True)
+    made.MAX_TRANSFORMERS_VERSION = None
+    return {"model": made}
+
+
+def matrix_widths(config: Any) -> list[int]:
+    """Input sizes of a transformer's weight matrices."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    widths = [config.hidden_size, head_dim * config.num_attention_heads]
+    return widths + [w for w in (getattr(config, n, None) for n in ("intermediate_size", "moe_intermediate_size")) if w]
+
+
+def check_bytes(folder: Path, info: TargetInfo, how: Compression) -> None:
+    """Assert that the `.bin` has the bytes a parameter that the format promises (scales and constants besides): silence
+    is how it fails.
+    """
+    size, parameters = (folder / TARGET_WEIGHTS).stat().st_size, info.parameters
+    per_weight = {"int8": 1.0, "int8_asym": 1.0, "int4": 0.5 + how.int8_share / 2, "fp16": 2.0, "fp32": 4.0}
+    # nncf keeps embedding and LM head in 8 bit
+    byte_wide = min(parameters, 2 * info.vocab_size * info.hidden_size) if how.weight_format == "int4" else 0
+    expected = per_weight[how.weight_format] * (parameters - byte_wide) + byte_wide
+    assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), (
+        f"{size} bytes for {parameters} parameters as {how.weight_format}"
+    )
+
+
+def _genai_files(source: Path, target: Path) -> None:
+    """Tokenizer models and settings, so that OpenVINO GenAI's LLMPipeline opens the folder as it is. Our runtime reads
+    none of them.
+    """
+    import openvino as ov
+
+    with quiet_torch():
+        from openvino_tokenizers import convert_tokenizer
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        try:
+            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+        except Exception as error:  # its own exception class, and whatever the conversion runs into
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"expected a tokenizer that openvino_tokenizers converts, got: {first}; GenAI could not open the target"
+            ) from None
+    ov.save_model(encoder, target / "openvino_tokenizer.xml")
+    ov.save_model(decoder, target / "openvino_detokenizer.xml")
+    _copy_settings(source, target)
+
+
+def _copy_settings(source: Path, target: Path) -> None:
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

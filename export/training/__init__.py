@@ -1,0 +1,1 @@
+"""Training drafts and small targets."""

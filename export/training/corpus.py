@@ -1,0 +1,137 @@
+"""Text -> tokens: the interpreter's standard library as a corpus (or the user's files), held-out split, tokenizer,
+token arrays.
+
+Letters: N tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.evaluation.standard_library import (
+    held_out_files,
+    is_held_out,
+    path_hash,
+    read_text,
+    standard_library_names,
+    standard_library_root,
+)
+
+END_OF_TEXT = "<|endoftext|>"  # token id 0: in front of every document, and what a model ends with
+_MIN_CHARACTERS = 200
+_MAX_LINE_MEAN = 120  # longer lines on average: tables of data, not code
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents by path (relative to the corpus root), disjoint by path and by content."""
+
+    train: dict[str, str]
+    held_out: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.held_out:
+            raise UserError(
+                f"expected text for training and for the held-out check, got {len(self.train)} and "
+                f"{len(self.held_out)} documents; "
+                "give more or longer text files"
+            )
+
+
+def split(documents: Iterable[tuple[str, str]]) -> Corpus:
+    """(path, text) pairs -> corpus. Repeated contents and data tables are left out; the order of the pairs decides
+    which copy stays.
+    """
+    train: dict[str, str] = {}
+    held_out: dict[str, str] = {}
+    seen: set[bytes] = set()
+    for path, text in documents:
+        digest = hashlib.sha256(text.encode()).digest()
+        is_table = len(text) / max(1, text.count("\n")) > _MAX_LINE_MEAN
+        if len(text) < _MIN_CHARACTERS or is_table or digest in seen:
+            continue
+        seen.add(digest)
+        (held_out if is_held_out(path) else train)[path] = text
+    if not held_out and len(train) > 1:  # so few documents that the hash chose none
+        chosen = min(train, key=path_hash)
+        held_out[chosen] = train.pop(chosen)
+    return Corpus(train, held_out)
+
+
+def standard_library() -> Corpus:
+    """Every Python file of the running interpreter's own standard library (PSF licence), de-duplicated.
+
+    Without code pages and the broken inputs of its tests.
+    """
+    root = standard_library_root()
+    return split((name, read_text(root / name)) for name in standard_library_names())
+
+
+def held_out_samples() -> Iterator[str]:
+    """The texts of the held-out files of the standard library, without reading the others."""
+    return (text for _, text in held_out_files())
+
+
+def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
+    """The user's text: files, and all files below folders. Long files are cut into documents, so that even one file has
+    a held-out part.
+    """
+    documents = []
+    for given in paths:
+        if not given.exists():
+            raise UserError(
+                f"expected a text file or a folder of text files, got {given}, which does not exist; check --text"
+            )
+        for path in sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]:
+            text = read_text(path)
+            for start in range(0, len(text), chunk_characters):
+                documents.append((f"{path.name}:{start}", text[start : start + chunk_characters]))
+    return split(documents)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
+    """A byte-level BPE with `END_OF_TEXT` as token 0, put in front of every encoded text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return with_document_start(tokenizer)
+
+
+def with_document_start(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, ids unchanged, whose post-processor puts `END_OF_TEXT` in front."""
+    token_id = tokenizer.token_to_id(END_OF_TEXT)
+    if token_id is None:
+        raise UserError(
+            f"expected a tokenizer with the token {END_OF_TEXT}, got one without it; start from a checkpoint of this "
+            f"command"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[(END_OF_TEXT, token_id)]
+    )
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int32]:
+    """All texts one after the other, each as the tokenizer encodes a prompt.  # [N] int32"""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    return np.concatenate([np.asarray(i, np.int32) for i in ids])
+
+
+def bytes_per_token(texts: Iterable[str], num_tokens: int) -> float:
+    """UTF-8 bytes of the texts over their tokens, document starts counted as tokens."""
+    return sum(len(text.encode()) for text in texts) / num_tokens

@@ -1,0 +1,172 @@
+"""The artifact on disk: open it, hold it against its manifest, and refuse it before any native parser has seen a byte.
+
+What is checked is the folder as it lies there at opening time; whoever can write to it afterwards wins, so artifacts
+are read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovetail.runtime.artifact import manifest as manifest_format
+from dovetail.runtime.artifact.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from dovetail.runtime.errors import ArtifactError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An opened artifact. `digest` is the sha256 of `dovetail.json`, holding all other hashes: it names the content."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists the file `name`."""
+        return name in self.manifest.files
+
+    def file(self, name: str) -> Path:
+        """Where the listed file `name` lies. Raises `ArtifactError` when the manifest does not list it."""
+        if not self.has(name):
+            raise ArtifactError(
+                f"{self.path}: expected a file {name}, got an artifact without it; export the artifact again"
+            )
+        return self.path / name
+
+
+def open_artifact(
+    path: str | os.PathLike[str], *, trust: bool = False, progress: Callable[[int], object] | None = None
+) -> Artifact:
+    """Read and verify the artifact in the folder `path`; `trust` skips the hashes (sizes and names are still checked).
+
+    `progress` is called with the bytes hashed since its last call; they add up to the sizes of all listed files.
+    Raises `ArtifactError` unless the folder holds exactly the listed files, regular and of the listed size and hash.
+    Links are refused everywhere below `path`. Hard links are not: they can only show content that has the listed hash
+    anyway, and installers and backup tools make them of honest files.
+    """
+    root = Path(path)
+    try:
+        if not root.exists():
+            raise ArtifactError(f"{root}: expected an artifact folder, got nothing there; check the path")
+        if not root.is_dir():
+            raise ArtifactError(
+                f"{root}: expected an artifact folder, got something else; pass the folder that holds {MANIFEST_NAME}"
+            )
+        data = _read_manifest(root / MANIFEST_NAME)
+        manifest = manifest_format.loads(data)
+        _check_names(root, manifest)
+        for name, entry in manifest.files.items():
+            _check_size(root / name, entry.bytes)
+        if not trust:
+            for name, entry in manifest.files.items():
+                _check_hash(root / name, entry.sha256, entry.bytes, progress)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ArtifactError(
+            f"{root}: expected a readable artifact, got {_reason(error)}; check the path and its permissions"
+        ) from None
+    return Artifact(path=root, manifest=manifest, digest=hashlib.sha256(data).hexdigest())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror} ({Path(os.fsdecode(error.filename)).name})" if error.filename else str(error.strerror)
+    return str(error)
+
+
+def _read_manifest(path: Path) -> bytes:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: expected an artifact's manifest, got nothing there; is {path.parent} an artifact?"
+        ) from None
+    _require_regular(path, status.st_mode)
+    if status.st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(
+            f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {status.st_size}; export the artifact again"
+        )
+    with open(_open_regular(path), "rb") as file:
+        return file.read(MAX_MANIFEST_BYTES + 1)
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISREG, "a file"), (stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"))
+    return next((kind for test, kind in kinds if test(mode)), "a special file")
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(f"{path}: expected a regular file, got {_kind(mode)}; copy the artifact again")
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor of the regular file `path`, or `ArtifactError`; never waits for a pipe's other end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        _require_regular(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, int]]:
+    """Name (relative to the artifact) and mode of all below `folder`. Enters only `folders`, so it is bounded."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode) and name in folders:
+                yield from _walk(folder / entry.name, name + "/", folders)
+            else:
+                yield name, mode
+
+
+def _check_names(root: Path, manifest: Manifest) -> None:
+    """Exactly the listed files, in exactly the folders that they imply, all regular."""
+    folders = manifest_format.folders_of(manifest.files)
+    missing = set(manifest.files)
+    for name, mode in _walk(root, "", folders):
+        if name in folders:
+            raise ArtifactError(f"{root / name}: expected a folder, got {_kind(mode)}; copy the artifact again")
+        if name not in manifest.files and name != MANIFEST_NAME:
+            raise ArtifactError(
+                f"{root}: expected only the files listed in {MANIFEST_NAME}, got also {name[:100]!r}; copy it again"
+            )
+        _require_regular(root / name, mode)
+        missing.discard(name)
+    if missing:
+        raise ArtifactError(
+            f"{root}: expected the listed file {min(missing)}, got nothing there; copy the artifact again"
+        )
+
+
+def _check_size(path: Path, expected: int) -> None:
+    size = path.lstat().st_size
+    if size != expected:
+        raise ArtifactError(f"{path}: expected {expected} bytes, got {size}; copy the artifact again")
+
+
+def _check_hash(path: Path, expected: str, size: int, progress: Callable[[int], object] | None) -> None:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size + 1)))
+    total = 0
+    with open(_open_regular(path), "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            total += count
+            if total > size:  # it grows under our hands: no need to follow it to its end
+                break
+            if progress is not None:
+                progress(count)
+    if digest.hexdigest() != expected:
+        raise ArtifactError(
+            f"{path}: expected sha256 {expected[:12]}…, got {digest.hexdigest()[:12]}…; copy the artifact again"
+        )

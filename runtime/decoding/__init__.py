@@ -1,0 +1,1 @@
+"""How a text is made, from its prompt to its last token."""

@@ -1,0 +1,1 @@
+"""Who guesses: draft models, matches in the text."""

@@ -1,0 +1,1 @@
+"""How well a target predicts given text; used by export and calibration."""

@@ -1,0 +1,1 @@
+"""How large a tree is worth verifying, by measured costs."""

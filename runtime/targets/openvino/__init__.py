@@ -1,0 +1,1 @@
+"""The target on OpenVINO: paged attention with tree masks."""

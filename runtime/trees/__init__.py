@@ -1,0 +1,1 @@
+"""Token trees, and which part of one is accepted."""

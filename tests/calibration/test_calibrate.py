@@ -1,0 +1,260 @@
+"""Proves that `dovetail calibrate` decides as theory says where costs and acceptance are planted, and the command as a
+user meets it: a profile that generate then uses, JSON, a report, and one clear line for every mistake.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import plain_artifact
+import planted
+import pytest
+
+from dovetail.calibration.choose import calibration as decision
+from dovetail.calibration.choose.calibration import Calibration, Effort, calibrate
+from dovetail.calibration.choose.comparison import Compared
+from dovetail.calibration.measure.pair import Run
+from dovetail.runtime.artifact.manifest import TARGET_MODEL, TARGET_WEIGHTS, TOKENIZER
+from dovetail.runtime.commands import cli
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.policies import host_profile as profile
+from dovetail.runtime.trees.shape import TreeShape
+
+SMALL = Effort(
+    latency_s=0.5,
+    nodes=(1, 2, 3, 4, 6, 8, 10, 12, 16),
+    contexts=(40, 100),
+    prompts=4,
+    prompt_tokens=24,
+    new_tokens=30,
+    positions=60,
+    records_s=0.5,
+    compared_prompts=3,
+    compared_tokens=40,
+)
+DEFAULT = TreeShape(16, 7, 4)
+
+
+@pytest.fixture
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted.use_own_clock(monkeypatch)
+
+
+def decided(pair: planted.PlantedPair, temperature: float = 0.0) -> tuple[Calibration, decision.Decision]:
+    result = calibrate(pair, planted.tokens(200), effort=SMALL, default=DEFAULT, temperatures=(temperature,))
+    assert result.too_noisy is None
+    return result, result.decisions[0]
+
+
+def step(at: int) -> Any:
+    return lambda nodes: 4.0 if nodes <= at else 12.0
+
+
+@pytest.mark.usefixtures("own_clock")
+@pytest.mark.parametrize("at", [3, 8])
+def test_the_step_of_the_curve_is_the_size_of_the_tree(at: int) -> None:
+    pair = planted.PlantedPair(step(at), lambda rows: 0.3)
+    _, found = decided(pair)
+    assert found.choice.policy in ("static", "dynamic")
+    assert found.candidates.static.tree.nodes <= at
+    assert found.candidates.by_rank.tree.nodes <= at
+    replay = found.candidates.dynamic.replay
+    assert replay.nodes / replay.rounds <= at + 0.5
+    gain = found.compared[found.choice.policy].over(found.compared["plain"])[0]
+    foretold = found.choice.predicted / found.choice.plain_predicted
+    assert gain > 1.2
+    assert foretold == pytest.approx(gain, rel=0.15)
+    assert found.choice.break_even_accept_length < found.choice.accept_length
+
+
+@pytest.mark.usefixtures("own_clock")
+def test_more_nodes_for_nothing_make_the_tree_larger() -> None:
+    small = decided(planted.PlantedPair(step(3), lambda rows: 0.3))[1].candidates
+    large = decided(planted.PlantedPair(step(10), lambda rows: 0.3))[1].candidates
+    assert large.static.tree.nodes > small.static.tree.nodes
+    assert (
+        large.dynamic.replay.nodes / large.dynamic.replay.rounds
+        > small.dynamic.replay.nodes / small.dynamic.replay.rounds
+    )
+
+
+@pytest.mark.usefixtures("own_clock")
+@pytest.mark.parametrize(
+    "pair",
+    [
+        planted.PlantedPair(step(8), lambda rows: 0.3, skill=0.0, width=2),
+        planted.PlantedPair(step(8), lambda rows: 5.0),
+    ],
+    ids=["a draft that is never right", "a draft dearer than the target"],
+)
+def test_a_hopeless_draft_ends_in_plain_decoding(pair: planted.PlantedPair) -> None:
+    _, found = decided(pair)
+    assert found.choice.policy == "plain"
+    assert found.choice.tree == TreeShape(1, 0, 1)
+    assert found.choice.predicted == found.choice.plain_predicted
+    assert found.choice.break_even_accept_length > found.candidates.static.replay.accept_length
+
+
+@pytest.mark.usefixtures("own_clock")
+def test_a_machine_too_noisy_decides_nothing() -> None:
+    rng = random.Random(0)
+    pair = planted.PlantedPair(lambda nodes: rng.lognormvariate(1.5, 1.5), lambda rows: 0.3)
+    result = calibrate(pair, planted.tokens(200), effort=SMALL, default=DEFAULT)
+    assert result.decisions == ()
+    assert result.too_noisy is not None
+    assert "uncertain by" in result.too_noisy
+    document = decision.as_dict(result, 0.0)
+    assert "chosen" not in document
+    assert document["spread"]
+
+
+def test_a_short_text_is_refused_before_anything_is_timed() -> None:
+    def fail(nodes: int) -> float:
+        raise AssertionError("timed")
+
+    with pytest.raises(UserError, match=r"expected at least 96 tokens \(4 passages of 24\)"):
+        calibrate(planted.PlantedPair(fail, lambda rows: 0.3), planted.tokens(95), effort=SMALL, default=DEFAULT)
+
+
+@pytest.mark.usefixtures("own_clock")
+def test_few_or_unsteady_measurements_weigh_little() -> None:
+    """One candidate: foretold twice as fast as plain decoding, measured half as fast."""
+    _, found = decided(planted.PlantedPair(step(8), lambda rows: 0.3))
+    plain, static = found.candidates.plain, found.candidates.static
+    foretold = static.replay.tokens_per_second / plain.replay.tokens_per_second
+
+    def combined(ratios: list[float]) -> float:
+        runs = {
+            "plain": Compared(tuple(Run(100, 100.0, 100) for _ in ratios)),
+            "static": Compared(tuple(Run(100, 100.0 / ratio, 20) for ratio in ratios)),
+        }
+        return decision.gain(static, plain, runs)
+
+    assert combined([0.5]) == pytest.approx(foretold, rel=1e-6)
+    assert combined([0.5, 4.0, 0.2]) > 0.8 * foretold
+    assert combined([0.5] * 10) == pytest.approx(0.5, rel=0.15)
+
+
+# The command.
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(decision, "QUICK", dataclasses.replace(SMALL, nodes=(1, 2, 4, 8), contexts=(40,)))
+    monkeypatch.setattr(decision, "MAX_ERROR", 10.0)  # tests share their machine
+
+    def command(*words: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dovetail", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        done = capfd.readouterr()
+        return ended.value.code or 0, done.out, done.err
+
+    return command
+
+
+def test_the_command_writes_a_profile_that_generate_uses(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    code, out, err = run("calibrate", tiny_artifact, "--quick", "--json", "--report", report)
+    assert code == 0, err
+    document = json.loads(out.splitlines()[-1])
+    for name in ("chosen", "t_verify_ms", "t_draft_ms", "acceptance", "predicted_tokens_per_second"):
+        assert document[name], name
+    assert document["plain_tokens_per_second"] > 0
+    assert document["break_even_accept_length"] >= 0
+    assert {"policy", "nodes", "depth", "width"} <= set(document["chosen"])
+    assert set(document["t_verify_ms"]) == {"1", "2", "4", "8"}
+    assert [one["temperature"] for one in document["by_temperature"]] == [0.0, 1.0]
+    assert {"plain", "lookup", "static", "dynamic", "default"} == set(document["compared"])
+    path = Path(document["profile"])
+    found = profile.read(path)
+    assert path.is_relative_to(tmp_path / "cache")
+    assert [choice.temperature for choice in found.choices] == [0.0, 1.0]
+
+    code, _, err = run("generate", tiny_artifact, "def main(", "-n", "4", "--temperature", "0")
+    assert code == 0
+    assert f"profile: {found.summary}" in err
+    code, out, _ = run("inspect", tiny_artifact)
+    assert found.summary in out
+    code, out, _ = run("inspect", tiny_artifact, "--json")
+    assert json.loads(out)["profiles"][0]["artifact"] == found.artifact
+
+    page = report.read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 + 4 * 2
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page), "nothing is loaded from elsewhere"
+    assert not re.findall(r">(?:nan|inf|None)<", page)
+
+
+def test_a_given_profile_path_and_a_text_of_ones_own(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
+    text, kept = tmp_path / "text.txt", tmp_path / "kept.json"
+    text.write_text("import os\n\ndef main(argv):\n    return os.path.join(*argv)\n" * 40)
+    words = ("--quick", "--text", text, "--profile", kept, "--temperature", "0.7", "--threads", "1")
+    code, out, err = run("calibrate", tiny_artifact, *words)
+    assert code == 0, err
+    assert "temperature 0.7" in out
+    found = profile.read(kept)
+    assert [choice.temperature for choice in found.choices] == [0.7]
+    assert found.engines.threads == 1
+    assert not (tmp_path / "cache").exists()
+    code, _, err = run("generate", tiny_artifact, "def", "-n", "4", "--profile", kept)
+    assert code == 0, err
+    assert f"profile: {found.summary}" in err
+
+
+def test_an_unwritable_cache_folder_is_warned_of_once(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    code, out, err = run("calibrate", tiny_artifact, "--quick", "--temperature", "0", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["profile"] is None
+    assert err.count("the profile is not kept") == 1
+
+
+MISTAKES = [
+    (["--text", "{tmp}/short.txt"], "expected at least 96 tokens"),
+    (["--text", "{tmp}/nothing.txt"], "expected a readable file"),
+    (["--text", "{tmp}/binary.txt"], "expected text in UTF-8"),
+    (["--text", "{tmp}/empty.txt"], "expected some text"),
+    (["--temperature", "-1"], "expected a number from 0 to 100"),
+    (["--quality"], "expected --quality and --reference together"),
+    (["--reference", "{tmp}"], "expected --quality and --reference together"),
+    (["--quality", "--reference", "{tmp}/nothing"], "expected an artifact or an OpenVINO IR"),
+    (["--draft-device", "toaster"], "--draft-device"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_mistakes_are_one_line(run: Any, tiny_artifact: Path, tmp_path: Path, words: list[str], expected: str) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.txt").write_text("")
+    code, out, err = run("calibrate", tiny_artifact, "--quick", *(word.format(tmp=tmp_path) for word in words))
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2, err
+    assert out == ""
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert "Traceback" not in err
+
+
+def test_an_artifact_without_a_draft_has_nothing_to_decide(run: Any, tmp_path: Path) -> None:
+    files = {TARGET_MODEL: b"x", TARGET_WEIGHTS: b"y", TOKENIZER: b"{}"}
+    code, _, err = run("calibrate", plain_artifact.write_artifact(tmp_path / "bare", files), "--quick")
+    assert code == 2
+    assert "expected an artifact with a draft" in err
+
+
+def test_importing_the_command_does_no_work() -> None:
+    code = (
+        "import sys, dovetail.calibration.commands.calibrate\n"
+        "print(sorted({'numpy', 'openvino', 'onnxruntime', 'matplotlib', 'rich', 'platformdirs'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

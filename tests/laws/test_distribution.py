@@ -1,0 +1,125 @@
+"""Proves losslessness as a distribution: over random trees, the outputs of many seeds follow the target's exact
+distribution, enumerated token by token; and the same test rejects a common wrong acceptance rule.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import fakes
+import numpy as np
+import pytest
+from fakes import FakeDraft, FakeTarget
+from scipy import stats
+
+from dovetail.runtime.decoding import rounds as engine
+from dovetail.runtime.decoding.rounds import rounds
+from dovetail.runtime.policies.base import FixedPolicy
+from dovetail.runtime.sampling import processors
+from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.trees.acceptance import Accepted, Draw
+from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.trees.tree import Float32s, Tree
+
+VOCAB, LENGTH, RUNS = 4, 3, 6000
+PROMPT = [1, 2]
+CASES = [
+    pytest.param({"temperature": 0.5}, id="T=0.5"),
+    pytest.param({"temperature": 1.0}, id="T=1"),
+    pytest.param({"temperature": 1.5}, id="T=1.5"),
+    pytest.param({"temperature": 1.0, "top_p": 0.8}, id="top_p=0.8"),
+    pytest.param({"temperature": 1.0, "repetition_penalty": 1.5, "presence_penalty": 0.5}, id="penalties"),
+]
+
+
+def exact(config: GenerationConfig) -> dict[tuple[int, ...], float]:
+    """Probability of each output of `LENGTH` tokens, from the target's own rows."""
+    probabilities = {}
+    for output in itertools.product(range(VOCAB), repeat=LENGTH):
+        sampler, likelihood = Sampler(config, PROMPT, VOCAB), 1.0
+        for position, token in enumerate(output):
+            row = fakes.row([*PROMPT, *output[:position]], VOCAB)
+            likelihood *= processors.softmax(sampler.processed(row))[token]
+            force(sampler, token)
+        probabilities[output] = likelihood
+    return probabilities
+
+
+def force(sampler: Sampler, token: int) -> None:
+    """Make `token` the next of the sampler's text."""
+    sampler.follow(token)
+
+
+def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, ...]]:
+    """Outputs of `runs` seeds, each with a random draft and a random tree shape."""
+    rng = np.random.default_rng(0)
+    counts: Counter[tuple[int, ...]] = Counter()
+    for seed in range(runs):
+        target = FakeTarget(VOCAB)
+        guesses = [rng.integers(0, VOCAB, 3).tolist() for _ in range(6)]
+        draft = FakeDraft(lambda context, guesses=guesses: guesses[len(context) % 6])
+        shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
+        config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
+        sampler = Sampler(config, PROMPT, VOCAB)
+        prompt, foresight = np.array(PROMPT), sampler.foresee
+        loop = rounds(target, draft, FixedPolicy(shape), sampler.draw, prompt, LENGTH, foresight=foresight)
+        counts[tuple(token for done in loop for token in done.tokens)] += 1
+    return counts
+
+
+def compare(observed: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> tuple[float, float, float]:
+    """(p-value of chi-square over outputs expected 5 times or more, total variation, that of a fair sampler's noise)"""
+    runs = observed.total()
+    common = [output for output, p in expected.items() if p * runs >= 5]
+    seen = [observed[output] for output in common]
+    wanted = [expected[output] * runs for output in common]
+    rare = runs - sum(wanted)
+    if rare >= 5:
+        seen.append(runs - sum(seen))
+        wanted.append(rare)
+    p_value = float(stats.chisquare(seen, np.array(wanted) * sum(seen) / sum(wanted)).pvalue)
+    variation = 0.5 * sum(abs(observed[output] / runs - p) for output, p in expected.items())
+    noise = 0.5 * sum(np.sqrt(2 * p * (1 - p) / (np.pi * runs)) for p in expected.values())
+    return p_value, variation, noise
+
+
+@pytest.mark.parametrize("controls", CASES)
+def test_outputs_follow_the_exact_distribution(controls: dict[str, float]) -> None:
+    expected = exact(GenerationConfig(**controls))  # type: ignore[arg-type]  # numbers of two types
+    assert sum(expected.values()) == pytest.approx(1)
+    observed = observe(controls)
+    assert all(expected[output] > 0 for output in observed), "an output that the target cannot produce"
+    p_value, variation, noise = compare(observed, expected)
+    print(f"{controls}: p {p_value:.3f}, total variation {variation:.4f}, noise floor {noise:.4f}")
+    assert p_value > 1e-4
+    assert variation < 1.5 * noise
+
+
+def test_a_wrong_acceptance_rule_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule: accept a child when r <= p_draft / p_target, else draw from the target independently of what was
+    refused. Here p_draft is uniform.
+    """
+    rng = np.random.default_rng(1)
+
+    def inverted_ratio(
+        tree: Tree, logits: Float32s, draw: Draw, limit: int | None = None, ends: frozenset[int] = frozenset()
+    ) -> Accepted:
+        path, tokens = [0], []
+        while len(tokens) + 1 != limit:
+            target = processors.softmax(logits[path[-1]].astype(np.float64))
+            children = tree.families()[path[-1]].items()
+            taken = next(((t, c) for t, c in children if rng.random() <= (1 / VOCAB) / target[t]), None)
+            if taken is None:
+                break
+            tokens.append(taken[0])
+            path.append(taken[1])
+        return Accepted(path, [*tokens, draw(logits[path[-1]])])
+
+    expected = exact(GenerationConfig(temperature=1.0))
+    monkeypatch.setattr(engine, "accept", inverted_ratio)
+    p_value, variation, noise = compare(observe({"temperature": 1.0}), expected)
+    print(f"wrong rule: p {p_value:.1e}, total variation {variation:.4f}, noise floor {noise:.4f}")
+    assert p_value < 1e-6
+    assert variation > 3 * noise

@@ -1,0 +1,406 @@
+"""Proves the Python API on a tiny artifact in the real engines: every kind of prompt, streams, conversations that
+reuse their cache, cancelling, threads, failing engines; and that thousands of generations leak neither blocks nor
+memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dovetail.runtime import load
+from dovetail.runtime.drafts.graph_contract import Children, DraftCall
+from dovetail.runtime.drafts.onnxruntime_graph import OnnxMemory
+from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
+from dovetail.runtime.hardware.devices import cuda_driver
+from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.trees.shape import TreeShape
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+)
+PROMPT = "def main(argv):\n    return"
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 24, "ignore_eos": True}
+
+
+def make(path: Path, **settings: Any) -> Pipeline:
+    settings = {"numerics": "exact", "ctx_size": 256, "tree": TreeShape(8, 3, 3), "chat_template": TEMPLATE, **settings}
+    return load(path, **settings)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_artifact: Path) -> Iterator[Pipeline]:
+    with make(tiny_artifact) as loaded:
+        yield loaded
+        assert free_blocks(loaded) == loaded.target.pool.num_blocks, "a test leaked blocks"
+
+
+def free_blocks(pipe: Pipeline) -> int:
+    return pipe.target.pool.num_free
+
+
+def test_text_ids_and_messages_are_prompts(pipe: Pipeline) -> None:
+    by_text = pipe.generate(PROMPT, **SAMPLED)
+    by_ids = pipe.generate(pipe.tokenizer.encode(PROMPT), **SAMPLED)
+    assert by_text.token_ids == by_ids.token_ids
+    assert by_text.text == pipe.tokenizer.decode(by_text.token_ids)
+    messages = [{"role": "user", "content": "hello"}]
+    by_messages = pipe.generate(messages, **SAMPLED)
+    rendered = pipe.tokenizer.encode("user: hello\nassistant:", add_special_tokens=False)
+    assert by_messages.token_ids == pipe.generate(rendered, **SAMPLED).token_ids
+
+
+def test_several_prompts_and_several_answers(pipe: Pipeline) -> None:
+    one, two = pipe.generate([PROMPT, "import os"], **SAMPLED)
+    assert one.token_ids == pipe.generate(PROMPT, **SAMPLED).token_ids
+    assert two.token_ids == pipe.generate("import os", **SAMPLED).token_ids
+    answers = pipe.generate(PROMPT, num_return_sequences=3, **SAMPLED)
+    assert isinstance(answers, list)
+    assert len({tuple(answer.token_ids) for answer in answers}) == 3
+    assert answers[0].token_ids == one.token_ids
+
+
+def test_a_stream_says_what_generate_says(pipe: Pipeline) -> None:
+    whole = pipe.generate(PROMPT, logprobs=2, **SAMPLED)
+    stream = pipe.stream(PROMPT, logprobs=2, **SAMPLED)
+    chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
+    assert [flag for chunk in chunks for flag in chunk.drafted] == whole.drafted
+    assert [entry for chunk in chunks for entry in chunk.logprobs] == whole.logprobs
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert len(whole.logprobs) == len(whole.token_ids)
+    document = whole.as_dict()
+    for name, value in document.items():
+        if name != "logprobs":  # objects there, dictionaries in the document
+            assert getattr(whole, name) == value
+    assert document["completion_tokens"] == 24
+    assert sum(document["accept_histogram"]) == document["rounds"]
+
+
+def test_eos_ends_a_text_and_min_new_tokens_holds_it_off(pipe: Pipeline) -> None:
+    settings = {**SAMPLED, "ignore_eos": False, "max_new_tokens": 60}
+    free = pipe.generate(PROMPT, **{**settings, "ignore_eos": True})
+    eos = free.token_ids[5]
+    ended = pipe.generate(PROMPT, eos_token_id=[eos], **settings)
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: free.token_ids.index(eos) + 1]
+    assert ended.text == pipe.tokenizer.decode(ended.token_ids[:-1])
+    held = pipe.generate(PROMPT, eos_token_id=[eos], min_new_tokens=40, **settings)
+    assert len(held.token_ids) >= 40
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_stop_strings_end_a_text_across_token_borders(pipe: Pipeline, include: bool) -> None:
+    free = pipe.generate(PROMPT, **SAMPLED)
+    stop = free.text[9:13]
+    assert stop not in free.text[:9]
+    ended = pipe.generate(PROMPT, stop_strings=[stop], include_stop_str_in_output=include, **SAMPLED)
+    end = free.text.index(stop)
+    assert ended.text == free.text[: end + len(stop) if include else end]
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: len(ended.token_ids)]
+    assert stop in pipe.tokenizer.decode(ended.token_ids)
+    assert stop not in pipe.tokenizer.decode(ended.token_ids[:-1])
+
+
+@pytest.mark.parametrize("draft", ["artifact", "none"])
+def test_a_conversation_that_reuses_its_cache_says_what_a_fresh_one_says(tiny_artifact: Path, draft: Any) -> None:
+    pipe = make(tiny_artifact, draft=draft, sequences=2)
+    messages: list[dict[str, str]] = []
+    with pipe.conversation() as conversation:
+        for turn in range(4):
+            messages.append({"role": "user", "content": f"question {turn}"})
+            settings = {**SAMPLED, "seed": turn}
+            reused = pipe.stream(messages, conversation=conversation, **settings).finish()
+            fresh = pipe.generate(messages, **settings)
+            assert reused.token_ids == fresh.token_ids
+            assert fresh.reused_tokens == 0
+            assert (reused.reused_tokens > 0) == (turn > 0)
+            messages.append({"role": "assistant", "content": reused.text})
+        conversation.reset()
+        assert pipe.stream(PROMPT, conversation=conversation, **SAMPLED).finish().reused_tokens == 0
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_draft_that_failed_in_one_turn_costs_the_next_nothing_but_speed(
+    tiny_artifact: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    pipe = make(tiny_artifact, sequences=2, notice=lines.append)
+    assert pipe.draft is not None
+    healthy, calls = OnnxMemory.run, 0
+
+    def failing(memory: OnnxMemory, call: DraftCall) -> Children:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and fault == "raises":
+            raise RuntimeError("device lost")
+        out = healthy(memory, call)
+        if calls == 3:
+            out.log_probs[:] = np.nan
+        return out
+
+    text = pipe.tokenizer.encode(PROMPT)
+    with pipe.conversation() as conversation:
+        for turn in range(3):
+            settings = {**SAMPLED, "seed": turn}
+            with monkeypatch.context() as patched:
+                patched.setattr(OnnxMemory, "run", failing)
+                got = pipe.stream(text, conversation=conversation, **settings).finish()
+            assert got.token_ids == pipe.generate(text, **settings).token_ids
+            assert got.reused_tokens == (
+                len(text) - 4 if turn else 0
+            )  # all but the three new tokens and the one before
+            text = text + got.token_ids + [5, 6, 7]
+    assert sum(line.startswith("warning: the draft failed") for line in lines) == 1
+
+
+def test_turns_that_diverge_leave_the_draft_as_a_fresh_text_would(pipe: Pipeline) -> None:
+    """Not only the tokens: the accepted lengths too, so the draft's cache holds no pair of the old text."""
+    first, second = [5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 300, 301, 302, 303]
+    with pipe.conversation() as conversation:
+        pipe.stream(first, conversation=conversation, **SAMPLED).finish()
+        reused = pipe.stream(second, conversation=conversation, **SAMPLED).finish()
+        assert reused.reused_tokens == 3
+    fresh = pipe.generate(second, **SAMPLED)
+    assert reused.token_ids == fresh.token_ids
+    assert reused.drafted == fresh.drafted
+    assert reused.accept_histogram == fresh.accept_histogram
+
+
+def test_an_answer_that_would_not_fit_the_cache_is_refused_before_its_first_token(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        pipe.stream([5] * 200, conversation=conversation, **{**SAMPLED, "max_new_tokens": 20}).finish()
+        with pytest.raises(ContextOverflowError, match="close a conversation"):
+            next(pipe.stream(PROMPT, max_new_tokens=200))
+
+
+def test_a_conversation_in_use_is_neither_reset_nor_closed(pipe: Pipeline) -> None:
+    conversation = pipe.conversation()
+    with pipe.stream(PROMPT, conversation=conversation, **SAMPLED) as stream:
+        next(stream)
+        for forbidden in (conversation.reset, conversation.close):
+            with pytest.raises(UserError, match="open stream"):
+                forbidden()
+    conversation.close()
+
+
+def test_a_closed_pipeline_says_so(tiny_artifact: Path) -> None:
+    pipe = make(tiny_artifact)
+    pipe.close()
+    pipe.close()
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        pipe.generate(PROMPT)
+
+
+def test_an_open_conversation_keeps_its_part_of_the_cache(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        pipe.stream([5] * 250, conversation=conversation, max_new_tokens=1).finish()
+        with pytest.raises(ContextOverflowError, match="close a conversation"):
+            pipe.generate([5] * 250, max_new_tokens=1)
+    assert pipe.generate([5] * 250, max_new_tokens=1).finish_reason == "length"
+
+
+def test_cancel_ends_after_the_round_and_close_at_once(pipe: Pipeline) -> None:
+    stream = pipe.stream(PROMPT, **SAMPLED)
+    next(iter(stream))
+    stream.cancel()
+    assert len(list(stream)) == 1
+    assert stream.finish().finish_reason == "cancelled"
+    stream = pipe.stream(PROMPT, **SAMPLED)
+    first = next(iter(stream))
+    stream.close()
+    assert stream.finish().token_ids == first.token_ids
+    assert stream.finish().finish_reason == "cancelled"
+
+
+def test_a_consumer_that_stops_reading_frees_its_blocks(pipe: Pipeline) -> None:
+    gc.disable()  # dropping the stream is enough
+    try:
+        read_one_chunk(pipe)
+        assert free_blocks(pipe) == pipe.target.pool.num_blocks
+        assert pipe.generate(PROMPT, **SAMPLED).token_ids
+    finally:
+        gc.enable()
+
+
+def read_one_chunk(pipe: Pipeline) -> None:
+    for chunk in pipe.stream(PROMPT, **SAMPLED):
+        assert chunk.token_ids
+        break
+
+
+def test_a_second_stream_in_one_thread_is_refused_and_other_threads_wait(pipe: Pipeline) -> None:
+    with pipe.stream(PROMPT, **SAMPLED) as stream:
+        next(iter(stream))
+        with pytest.raises(UserError, match="expected an idle pipeline"):
+            pipe.generate(PROMPT, **SAMPLED)
+    alone = {seed: pipe.generate(PROMPT, **{**SAMPLED, "seed": seed}).token_ids for seed in range(6)}
+    together: dict[int, list[int]] = {}
+
+    def work(seed: int) -> None:
+        together[seed] = pipe.generate(PROMPT, **{**SAMPLED, "seed": seed}).token_ids
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
+    with pytest.raises(ContextOverflowError, match=r"context of 256 tokens, got \d+ of prompt and 300 to generate"):
+        pipe.generate(PROMPT, max_new_tokens=300)
+    with pytest.raises(ContextOverflowError):
+        pipe.generate([5] * 256)
+    filled = pipe.generate([5] * 200, max_new_tokens=56, temperature=0, ignore_eos=True)
+    assert len(filled.token_ids) == 56
+    assert len(pipe.generate([5] * 200, temperature=0, ignore_eos=True).token_ids) == 56
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ("", {}, "at least one token"),
+        ([], {}, "at least one token"),
+        ([1, -1], {}, "token ids from 0"),
+        ([10**9], {}, "token ids from 0"),
+        ([True], {}, "token ids from 0"),
+        (3, {}, "expected text, token ids or messages"),
+        (b"text", {}, "got bytes"),
+        ("\ud800", {}, "UTF-8"),
+        ("a\0b", {}, "NUL"),
+        ([{"role": "user"}], {}, "give it a content"),
+        ([{"content": "x"}], {}, "give it a role"),
+        ([{"role": "user", "content": object()}], {}, "JSON"),
+        (PROMPT, {"temperature": -1}, "temperature: expected"),
+        (PROMPT, {"temprature": 1}, "got 'temprature'"),
+        (PROMPT, {"eos_token_id": 512, "min_new_tokens": 3}, "eos_token_id: expected token ids below"),
+        (PROMPT, {"num_return_sequences": 2}, "expected a temperature above 0"),
+        (PROMPT, {"logit_bias": {10**8: 1.0}}, "logit_bias: expected token ids below"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_the_pipeline_goes_on(
+    pipe: Pipeline, prompt: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        pipe.generate(prompt, **settings)
+    assert "\n" not in str(raised.value)
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+    assert pipe.generate(PROMPT, **SAMPLED).token_ids
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 0},
+        {"ctx_size": 1},
+        {"ctx_size": 10**6},
+        {"sequences": 0},
+        {"threads": "4"},
+        {"ctx_size": 64.5},
+        {"draft": "bogus"},
+        {"draft_memory_limit": 2**20},
+        {"numerics": "bogus"},
+    ],
+)
+def test_bad_settings_are_refused(tiny_artifact: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        make(tiny_artifact, **settings)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu", "cuda:x"])
+def test_a_draft_device_that_is_not_there_is_refused(tiny_artifact: Path, device: str) -> None:
+    if device.startswith("cuda") and cuda_driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    with pytest.raises(DeviceError, match="--draft-device"):
+        make(tiny_artifact, draft_device=device)
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_draft_session_that_fails_in_the_middle_changes_no_token(
+    tiny_artifact: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    pipe = make(tiny_artifact, notice=lines.append)
+    expected = pipe.generate(PROMPT, **SAMPLED)
+    assert pipe.draft is not None
+    healthy, calls = OnnxMemory.run, 0
+
+    def failing(memory: OnnxMemory, call: DraftCall) -> Children:
+        nonlocal calls
+        calls += 1
+        out = healthy(memory, call)
+        if calls > 5 and fault == "raises":
+            raise RuntimeError("device lost")
+        if calls > 5:
+            out.log_probs[:] = np.nan
+        return out
+
+    monkeypatch.setattr(OnnxMemory, "run", failing)
+    got = pipe.generate(PROMPT, **SAMPLED)
+    assert got.token_ids == expected.token_ids
+    assert got.draft_failure is not None
+    assert sum(line.startswith("warning: the draft failed") for line in lines) == 1
+    assert expected.draft_failure is None
+
+
+def test_nan_from_the_target_is_an_error_and_frees_the_blocks(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = make(tiny_artifact)
+    forward, calls = TargetModel.forward, 0
+
+    def failing(self: TargetModel, steps: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        outputs = forward(self, steps)
+        if calls == 6:
+            outputs[0].logits[:] = np.nan
+        return outputs
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TargetModel, "forward", failing)
+        with pytest.raises(TargetError, match="expected finite logits"):
+            pipe.generate(PROMPT, **SAMPLED)
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+    assert pipe.generate(PROMPT, **SAMPLED).finish_reason == "length"
+
+
+def test_three_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> None:
+    """A generation leaves less than one Python object and less than a kilobyte behind, and one that does is noticed."""
+    pipe = make(tiny_artifact, numerics="fast")
+    page, kept = 4096, []
+
+    def growth(count: int, keep: int) -> tuple[float, float]:
+        """(blocks of Python's allocator, bytes of resident memory) a generation, over `count` that keep some bytes."""
+        before = sys.getallocatedblocks(), resident_pages()
+        for seed in range(count):
+            pipe.generate([5, 9, 7], temperature=1.0, seed=seed, max_new_tokens=3, ignore_eos=True)
+            if keep:
+                kept.append(bytearray(keep))
+        gc.collect()
+        return (sys.getallocatedblocks() - before[0]) / count, (resident_pages() - before[1]) * page / count
+
+    growth(1000, keep=0)  # caches of all kinds fill
+    blocks, size = growth(1500, keep=0)
+    planted_blocks, planted_size = growth(500, keep=20_000)
+    print(f"a generation leaves {blocks:.3f} blocks and {size:.0f} bytes behind")
+    assert blocks < 0.5 < planted_blocks
+    assert size < 1000 < planted_size
+    assert free_blocks(pipe) == pipe.target.pool.num_blocks
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])

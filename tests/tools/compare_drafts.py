@@ -1,0 +1,72 @@
+"""What one call of an artifact's draft costs by engine, rows and context, beside one pass of its target. Interleaved,
+medians. Not a test: run it by hand.
+
+Usage: python tests/tools/compare_drafts.py ARTIFACT [CONTEXT ...] [--devices cpu,openvino:CPU,cuda]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from dovetail.runtime import load
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL
+from dovetail.runtime.artifact.opening import open_artifact
+from dovetail.runtime.hardware.devices import load_draft
+from dovetail.runtime.policies.base import FixedGrowth
+from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.trees.tree import root_only
+
+REPEATS = 15
+SHAPES = [TreeShape(12, depth, width) for width in (1, 4, 10) for depth in (1, 5)]
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if not word.startswith("--devices")]
+    chosen = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("--devices=")]
+    devices = chosen[0].split(",") if chosen else ["cpu", "openvino:CPU"]
+    contexts = [int(word) for word in words[1:]] or [200]
+    artifact = open_artifact(words[0])
+    info = artifact.manifest.draft
+    assert info is not None
+    longest = max(contexts) + 200
+    settings = {"threads": 2, "context_length": longest}
+    models = {name: load_draft(artifact.file(DRAFT_MODEL), info, device=name, **settings) for name in devices}
+    pipe = load(words[0], draft="none", ctx_size=min(longest, artifact.manifest.target.context_length))
+    rng = np.random.default_rng(0)
+    print(f"{artifact.manifest.name}, draft {info.parameters / 1e6:.0f} M parameters besides embedding and head")
+    print("context  depth x width  " + "".join(f"{name:>14}" for name in devices) + "   target pass, ms")
+    for context in contexts:
+        tokens = rng.integers(0, info.vocab_size, context)
+        features = rng.standard_normal((context, info.hidden_size)).astype(np.float32)
+        target = pipe.target.sequence()
+        target.prefill(tokens % artifact.manifest.target.vocab_size)
+        sequences = {}
+        for name, model in models.items():
+            sequences[name] = model.sequence()
+            for begin in range(0, context, 128):  # of a long text at once it would read the end alone
+                part = slice(max(begin - 1, 0), min(begin + 128, context) - 1)
+                sequences[name].propose(tokens[begin : begin + 128], features[part], FixedGrowth(TreeShape(2, 1, 1)))
+        times: dict[tuple[TreeShape, str], list[float]] = {(s, n): [] for s in SHAPES for n in [*devices, "target"]}
+        for _ in range(REPEATS):
+            for shape in SHAPES:
+                for name, sequence in sequences.items():
+                    known, start = sequence.known, time.perf_counter()
+                    sequence.propose(tokens[-2:], features[-2:], FixedGrowth(shape))
+                    times[shape, name].append(1e3 * (time.perf_counter() - start))
+                    sequence.truncate(known)
+                start = time.perf_counter()
+                target.verify(root_only(3))
+                times[shape, "target"].append(1e3 * (time.perf_counter() - start))
+        for shape in SHAPES:
+            row = "".join(f"{statistics.median(times[shape, name]):14.2f}" for name in devices)
+            target_ms = statistics.median(times[shape, "target"])
+            print(f"{context:7}  {shape.depth} x {shape.width:<11} {row}   {target_ms:.2f}")
+        target.close()
+
+
+if __name__ == "__main__":
+    main()
