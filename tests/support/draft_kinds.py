@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import write_draft
+from tiny_models import write_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.draft.config import config_for

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import write_checkpoint, write_draft
 from genai_oracle import genai_greedy
 from openvino_telemetry.utils.sender import TelemetrySender
+from tiny_models import write_checkpoint, write_draft
 
 from dovetail.export.artifact import writing as artifacts
 from dovetail.export.artifact.atomic_folder import appearing

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_checkpoint
 from draft_kinds import random_draft
 from safetensors.torch import load_file, save_file
+from tiny_models import write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (

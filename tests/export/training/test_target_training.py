@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from tiny_models import write_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.training import loop as training
