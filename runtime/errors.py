@@ -35,3 +35,7 @@ class TargetError(DrawError):
 
 class DraftError(Exception):
     """The draft produced no usable numbers. The text goes on without it."""
+
+
+class CacheFullError(Exception):
+    """The cache has no room now. Nobody's mistake: the text waits until others have ended."""

@@ -1,78 +1,67 @@
-"""The caches of one text, kept from turn to turn: what a new prompt shares with the old text is not computed again."""
+"""A text of several turns: what a new prompt shares with the old text is not computed again."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
-from dovetail.runtime.drafts.base import Draft, NoDraft, RewindableDraft
-from dovetail.runtime.drafts.guard import GuardedDraft
-from dovetail.runtime.drafts.lookup_or_model import MixedDraft
-from dovetail.runtime.drafts.prompt_lookup import LookupDraft
+from dovetail.runtime.decoding.engine import Engine
+from dovetail.runtime.decoding.text_cache import TextCache
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.targets.openvino.engine import TargetModel
 
 
 class Conversation:
-    """A target sequence, its drafts, and the tokens that all hold. Use as a context manager, or `close` it."""
+    """A cache and the tokens that it holds. Use as a context manager, or `close` it.
 
-    def __init__(
-        self,
-        target: TargetModel,
-        draft: RewindableDraft | None,
-        warn: Callable[[str], None],
-        *,
-        lookup: LookupDraft | None = None,
-    ) -> None:
-        """`lookup` offers matches before `draft` is asked. `warn`: see `GuardedDraft`."""
-        self.target = target.sequence()
-        self.guard = GuardedDraft(draft or NoDraft(), warn)
-        self.draft: Draft = self.guard if lookup is None else MixedDraft(self.guard, lookup)
-        self._sequence, self._lookup = draft, lookup
+    Between two turns its pages may be given to other texts that need them; the next turn then reads its text anew.
+    """
+
+    def __init__(self, engine: Engine, cache: TextCache) -> None:
+        self.cache = cache
+        self._engine = engine
         self._tokens: list[int] = []
-        self.busy = False  # a stream is making text in it
+        self._is_busy = False  # a stream is making text in it
 
-    def begin(self, prompt: Sequence[int], room: int) -> int:
-        """Roll all caches back to what they share with `prompt`, and make room for `room` tokens behind it.
+    def begin(self, prompt: Sequence[int]) -> int:
+        """Roll back to what the text shares with `prompt`; returns how many of its tokens need no prefill.
 
-        Returns how many tokens of the prompt need no prefill. One less than are shared: the draft's last pair holds a
-        feature of the shared text together with the token that follows. Raises `ContextOverflowError`.
+        Raises `UserError` while a stream is open in it.
         """
-        pairs = zip(self._tokens, prompt[:-1], strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        kept = min(max(shared - 1, 0), self.target.length)
-        drafts = self._drafts()
-        kept = min([kept, *(draft.known for draft in drafts)])
-        for draft in drafts:
-            draft.truncate(kept)
-        self.guard.begin()
-        self.target.truncate(kept)
-        self.target.reserve(len(prompt) - kept + room)
+        self._check_idle()
+        self._is_busy = True
+        self._engine.take_idle(self)
+        kept = self.cache.roll_back(self._tokens, prompt)
         self._tokens = list(prompt)
         return kept
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Note what was emitted."""
+    def end(self, tokens: Sequence[int]) -> None:
+        """The turn is over, and `tokens` were emitted in it."""
         self._tokens += tokens
+        self._is_busy = False
+        self._engine.keep_idle(self)
+
+    def evict(self) -> bool:
+        """See `IdleCache`."""
+        had_pages = self.cache.target.length > 0
+        self.cache.target.truncate(0)
+        return had_pages
 
     def reset(self) -> None:
         """Forget the text. Raises `UserError` while a stream is open in it."""
-        if self.busy:
-            raise UserError("expected an idle conversation, got one with an open stream; finish or close that first")
-        self._tokens = []
-        self.target.truncate(0)
-        for draft in self._drafts():
-            draft.truncate(0)
-
-    def _drafts(self) -> list[RewindableDraft]:
-        """Those that hold the text; one that failed is not asked again."""
-        failed = self.guard.failure is not None
-        return [draft for draft in (None if failed else self._sequence, self._lookup) if draft is not None]
+        with self._engine.lock:
+            self._engine.sweep()
+            self._check_idle()
+            self._engine.take_idle(self)
+            self._tokens = []
+            self.cache.close()
 
     def close(self) -> None:
-        """Give the target's blocks back. Raises `UserError` while a stream is open in it."""
+        """Give all memory back. Raises `UserError` while a stream is open in it."""
         self.reset()
+
+    def _check_idle(self) -> None:
+        if self._is_busy:
+            raise UserError("expected an idle conversation, got one with an open stream; finish or close that first")
 
     def __enter__(self) -> Conversation:
         return self

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dovetail.runtime.decoding.rounds import Round
+from dovetail.runtime.decoding.engine import Update
 from dovetail.runtime.sampling.sampler import TokenLogprobs
 
 
 @dataclasses.dataclass(slots=True)
 class RoundTotals:
-    """Sums over the rounds of one text. Times in milliseconds; `host_ms` is all that is in neither engine."""
+    """Sums over the rounds of one text, whose passes it may have shared. Times in milliseconds, of whole passes;
+    `host_ms` is all that is in neither model's engine.
+    """
 
     rounds: int = 0
     drafted_tokens: int = 0
@@ -19,20 +21,27 @@ class RoundTotals:
     draft_ms: float = 0.0
     verify_ms: float = 0.0
     host_ms: float = 0.0
+    texts: int = 0  # of each round's pass
+    bytes_to_draft: int = 0
+    bytes_from_draft: int = 0
     accept_histogram: list[int] = dataclasses.field(default_factory=list)
     """Entry a counts the rounds that accepted a drafted tokens."""
 
-    def add(self, done: Round, host_ms: float) -> None:
-        """Count one round, whose host time with detokenising and stop strings was `host_ms`."""
+    def add(self, update: Update, host_ms: float) -> None:
+        """Count one round, in which detokenising and looking for stop strings took `host_ms` besides."""
+        assert update.cost is not None
         self.rounds += 1
-        self.drafted_tokens += done.nodes - 1
-        self.accepted_tokens += done.accept_length
-        self.draft_ms += done.draft_ms
-        self.verify_ms += done.verify_ms
-        self.host_ms += host_ms
-        missing = done.accept_length + 1 - len(self.accept_histogram)
+        self.drafted_tokens += update.nodes - 1
+        self.accepted_tokens += update.accept_length
+        self.draft_ms += update.cost.draft_ms
+        self.verify_ms += update.cost.verify_ms
+        self.host_ms += update.cost.host_ms + host_ms
+        self.texts += update.cost.texts
+        self.bytes_to_draft += update.cost.bytes_to_draft
+        self.bytes_from_draft += update.cost.bytes_from_draft
+        missing = update.accept_length + 1 - len(self.accept_histogram)
         self.accept_histogram += [0] * missing
-        self.accept_histogram[done.accept_length] += 1
+        self.accept_histogram[update.accept_length] += 1
 
     @property
     def accept_length_mean(self) -> float:
@@ -86,12 +95,10 @@ class Generation:
     totals: RoundTotals
     prefill_ms: float
     decode_ms: float
-    bytes_to_draft: int
-    bytes_from_draft: int
     draft_failure: str | None
     draft_rests: int
     seed: int
-    host: RunSetup
+    setup: RunSetup
 
     @property
     def completion_tokens(self) -> int:
@@ -109,9 +116,9 @@ class Generation:
         return self.totals.host_ms / self.totals.rounds if self.totals.rounds else 0.0
 
     def __getattr__(self, name: str) -> Any:
-        """The fields of `totals` and `host`."""
-        if name not in ("totals", "host") and not name.startswith("_"):
-            for part in (self.totals, self.host):
+        """The fields of `totals` and `setup`."""
+        if name not in ("totals", "setup") and not name.startswith("_"):
+            for part in (self.totals, self.setup):
                 if hasattr(part, name):
                     return getattr(part, name)
         raise AttributeError(f"a Generation has no {name!r}")
@@ -119,12 +126,12 @@ class Generation:
     def as_dict(self) -> dict[str, Any]:
         """The document of `--json`."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        totals, host = own.pop("totals"), own.pop("host")
+        totals, setup = own.pop("totals"), own.pop("setup")
         return {
             **own,
             "logprobs": [dataclasses.asdict(entry) for entry in self.logprobs],
             **dataclasses.asdict(totals),
-            **dataclasses.asdict(host),
+            **dataclasses.asdict(setup),
             "accept_length_mean": totals.accept_length_mean,
             "completion_tokens": self.completion_tokens,
             "host_ms_per_round": self.host_ms_per_round,

@@ -1,92 +1,92 @@
-"""A text being made: rounds in, chunks out, until an end-of-sequence token, a stop string, the length, or a cancel."""
+"""One answer as its reader sees it: chunks of text, up to an end-of-sequence token, a stop string, the length, or a
+cancel.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections import deque
 from types import TracebackType
 
-import numpy as np
-
 from dovetail.runtime.decoding.conversation import Conversation
-from dovetail.runtime.decoding.engine_lock import Turns
+from dovetail.runtime.decoding.engine import Engine, Update
 from dovetail.runtime.decoding.generation import Chunk, Generation, RoundTotals, RunSetup
-from dovetail.runtime.decoding.rounds import Round, rounds
-from dovetail.runtime.drafts.base import blind
-from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.decoding.sequence import Sequence
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.text.stop_strings import StopScanner
 from dovetail.runtime.text.tokenizer import Tokenizer
-from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
 
 class Stream:
-    """Iterate it for its chunks; `finish` runs it to its end and gives the whole. `cancel` may come from any thread.
+    """Iterate it for its chunks, with `for` or `async for`; `finish` runs it to its end and gives the whole. `cancel`
+    may come from any thread.
 
-    It holds the engines from the first chunk on until it ends, is closed, or is dropped.
+    Any number of streams may be open, in one thread or in several: whoever waits for a chunk moves all of them on, and
+    what comes for another one waits there for its reader. A stream that is dropped ends.
     """
 
     def __init__(
         self,
-        conversation: Conversation,
-        prompt: list[int],
+        engine: Engine,
+        sequence: Sequence,
         config: GenerationConfig,
         *,
-        max_new_tokens: int,
-        policy: Policy,
+        conversation: Conversation,
+        keeps_conversation: bool,
         sampler: Sampler,
         tokenizer: Tokenizer,
-        turns: Turns,
-        keep: bool,
-        host: RunSetup,
+        setup: RunSetup,
     ) -> None:
-        """`keep`: whether the conversation outlives the stream."""
-        self._conversation, self._prompt, self._policy, self._sampler = conversation, prompt, policy, sampler
-        self._foresight = sampler.foresee if config.temperature > 0 else blind
-        self._max_new_tokens, self._turns, self._keep, self._host = max_new_tokens, turns, keep, host
+        """`sequence` makes its text in the cache of `conversation`; `keeps_conversation`: whether that outlives it."""
+        self._engine, self._sequence, self._sampler = engine, sequence, sampler
+        self._conversation, self._keeps_conversation, self._setup = conversation, keeps_conversation, setup
         self._ends = frozenset[int]() if config.ignore_eos else config.eos_token_id
         self._seed = config.seed
         self._detokenizer = tokenizer.stream()
         self._stops = StopScanner(config.stop_strings, config.include_stop_str_in_output)
-        self._rounds: Iterator[Round] | None = None  # while it is open
-        self._cancelled = False
+        self._is_open = False
+        self._inbox: deque[Chunk] = deque()
+        self._error: BaseException | None = None
         self._reason: str | None = None
         self._text = ""
         self._token_ids: list[int] = []
         self._drafted: list[bool] = []
         self._totals = RoundTotals()
         self._prefill_ms = self._decode_ms = 0.0
-        self._reused = 0
-        draft = conversation.guard
-        self._before = draft.bytes_in, draft.bytes_out, draft.rests  # of the conversation's earlier turns
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
-        if self._reason is not None:
-            raise StopIteration
-        start = time.perf_counter()
-        try:
-            if self._rounds is None:
-                self._open()
-                start = time.perf_counter()  # waiting for one's turn is not work
-            self._turns.touch()
-            assert self._rounds is not None
-            done = next(self._rounds)
-            chunk = self._take(done)
-        except BaseException as error:
-            self._close("cancelled" if isinstance(error, KeyboardInterrupt) else "error")
-            raise
-        elapsed_ms = 1e3 * (time.perf_counter() - start)
-        if done.nodes:
-            self._decode_ms += elapsed_ms
-            self._totals.add(done, host_ms=elapsed_ms - done.draft_ms - done.verify_ms)
-        else:
-            self._prefill_ms = elapsed_ms
-        if chunk.finish_reason is not None:
-            self._close(chunk.finish_reason)
+        while not self._inbox:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._reason is not None:
+                raise StopIteration
+            try:
+                with self._engine.lock:
+                    self.open()
+                    if not self._inbox and self._reason is None:
+                        self._engine.step()
+            except KeyboardInterrupt:
+                self.close()
+                raise
+            except BaseException:
+                self._end("error")
+                raise
+        return self._inbox.popleft()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """The next chunk; the rounds run in a thread, so that the event loop goes on."""
+        chunk = await asyncio.to_thread(next, self, None)
+        if chunk is None:
+            raise StopAsyncIteration
         return chunk
 
     def __enter__(self) -> Stream:
@@ -98,96 +98,130 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_rounds", None) is not None:
-            self.close()
+        # It may run in the middle of a step, of this very thread: the next step frees what the text holds.
+        if getattr(self, "_is_open", False):
+            self._sequence.is_cancelled = True
+
+    def open(self) -> None:
+        """Join the texts that wait for their first step, if it has not yet. Raises `UserError`."""
+        if self._is_open or self._reason is not None:
+            return
+        with self._engine.lock:
+            self._engine.sweep()
+            self._sequence.reused = self._conversation.begin(self._sequence.text)
+            self._is_open = True
+            ending = _Ending(self._conversation, self._sequence, self._keeps_conversation)
+            self._engine.add(self._sequence, self._receive, ending)
+
+    def share_prompt(self, others: list[Stream]) -> None:
+        """Open `others`, which answer the same prompt, when this one has read it; they go on from its cache."""
+        with self._engine.lock:
+            for stream in (self, *others):
+                stream.open()
+            self._sequence.siblings = [stream._sequence for stream in others]
 
     def cancel(self) -> None:
-        """Ask the stream to end after the round it is in. Safe from any thread and from signal handlers."""
-        self._cancelled = True
+        """Ask the stream to end before the next pass. Safe from any thread and from signal handlers."""
+        self._sequence.is_cancelled = True
 
     def close(self) -> None:
-        """End here and let the next one in. `finish` then gives what was made so far, with reason `cancelled`."""
-        self._close("cancelled")
+        """End here. `finish` then gives what was made so far, with reason `cancelled`."""
+        self._end("cancelled")
+        self._inbox.clear()
+        self.cancel()
+        if self._is_open and self._engine.lock.acquire(blocking=False):
+            try:
+                self._engine.sweep()
+            finally:
+                self._engine.lock.release()
 
     def finish(self) -> Generation:
         """Run to the end if it is not there yet; the whole generation."""
         for _ in self:
             pass
-        draft = self._conversation.guard
-        bytes_in, bytes_out, rests = self._before
         assert self._reason is not None
+        model = self._conversation.cache.model
         return Generation(
             text=self._text,
             token_ids=self._token_ids,
             drafted=self._drafted,
             logprobs=self._sampler.logprobs[: len(self._token_ids)],
             finish_reason=self._reason,
-            prompt_tokens=len(self._prompt),
-            reused_tokens=self._reused,
+            prompt_tokens=self._sequence.prompt_length,
+            reused_tokens=self._sequence.reused,
             totals=self._totals,
             prefill_ms=self._prefill_ms,
             decode_ms=self._decode_ms,
-            bytes_to_draft=draft.bytes_in - bytes_in,
-            bytes_from_draft=draft.bytes_out - bytes_out,
-            draft_failure=draft.failure,
-            draft_rests=draft.rests - rests,
+            draft_failure=None if model is None else model.failure,
+            draft_rests=self._sequence.pace.rests,
             seed=self._seed,
-            host=self._host,
+            setup=self._setup,
         )
 
-    def _open(self) -> None:
-        self._turns.begin()
-        conversation = self._conversation
-        try:
-            assert not conversation.busy, "a conversation belongs to one pipeline, which has one stream at a time"
-            self._reused = conversation.begin(self._prompt, self._max_new_tokens + MAX_TREE_NODES)
-        except BaseException:
-            self._turns.end()
-            raise
-        conversation.busy = True
-        prompt = np.array(self._prompt[self._reused :], np.int64)
-        self._rounds = rounds(
-            conversation.target,
-            conversation.draft,
-            self._policy,
-            self._sampler.draw,
-            prompt,
-            self._max_new_tokens,
-            self._ends,
-            self._foresight,
-        )
-
-    def _close(self, reason: str) -> None:
+    def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
-        if self._rounds is not None:
-            self._rounds = None
-            self._conversation.busy = False
-            if not self._keep:
-                self._conversation.close()
-            self._turns.end()
 
-    def _take(self, done: Round) -> Chunk:
+    def _receive(self, update: Update) -> None:
+        """What a step brought; called by whoever makes the step."""
+        if self._reason is not None:  # closed meanwhile
+            update.sequence.end("cancelled")
+            return
+        start = time.perf_counter()
+        sequence = update.sequence
+        if update.tokens:
+            try:
+                self._inbox.append(self._take(update))
+            except Exception as error:
+                sequence.end("error", error)
+        if sequence.finish_reason == "cancelled" and not update.tokens:
+            # The pieces that were held back are let out with the last chunk.
+            self._inbox.append(Chunk([self._flush()], [], [], [], "cancelled"))
+            self._text += self._inbox[-1].text
+        if sequence.error is not None:
+            self._error = sequence.error
+        if sequence.finish_reason is not None:
+            self._reason = sequence.finish_reason
+        if update.cost is not None:
+            own_ms = 1e3 * (time.perf_counter() - start)
+            if update.nodes:
+                self._decode_ms += update.cost.total_ms + own_ms
+                self._totals.add(update, own_ms)
+            else:
+                self._prefill_ms += update.cost.total_ms + own_ms
+
+    def _take(self, update: Update) -> Chunk:
         """Emit a round's tokens, up to the one that completes a stop string."""
         before = len(self._token_ids)
         pieces: list[str] = []
-        reason = None
-        for i, token in enumerate(done.tokens):
+        for i, token in enumerate(update.tokens):
             self._token_ids.append(token)
-            self._drafted.append(i < done.accept_length)
+            self._drafted.append(i < update.accept_length)
             ends = token in self._ends
             pieces.append("" if ends else self._stops.feed(self._detokenizer.push([token])))
             if ends or self._stops.found:
-                reason = "stop"
+                update.sequence.end("stop")
                 break
-        if reason is None and len(self._token_ids) == self._max_new_tokens:
-            reason = "length"
-        if reason is None and self._cancelled:
-            reason = "cancelled"
+        if self._stops.found:
+            update.sequence.finish_reason = "stop"  # and not by the length that the round reached behind it
+        reason = update.sequence.finish_reason
         if reason is not None:
-            pieces[-1] += self._stops.feed(self._detokenizer.finish()) + self._stops.finish()
-        tokens = self._token_ids[before:]
-        self._conversation.extend(tokens)
+            pieces[-1] += self._flush()
         logprobs = self._sampler.logprobs[before : len(self._token_ids)]
-        chunk = Chunk(pieces, tokens, self._drafted[before:], logprobs, reason)
+        chunk = Chunk(pieces, self._token_ids[before:], self._drafted[before:], logprobs, reason)
         self._text += chunk.text
         return chunk
+
+    def _flush(self) -> str:
+        return self._stops.feed(self._detokenizer.finish()) + self._stops.finish()
+
+
+class _Ending:
+    """What happens to a text's memory when it has ended; it holds no stream, which may be dropped meanwhile."""
+
+    def __init__(self, conversation: Conversation, sequence: Sequence, keeps: bool) -> None:
+        self._conversation, self._sequence, self._keeps = conversation, sequence, keeps
+
+    def __call__(self) -> None:
+        self._conversation.end(self._sequence.new_tokens)
+        if not self._keeps:
+            self._conversation.close()

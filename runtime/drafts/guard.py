@@ -2,84 +2,97 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import logging
 
-from dovetail.runtime.drafts.base import Draft, Foresight, blind
-from dovetail.runtime.policies.base import NO_GROWTH, Growth
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+from dovetail.runtime.drafts.base import Draft, Foresight, Grown, TreeGrowth, blind
+from dovetail.runtime.drafts.graph_contract import Children, DraftCall
+from dovetail.runtime.policies.base import TreeBudget
+from dovetail.runtime.trees.tree import CandidateTree
+from dovetail.runtime.trees.verified import Verified
 
-WINDOW = 64  # rounds that are judged together
-FLOOR = 0.05  # of these, the share in which the target must have agreed with a first drafted token
-REST = 256  # rounds without the draft before it is tried again; doubled every time
+_log = logging.getLogger(__name__)
 
 
 class GuardedDraft:
-    """Stands before a draft. One that raises or answers NaN is given up; one that hardly ever agrees gets a rest.
+    """Stands before a draft, and gives one up that raises or answers what is no number. See `Draft`."""
 
-    Every drafted round costs at least one call of the draft, so below `FLOOR` it cannot earn what it costs unless it is
-    twenty times cheaper than a pass of the target.
-    """
-
-    def __init__(self, draft: Draft, warn: Callable[[str], None]) -> None:
-        """`warn` is told once why the draft was given up, or first put to rest."""
+    def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self._warn = warn
-        self._agreed: deque[bool] = deque(maxlen=WINDOW)
-        self._rest = 0  # rounds left to go without the draft
-        self._next_rest = REST
-        self._drafted = False  # whether the last tree had a drafted node
         self.failure: str | None = None  # why the draft was given up
-        self.rests = 0
 
     @property
-    def native_s(self) -> float:
+    def known(self) -> int:
         """See `Draft`."""
-        return self._draft.native_s
+        return self._draft.known
+
+    def tell(self, verified: Verified) -> None:
+        """See `Draft`."""
+        if self.failure is None:
+            try:
+                self._draft.tell(verified)
+            except Exception as error:
+                self.give_up(error)
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> TreeGrowth:
+        """See `Draft`. The root alone where there is no draft to ask any more."""
+        if self.failure is None:
+            try:
+                return GuardedGrowth(self, self._draft.grow(root, budget, foresight), root)
+            except Exception as error:
+                self.give_up(error)
+        return Grown(CandidateTree(root))
+
+    def truncate(self, known: int) -> None:
+        """See `Draft`."""
+        if self.failure is None:
+            self._draft.truncate(known)
+
+    def close(self) -> None:
+        """See `Draft`."""
+        self._draft.close()
+
+    def give_up(self, error: Exception) -> None:
+        """Ask the draft no more."""
+        self.failure = f"{type(error).__name__}: {error}"
+        _log.warning("the draft failed (%.200s); the text goes on, the same without it", self.failure)
+
+
+class GuardedGrowth:
+    """Stands before one round's tree. See `TreeGrowth`."""
+
+    def __init__(self, guard: GuardedDraft, growth: TreeGrowth, root: int) -> None:
+        self._guard, self._growth, self._root = guard, growth, root
 
     @property
-    def bytes_in(self) -> int:
-        """See `Draft`."""
-        return self._draft.bytes_in
+    def candidates(self) -> CandidateTree:
+        """See `TreeGrowth`. Of a draft that failed nothing is taken."""
+        return self._growth.candidates if self._guard.failure is None else CandidateTree(self._root)
 
-    @property
-    def bytes_out(self) -> int:
-        """See `Draft`."""
-        return self._draft.bytes_out
+    def next_call(self, alone: bool = True) -> DraftCall | None:
+        """See `TreeGrowth`."""
+        if self._guard.failure is None:
+            try:
+                return self._growth.next_call(alone)
+            except Exception as error:
+                self.fail(error)
+        return None
 
-    def begin(self) -> None:
-        """Another text begins: how many tokens come next says nothing of the last tree."""
-        self._drafted = False
-
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        """The draft's tree, or the root alone while there is no draft to ask."""
-        if self._drafted:
-            self._agreed.append(len(tokens) > 1)
-        self._drafted = False
-        if self.failure is not None:
-            return root_only(int(tokens[-1]))
+    def take(self, children: Children) -> None:
+        """See `TreeGrowth`."""
         try:
-            tree = self._draft.propose(tokens, features, NO_GROWTH if self._resting() else growth, foresight)
-        except Exception as error:  # the draft is only a guess: nothing it does may end the text
-            self.failure = f"{type(error).__name__}: {error}"
-            self._warn(f"warning: the draft failed ({self.failure:.200}); the text goes on, the same without it")
-            return root_only(int(tokens[-1]))
-        self._drafted = len(tree) > 1
-        return tree
+            self._growth.take(children)
+        except Exception as error:
+            self.fail(error)
 
-    def _resting(self) -> bool:
-        if self._rest:
-            self._rest -= 1
-            return True
-        if len(self._agreed) == WINDOW and sum(self._agreed) < FLOOR * WINDOW:
-            share = sum(self._agreed) / WINDOW
-            if not self.rests:
-                self._warn(
-                    f"warning: the target agrees with the draft in {share:.0%} of rounds, so the draft rests for "
-                    f"{self._next_rest} rounds. Was it trained for this target?"
-                )
-            self._rest, self._next_rest = self._next_rest - 1, 2 * self._next_rest
-            self.rests += 1
-            self._agreed.clear()
-            return True
-        return False
+    def fail(self, error: Exception) -> None:
+        """See `TreeGrowth`. The draft is given up."""
+        self._guard.give_up(error)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """See `TreeGrowth`."""
+        try:
+            self._growth.abandon()
+        except Exception as error:
+            if self._guard.failure is None:
+                self._guard.give_up(error)

@@ -4,12 +4,12 @@ memory that is known beforehand.
 Keys, values and predicted features never leave the device: a call is given the front of the caches and writes its own
 rows in place. Up go tokens, positions, masks and the features of newly verified tokens, down come the children.
 
-Letters: T pairs and F feature rows in a call, R rows wanted, K children per row, H key/value heads, E head
-size, D hidden size.
+Letters: as in `graph_contract`.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Sequence
@@ -24,16 +24,17 @@ from dovetail.runtime.drafts.graph_contract import (
     CHILDREN_INPUT,
     Children,
     DraftCall,
+    JointCall,
     cache_names,
-    cache_shape,
     check_inputs,
+    join,
 )
-from dovetail.runtime.drafts.model_draft import ModelDraft
-from dovetail.runtime.errors import ArtifactError, DeviceError, DraftError
+from dovetail.runtime.drafts.row_pool import ROWS_A_BLOCK, RowPool
+from dovetail.runtime.errors import ArtifactError, DeviceError
 
-FIRST_ROWS = 1024  # what the caches of a new text have; doubled when they are full
-HIDDEN_ROWS = 64  # rows wanted by one call, at most: the widest level
-CACHE_STEP = 64  # calls are given a multiple of it, the rest masked: one binding serves for as many tokens
+FIRST_ROWS = 1024  # of the pool that have memory at first; doubled when they are in use
+HIDDEN_ROWS = 64  # rows wanted by one call, at most: the widest level, over all texts of a call
+MAX_BOUND = 64  # sizes of calls whose memory is kept
 HEAVY_OPERATORS = {
     "Attention",
     "DequantizeLinear",
@@ -46,12 +47,10 @@ HEAVY_OPERATORS = {
 }
 
 
-class OnnxDraft:
-    """An ONNX Runtime session. See `DraftGraph`."""
+class OnnxRuntimeGraph:
+    """An ONNX Runtime session and its caches. See `DraftGraph`."""
 
-    def __init__(
-        self, path: Path, info: DraftInfo, *, device: str, threads: int, context_length: int, provider: Any
-    ) -> None:
+    def __init__(self, path: Path, info: DraftInfo, *, device: str, threads: int, max_rows: int, provider: Any) -> None:
         """Load the graph at `path` on `provider` (as `InferenceSession` takes it), the device called `device`.
 
         Raises `ArtifactError` for a graph that can't be loaded, `DeviceError` if the session did not get the provider,
@@ -59,8 +58,10 @@ class OnnxDraft:
         """
         import onnxruntime as ort
 
-        self.info, self.device, self.context_length = info, device, context_length
+        self.info, self.device = info, device
+        self.pool = RowPool(max_rows)
         self.native_s = 0.0
+        self.bytes_in = self.bytes_out = 0
         name = provider if isinstance(provider, str) else provider[0]
         self.device_type = "cuda" if name == "CUDAExecutionProvider" else "cpu"
         self.device_id = 0 if isinstance(provider, str) else int(provider[1]["device_id"])
@@ -97,81 +98,81 @@ class OnnxDraft:
         self.takes_count = CHILDREN_INPUT in shapes
         if self.device_type == "cuda":
             _require_operators(self.session, device)
-
-    def sequence(self) -> ModelDraft:
-        """A new text."""
-        return ModelDraft(self, OnnxMemory(self))
-
-
-class OnnxMemory:
-    """Buffers on the session's device, and the bindings that name them. See `DraftMemory`."""
-
-    # Memory is taken by the first call: what goes wrong there is the draft's failure, which the text survives.
-
-    def __init__(self, model: OnnxDraft) -> None:
-        self._model = model
         self._caches: list[Any] = []  # [rows, H * E] float32 each
         self._hidden: Any = None  # [HIDDEN_ROWS, D] float16: what the last call predicted, and the next one reads
         self._rows = 0
-        self._longest, self._width = cache_shape(model.info, model.context_length)
         self._bound: dict[CallSize, BoundCall] = {}
-        self.bytes_in = self.bytes_out = 0
 
-    def run(self, call: DraftCall) -> Children:
-        """See `DraftMemory.run`."""
-        model, size = self._model, size_of(call)
-        end = call.first_row + size.pairs
-        given = max(_stepped(end), size.columns)  # cache rows of the call
-        if end > self._longest:
-            raise DraftError(f"expected at most {self._longest} cache rows, got {end}: the tree is too big")
-        if given > self._rows:
-            self._grow(given)
-        bound = self._bound.get(size) or BoundCall(model, size, self._caches, self._hidden)
-        if size.pairs <= HIDDEN_ROWS:  # a level, or the tokens of a round; a prompt comes once
-            self._bound[size] = bound
-        bound.fill(call, end, given)
+    def run(self, calls: Sequence[DraftCall]) -> list[Children]:
+        """See `DraftGraph`."""
+        # Memory is taken by the first call: what goes wrong there is the draft's failure, which the text survives.
+        call = join(calls)
+        if call.cache_rows > self._rows or self._hidden is None:
+            self._enlarge(call.cache_rows)
+        size = size_of(call)
+        bound = self._bound.pop(size, None) or BoundCall(self, size, self._caches, self._hidden)
+        self._bound[size] = bound  # the newest is last
+        if len(self._bound) > MAX_BOUND:
+            del self._bound[next(iter(self._bound))]
+        bound.fill(call)
         start = time.perf_counter()
-        model.session.run_with_iobinding(bound.binding)
-        model.native_s += time.perf_counter() - start
+        self.session.run_with_iobinding(bound.binding)
+        self.native_s += time.perf_counter() - start
         self.bytes_in += bound.bytes_in
         self.bytes_out += bound.bytes_out
-        return bound.children
+        return call.split(bound.children.tokens, bound.children.log_probs)
 
-    def _grow(self, rows: int) -> None:
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `DraftGraph`. It is rare: the caches leave the device for it."""
+        for i, cache in enumerate(self._caches):
+            values = cache.numpy() if self.device_type == "cpu" else cache.numpy().copy()
+            values[[row for row in rows if row < self._rows]] = 0
+            if self.device_type != "cpu":
+                self._caches[i] = self._on_device(values)
+        if self.device_type != "cpu":
+            self._bound.clear()
+
+    def _enlarge(self, rows: int) -> None:
         """Make room for `rows`. The only time that a cache is copied, and that it leaves the device."""
         import onnxruntime as ort
 
-        info, place = self._model.info, (self._model.device_type, self._model.device_id)
-        self._rows = max(rows, _stepped(min(max(FIRST_ROWS, 2 * self._rows), self._longest)))
+        width = self.info.num_kv_heads * self.info.head_dim
+        most = self.pool.max_blocks * ROWS_A_BLOCK
+        self._rows = max(rows, min(max(FIRST_ROWS, 2 * self._rows), most))
         self._bound.clear()  # they name the old memory
         if self._hidden is None:
-            shape = (HIDDEN_ROWS, info.hidden_size)
-            self._hidden = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, *place)
+            shape = (HIDDEN_ROWS, self.info.hidden_size)
+            self._hidden = ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, np.float16, self.device_type, self.device_id
+            )
         caches = []
-        for i in range(len(cache_names(info))):
-            new = np.zeros((self._rows, self._width), np.float32)  # masked rows must still be numbers
+        for i in range(len(cache_names(self.info))):
+            new = np.zeros((self._rows, width), np.float32)  # masked rows must still be numbers
             if self._caches:
                 old = self._caches[i].numpy()  # a view
                 new[: len(old)] = old
-            caches.append(ort.OrtValue.ortvalue_from_numpy(new, *place))
+            caches.append(self._on_device(new))
         self._caches = caches
+
+    def _on_device(self, values: npt.NDArray[Any]) -> Any:
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(values, self.device_type, self.device_id)
 
 
 class CallSize(NamedTuple):
     """Calls of one size have inputs of equal shapes, but for the caches."""
 
     pairs: int  # T
-    columns: int  # of the tree mask
+    columns: int  # M
     wanted: int  # R
     children: int  # K
     features: int | None  # F; None: what the last call predicted, if anything
 
 
-def size_of(call: DraftCall) -> CallSize:
-    """The size of `call`. Its mask gets room for cache rows behind those in use, and before them."""
-    features = None if call.features is None else len(call.features)
-    columns = _stepped(len(call.visible[0])) + CACHE_STEP
-    return CallSize(len(call.tokens), columns, call.wanted, call.children, features)
+def size_of(call: JointCall) -> CallSize:
+    """The size of `call`."""
+    return CallSize(len(call.tokens), call.columns, len(call.logit_rows), call.children, call.num_features)
 
 
 class BoundCall:
@@ -179,25 +180,26 @@ class BoundCall:
     which saves most of the host's time in a call.
     """
 
-    def __init__(self, model: OnnxDraft, size: CallSize, caches: Sequence[Any], hidden: Any) -> None:
-        """`caches` and `hidden` are the memory's."""
-        self._model, self._size, self._caches, self._given = model, size, caches, 0
-        info, place = model.info, (model.device_type, model.device_id)
-        self.binding = model.session.io_binding()
-        numbers = np.empty((4, size.pairs), np.int64)
+    def __init__(self, graph: OnnxRuntimeGraph, size: CallSize, caches: Sequence[Any], hidden: Any) -> None:
+        """`caches` and `hidden` are the graph's."""
+        self._graph, self._caches, self._cache_rows = graph, caches, 0
+        info, place = graph.info, (graph.device_type, graph.device_id)
+        self.binding = graph.session.io_binding()
+        numbers = np.empty(4 * size.pairs + size.wanted, np.int64)
         self._numbers, self._packing = numbers.data.cast("B"), struct.Struct(f"={numbers.size}q")
+        tokens, positions, rows, feature_rows = numbers[: 4 * size.pairs].reshape(4, -1)
         mask = np.empty((size.pairs, size.columns), np.bool_)
         self._mask = mask.data.cast("B")
         self._features = np.empty((size.features or 0, info.hidden_size), np.float16)
         self._arrays: dict[str, npt.NDArray[Any]] = {
-            "input_ids": numbers[0],
-            "position_ids": numbers[1],
-            "cache_rows": numbers[2],
-            "logit_rows": np.arange(size.pairs - size.wanted, size.pairs),
+            "input_ids": tokens,
+            "position_ids": positions,
+            "cache_rows": rows,
+            "logit_rows": numbers[4 * size.pairs :],
             "tree_mask": mask,
         }
         if info.reads_features:
-            self._arrays["feature_rows"] = numbers[3]
+            self._arrays["feature_rows"] = feature_rows
             # In one memory, too: hidden states are made of the features, which have been read by then.
             predicted = (size.wanted, info.hidden_size)
             self.binding.bind_output("hidden_states", *place, np.float16, predicted, hidden.data_ptr())
@@ -205,46 +207,42 @@ class BoundCall:
                 self.binding.bind_input("features", *place, np.float16, hidden.shape(), hidden.data_ptr())
             else:
                 self._arrays["features"] = self._features
-        if model.takes_count:
+        if graph.takes_count:
             self._arrays[CHILDREN_INPUT] = np.array([size.children])
-        shape = (size.wanted, size.children if model.takes_count else info.top_k)
+        shape = (size.wanted, size.children if graph.takes_count else info.top_k)
         self.children = Children(np.empty(shape, np.int32), np.empty(shape, np.float32))
-        for name, made in (("top_token_ids", self.children.tokens), ("top_log_probs", self.children.log_probs)):
-            self.binding.bind_output(name, "cpu", 0, made.dtype, made.shape, made.ctypes.data)
+        for name, array in (("top_token_ids", self.children.tokens), ("top_log_probs", self.children.log_probs)):
+            self.binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._bind_arrays()
         self.bytes_in = sum(array.nbytes for array in self._arrays.values())
         self.bytes_out = self.children.tokens.nbytes + self.children.log_probs.nbytes
 
-    def fill(self, call: DraftCall, end: int, given: int) -> None:
-        """Write `call`, which must have this size, into the arrays. Of the `given` cache rows `end` are in use."""
-        rows = range(call.first_row, end)
-        self._packing.pack_into(self._numbers, 0, *call.tokens, *call.positions, *rows, *call.feature_rows)
-        behind = given - end  # rows not in use, all under the mask
-        before = self._size.columns - behind - len(call.visible[0])
-        self._mask[:] = b"".join([b"\1" * before + row + b"\0" * behind for row in call.visible])
+    def fill(self, call: JointCall) -> None:
+        """Write `call`, which must have this size, into the arrays."""
+        self._packing.pack_into(
+            self._numbers, 0, *call.tokens, *call.positions, *call.rows, *call.feature_rows, *call.logit_rows
+        )
+        self._mask[:] = call.mask
         if call.features is not None:
-            self._features[:] = call.features
-        if given != self._given:
-            self._bind_caches(given)
-        if self._model.device_type != "cpu":  # to another device an input is copied when it is bound
+            ends = itertools.accumulate(map(len, call.features), initial=0)
+            for (begin, end), features in zip(itertools.pairwise(ends), call.features, strict=True):
+                self._features[begin:end] = features
+        if call.cache_rows != self._cache_rows:
+            self._bind_caches(call.cache_rows)
+        if self._graph.device_type != "cpu":  # to another device an input is copied when it is bound
             self._bind_arrays()
 
     def _bind_arrays(self) -> None:
         for name, array in self._arrays.items():
             self.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def _bind_caches(self, given: int) -> None:
-        info, place = self._model.info, (self._model.device_type, self._model.device_id)
-        shape = (given, info.num_kv_heads * info.head_dim)
+    def _bind_caches(self, rows: int) -> None:
+        info, place = self._graph.info, (self._graph.device_type, self._graph.device_id)
+        shape = (rows, info.num_kv_heads * info.head_dim)
         for name, cache in zip(cache_names(info), self._caches, strict=True):
             self.binding.bind_input(name, *place, np.float32, shape, cache.data_ptr())
             self.binding.bind_output(f"new_{name}", *place, np.float32, shape, cache.data_ptr())
-        self._given = given
-
-
-def _stepped(rows: int) -> int:
-    """The next multiple of `CACHE_STEP`."""
-    return -(-rows // CACHE_STEP) * CACHE_STEP
+        self._cache_rows = rows
 
 
 def _require_operators(session: Any, device: str) -> None:

@@ -11,9 +11,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from dovetail.runtime.drafts.base import Foresight, blind
-from dovetail.runtime.policies.base import Growth
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, TreeBuilder
+from dovetail.runtime.drafts.base import Foresight, Grown, TreeGrowth, blind
+from dovetail.runtime.policies.base import TreeBudget
+from dovetail.runtime.trees.tree import CandidateTree
+from dovetail.runtime.trees.verified import Verified
 
 NGRAMS = (4, 3, 2)  # tokens that must match; the longest that does is taken
 MAX_MATCHES = 16  # the latest ones: near text is the better guess, and a round stays short
@@ -25,10 +26,7 @@ LEAST_CHANCE = 0.15  # a node adds about a twelfth to a pass that makes two or t
 
 
 class LookupDraft:
-    """See `RewindableDraft`. It has no engine; its time is the host's."""
-
-    native_s = 0.0
-    bytes_in = bytes_out = 0
+    """See `Draft`. It asks no graph."""
 
     def __init__(self) -> None:
         self._text: list[int] = []
@@ -36,56 +34,69 @@ class LookupDraft:
 
     @property
     def known(self) -> int:
-        """Tokens of the text."""
-        return len(self._text)
+        """See `Draft`. The text is one token longer: the last one follows the newest pair."""
+        return max(len(self._text) - 1, 0)
+
+    def tell(self, verified: Verified) -> None:
+        """See `Draft`. The features are not looked at."""
+        assert verified.begin <= self.known, "matches need the whole text"
+        for token in verified.tokens[len(self._text) - verified.begin :].tolist():
+            self._append(token)
 
     def truncate(self, known: int) -> None:
-        """Forget the tokens from `known` on."""
+        """See `Draft`."""
         assert 0 <= known <= self.known
-        for end in range(self.known, known, -1):
+        length = known + 1 if known else 0
+        for end in range(len(self._text), length, -1):
             for gram in self._grams(end):
                 self._ends[gram].pop()
-        del self._text[known:]
+        del self._text[length:]
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        """See `Draft.propose`."""
-        for token in tokens.tolist():
-            self._text.append(token)
-            for gram in self._grams(self.known):
-                self._ends.setdefault(gram, []).append(self.known)
-        builder = TreeBuilder(self._text[-1])
+    def close(self) -> None:
+        """See `Draft`."""
+        self._text.clear()
+        self._ends.clear()
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> TreeGrowth:
+        """See `Draft`. Candidates' scores are logarithms of the chances that they are given here."""
+        candidates = CandidateTree(root)
         matches = self._matches()
         in_common = {position: self._in_common(position) for position in matches}
         level = [(0, 1.0, matches)]  # candidates, their chances, and where in the text their matches stand
-        depth, scores = 0, [0.0]
-        while level and growth.goes_on(depth, scores):
-            parents, children, steps, found = [], [], [], []
+        length = len(self._text)
+        while level and budget.wants_level(candidates.levels):
+            depth = candidates.depth
+            parents, children, steps, next_level = [], [], [], []
             for candidate, chance, positions in level:
-                known = [position for position in positions if position < self.known]
-                if not known:
+                within = [position for position in positions if position < length]
+                if not within:
                     continue
-                matched = depth + max(in_common[position - depth] for position in known)
+                matched = depth + max(in_common[position - depth] for position in within)
                 again = (matched + HITS) / (matched + TRIALS)
-                for token, behind in self._continuations(known)[: growth.width]:
-                    share = again * len(behind) / len(known)
+                for token, behind in self._continuations(within)[: budget.width]:
+                    share = again * len(behind) / len(within)
                     if chance * share >= LEAST_CHANCE:
                         parents.append(candidate)
                         children.append(token)
                         steps.append(math.log(share))
-                        found.append((chance * share, behind))
+                        next_level.append((chance * share, behind))
             if not children:
                 break
-            first = builder.add_level(parents, children, steps)
-            level = [(first + i, *one) for i, one in enumerate(found)]
-            depth, scores = depth + 1, builder.newest_scores
-        return builder.best(growth.drafted)
+            first = candidates.add_level(parents, children, steps)
+            level = [(first + i, *one) for i, one in enumerate(next_level)]
+        return Grown(candidates)
+
+    def _append(self, token: int) -> None:
+        self._text.append(token)
+        for gram in self._grams(len(self._text)):
+            self._ends.setdefault(gram, []).append(len(self._text))
 
     def _grams(self, end: int) -> Iterator[tuple[int, ...]]:
         return (tuple(self._text[end - size : end]) for size in NGRAMS if size <= end)
 
     def _matches(self) -> list[int]:
         """Positions behind earlier occurrences of the text's last n-gram, the longest that occurred."""
-        for gram in self._grams(self.known):
+        for gram in self._grams(len(self._text)):
             earlier = self._ends[gram][-MAX_MATCHES - 1 : -1]
             if earlier:
                 return earlier

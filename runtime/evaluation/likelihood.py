@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.runtime.targets.openvino.engine import TargetModel
-from dovetail.runtime.targets.openvino.inputs import SequenceStep
-from dovetail.runtime.targets.openvino.pages import BlockTable
-from dovetail.runtime.trees.tree import Int64s
+from dovetail.runtime.targets.base import Step, TargetEngine
+from dovetail.runtime.trees.tree import Int64s, chain
 
 Float64s = npt.NDArray[np.float64]
 
@@ -38,17 +36,16 @@ def chunks(tokens: Int64s) -> Iterator[Int64s]:
     return (tokens[begin : begin + CHUNK] for begin in range(0, len(tokens), CHUNK))
 
 
-def log_probs(model: TargetModel, tokens: Int64s) -> Iterator[Float64s]:
-    """[C, V] a chunk: what `model` expects behind each of `tokens` [T], read from an empty cache."""
-    table = BlockTable(model.pool)
+def log_probs(engine: TargetEngine, tokens: Int64s) -> Iterator[Float64s]:
+    """[C, V] a chunk: what the target expects behind each of `tokens` [T], read from an empty cache."""
+    sequence = engine.sequence()
     try:
         for chunk in chunks(tokens):
-            positions = table.length + np.arange(len(chunk))
-            out = model.forward([SequenceStep(table, chunk, positions, None, np.arange(len(chunk)))])[0]
-            table.length += len(chunk)
+            out = engine.forward([Step(sequence, chain(chunk))])[0]
+            sequence.commit(range(len(chunk)))
             yield log_softmax(out.logits)
     finally:
-        table.release()
+        sequence.close()
 
 
 class Divergence:

@@ -22,25 +22,34 @@ _BUCKET = 64  # tokens of context that share their prices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prices:
-    """Costs at one context. A drafted round costs `passes[nodes]`, `first`, and `level(width)` for every further level;
-    a plain one `plain`. The host's share is in each of them.
+    """Costs at one context, in milliseconds, the host's share in each of them.
+
+    A pass over `rows` rows of several texts costs `pass_ms`; a draft call that reads what was verified `first_ms`, one
+    for a further level `level_ms`. With one text, and a tree of 8 nodes grown in 3 levels of 4 rows, a round costs
+    `pass_ms(8, 1) + first_ms(1) + 2 * level_ms(4)`; a round of plain decoding `plain_ms(1)`.
     """
 
-    plain: float
-    passes: tuple[float, ...]  # [nodes + 1] entry 0 stands for nothing
-    first: float
-    levels: tuple[float, ...]  # [width + 1]
+    plain: float  # a whole round of plain decoding of one text
+    passes: tuple[float, ...]  # [rows + 1] with one text; entry 0 stands for nothing
+    text: float  # what every further text adds to a pass of as many rows
+    first: float  # one text
+    levels: tuple[float, ...]  # [rows + 1]
 
-    def level(self, width: int) -> float:
-        """One level of the draft behind the first, `width` rows."""
-        return self.levels[min(width, len(self.levels) - 1)]
+    def pass_ms(self, rows: int, texts: int = 1) -> float:
+        """A pass of the target; beyond what was measured, every row adds what the last ones did."""
+        return _extended(self.passes, rows) + (texts - 1) * self.text
 
-    def round_ms(self, nodes: int, depth: int, width: int) -> float:
-        """A whole round; `depth` 0 asks no draft: plain decoding, or matches in the text."""
-        verified = self.passes[min(nodes, len(self.passes) - 1)]
-        if depth == 0:
-            return verified if nodes > 1 else self.plain
-        return verified + self.first + (depth - 1) * self.level(width)
+    def plain_ms(self, texts: int = 1) -> float:
+        """A round of plain decoding of so many texts: behind no draft's call the caches are warm."""
+        return self.pass_ms(texts, texts) - self.passes[1] + self.plain
+
+    def level_ms(self, rows: int) -> float:
+        """A call for one level behind the first, of so many candidates over all texts."""
+        return _extended(self.levels, rows)
+
+    def first_ms(self, texts: int = 1) -> float:
+        """The call that reads what was verified of so many texts."""
+        return self.first + self.level_ms(texts) - self.level_ms(1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,12 +59,13 @@ class Costs:
     """
 
     contexts: tuple[int, ...]  # [C] tokens in the cache
-    nodes: tuple[int, ...]  # [N] root included, from 1
+    nodes: tuple[int, ...]  # [N] rows of a pass, roots included, from 1
     widths: tuple[int, ...]  # [W] rows of a draft call, from 1
     plain_ms: tuple[float, ...]  # [C] a whole round of plain decoding
     verify_ms: Table  # [C, N] the target's pass in a drafted round
     first_ms: tuple[float, ...]  # [C] the draft's first call, which also reads what was accepted
     level_ms: Table  # [C, W] a further call
+    text_ms: tuple[float, ...]  # [C] what every further text adds to a pass of as many rows
     host_ms: float
     host_level_ms: float
     host_node_ms: float
@@ -74,6 +84,8 @@ class Costs:
             good = good and (columns is None or all(len(row) == len(columns) for row in rows))
             if not good or not all(0 < cell < _LONGEST_MS for cell in cells):
                 raise UserError(f"costs.{name}: expected a positive time per context and column, got {rows!r:.60}")
+        if len(self.text_ms) != len(self.contexts) or not all(0 <= ms < _LONGEST_MS for ms in self.text_ms):
+            raise UserError(f"costs.text_ms: expected a time from 0 per context, got {self.text_ms!r:.60}")
         for name in ("host_ms", "host_level_ms", "host_node_ms"):
             if not 0 <= getattr(self, name) < _LONGEST_MS:
                 raise UserError(f"costs.{name}: expected a time from 0, got {getattr(self, name)!r:.40}")
@@ -94,9 +106,20 @@ class Costs:
         return Prices(
             plain=mixed(self.plain_ms[low], self.plain_ms[high]),
             passes=(0.0, *(ms + self.host_node_ms * count for count, ms in enumerate(passes, 1))),
+            text=mixed(self.text_ms[low], self.text_ms[high]),
             first=mixed(self.first_ms[low], self.first_ms[high]) + self.host_ms + self.host_level_ms,
             levels=(0.0, *(ms + self.host_level_ms for ms in _every(self.widths, level))),
         )
+
+
+def _extended(values: Sequence[float], index: int) -> float:
+    """`values[index]`, of which entry 0 stands for nothing; beyond the last, on the line of the last half."""
+    last = len(values) - 1
+    if index <= last:
+        return values[index]
+    middle = max(last // 2, 1)
+    slope = (values[last] - values[middle]) / (last - middle) if last > middle else 0.0
+    return values[last] + slope * (index - last)
 
 
 def _every(points: Sequence[int], values: Sequence[float]) -> list[float]:
@@ -109,17 +132,35 @@ def _every(points: Sequence[int], values: Sequence[float]) -> list[float]:
     return full
 
 
+ASSUMED = Costs(
+    contexts=(1,),
+    nodes=(1, 8, 128),
+    widths=(1, 32),
+    plain_ms=(1.0,),
+    verify_ms=((1.0, 1.0, 8.0),),
+    first_ms=(0.01,),
+    level_ms=((0.01, 0.05),),
+    text_ms=(0.0,),
+    host_ms=0.0,
+    host_level_ms=0.0,
+    host_node_ms=0.0,
+)
+"""Where nothing was measured: eight rows cost what one does, a draft next to nothing. So one text gets what its draft
+hopes for, several share the eight rows, and a draft that hardly ever agrees is put to rest.
+"""
+
+
 class PriceList:
     """`Costs.at`, kept for contexts that are near one another: it is asked every round."""
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
-        self._found: dict[int, Prices] = {}
+        self._prices: dict[int, Prices] = {}
 
     def at(self, context: int) -> Prices:
         """Prices with about `context` tokens in the cache."""
         bucket = context // _BUCKET
-        prices = self._found.get(bucket)
+        prices = self._prices.get(bucket)
         if prices is None:
-            prices = self._found[bucket] = self._costs.at(bucket * _BUCKET + _BUCKET // 2)
+            prices = self._prices[bucket] = self._costs.at(bucket * _BUCKET + _BUCKET // 2)
         return prices

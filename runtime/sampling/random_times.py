@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -10,29 +10,24 @@ import numpy.typing as npt
 Times = npt.NDArray[np.float64]
 
 _SOONEST = 1e-300  # a time of 0 would make 0 / 0 of a token that can't be drawn
+_KEPT_ROWS = 16  # of the positions ahead, at which a draft looks again in the next round
 
 
-class Race:
-    """Exponential times [V] for every output position, made in the order of the positions. Those ahead may be looked at
-    before they are needed; those behind the newest one that was forgotten are gone.
-    """
+class RandomTimes:
+    """Exponential times [V] for every output position. Those of any position may be looked at, in any order."""
 
     def __init__(self, key: int, vocab_size: int) -> None:
-        """Every `key` is a stream of its own (Philox, Salmon et al. 2011)."""
-        self._random = np.random.Generator(np.random.Philox(key=key))
-        self._vocab_size = vocab_size
-        self._first = 0  # position of the first row kept
-        self._rows: deque[Times] = deque()
+        """Every `key` is a stream of its own (Philox, Salmon et al. 2011), and within it every position."""
+        self._key, self._vocab_size = key, vocab_size
+        self._rows: OrderedDict[int, Times] = OrderedDict()
 
-    def times(self, position: int) -> Times:
+    def at(self, position: int) -> Times:
         """[V] at `position`."""
-        assert position >= self._first, "a position that was forgotten"
-        while self._first + len(self._rows) <= position:
-            self._rows.append(np.maximum(self._random.standard_exponential(self._vocab_size), _SOONEST))
-        return self._rows[position - self._first]
-
-    def forget(self, position: int) -> None:
-        """Drop the times before `position`."""
-        while self._rows and self._first < position:
-            self._rows.popleft()
-            self._first += 1
+        row = self._rows.get(position)
+        if row is None:
+            # The highest word of the counter is the position: what a row uses of the lower ones never reaches it.
+            random = np.random.Generator(np.random.Philox(key=self._key, counter=position << 192))
+            row = self._rows[position] = np.maximum(random.standard_exponential(self._vocab_size), _SOONEST)
+            if len(self._rows) > _KEPT_ROWS:
+                self._rows.popitem(last=False)
+        return row

@@ -22,7 +22,7 @@ import numpy as np
 from dovetail.runtime.errors import NothingAllowedError, TargetError
 from dovetail.runtime.sampling import processors
 from dovetail.runtime.sampling.config import GenerationConfig
-from dovetail.runtime.sampling.random_times import Race
+from dovetail.runtime.sampling.random_times import RandomTimes
 from dovetail.runtime.trees.tree import Float32s, Integers
 
 _IMPOSSIBLE = -1e3  # nats: a score that can still be added up
@@ -44,7 +44,7 @@ class Sampler:
         self._config = config
         self._text = list(prompt)
         self._prompt_length = len(self._text)
-        self._race = Race(config.seed + (sequence << 64), vocab_size)
+        self._times = RandomTimes(config.seed + (sequence << 64), vocab_size)
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[self._text] = True
         self._counts = np.zeros(vocab_size, np.int64)
@@ -73,16 +73,27 @@ class Sampler:
         self._text.append(token)
         self._seen[token] = True
         self._counts[token] += 1
-        self._race.forget(self._position)
 
-    def foresee(self, depth: int, tokens: Integers, log_probs: Float32s) -> Float32s:
-        """What a draft may know of the draw `depth` positions ahead (1: the next one): its candidates `tokens` [R, K]
-        with `log_probs` [R, K] become those that arrive first. Log-probabilities [R, K] within the row; of greedy
-        decoding, which leaves nothing to chance, the draft's own.
+    def rewind(self, count: int) -> None:
+        """Take draws back until `count` are left."""
+        if count == self._position:
+            return
+        length = self._prompt_length + count
+        del self._text[length:]
+        del self.logprobs[count:]
+        self._seen[:] = False
+        self._seen[self._text] = True
+        self._counts[:] = 0
+        np.add.at(self._counts, self._text[self._prompt_length :], 1)
+
+    def foresee(self, paths: Sequence[Sequence[int]], tokens: Integers, log_probs: Float32s) -> Float32s:
+        """What a draft may know of the draws behind `paths` [R], tokens that may come next, all equally many: its
+        candidates `tokens` [R, K] with `log_probs` [R, K] become those that arrive first. Log-probabilities [R, K]
+        within the row; of greedy decoding, which leaves nothing to chance, the draft's own.
         """
         if self._config.temperature == 0:
             return log_probs
-        times = self._race.times(self._position + depth - 1)
+        times = self._times.at(self._position + len(paths[0]))
         # What top-k, top-p and the like keep the target from drawing may not win here; nearly, with K candidates of V.
         scores = np.stack([self._warped(row) for row in log_probs.astype(np.float64)])
         arrivals = scores - np.log(times[tokens])
@@ -151,7 +162,7 @@ class Sampler:
         if self._config.temperature == 0:
             return int(scores.argmax())
         weights = np.exp(scores - scores.max())
-        return int((weights / self._race.times(self._position)).argmax())
+        return int((weights / self._times.at(self._position)).argmax())
 
 
 def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:

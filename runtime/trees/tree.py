@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,18 +71,26 @@ class Tree:
         return families
 
 
+def chain(tokens: Int64s) -> Tree:
+    """Tokens [N] one behind the other: a chunk of a prompt, or a draft without alternatives."""
+    return Tree(tokens, np.arange(-1, len(tokens) - 1))
+
+
 def root_only(token: int) -> Tree:
     """The tree of plain decoding: nothing drafted."""
     return Tree(np.array([token], np.int64), np.array([-1], np.int64))
 
 
-class TreeBuilder:
-    """Grows candidates level by level and keeps the best (EAGLE-2, Li et al. 2024, arXiv 2406.16858, sections 4.1 and
-    4.2).
+class CandidateTree:
+    """Candidates for a round, grown level by level, of which the best are kept (EAGLE-2, Li et al. 2024, arXiv
+    2406.16858, sections 4.1 and 4.2).
 
     A candidate's score is the sum of its log-probabilities from the root, the draft's estimate of the log-probability
     that the whole path is accepted. `frontier` picks which candidates of the newest level to expand, `extend` adds
-    their children, `best` keeps the N-1 best.
+    their children, `best` makes the tree of the N - 1 best:
+
+        root 7 +- 3 (-0.2) -- 5 (-0.3)        best(2) keeps 3 and 5: siblings compete with descendants
+              +- 4 (-1.9)
     """
 
     # Lists, not arrays: a level has some dozens of candidates, and a numpy call costs as much as ten of them.
@@ -91,12 +99,39 @@ class TreeBuilder:
         self._tokens = [root]
         self._parents = [-1]
         self._scores = [0.0]
-        self.newest = 0  # index of the newest level's first candidate
+        self._begins: list[int] = []  # index of every level's first candidate
+        self._ranked: list[int] | None = None  # drafted candidates, the best first
+
+    def __len__(self) -> int:
+        """Candidates, the root not counted."""
+        return len(self._tokens) - 1
 
     @property
-    def newest_scores(self) -> list[float]:
-        """Of the newest level's candidates."""
-        return self._scores[self.newest :]
+    def newest(self) -> int:
+        """Index of the newest level's first candidate."""
+        return self._begins[-1]
+
+    @property
+    def depth(self) -> int:
+        """Levels so far."""
+        return len(self._begins)
+
+    @property
+    def levels(self) -> list[list[float]]:
+        """The scores of every level's candidates."""
+        return [self._scores[begin:end] for begin, end in itertools.pairwise([*self._begins, len(self._scores)])]
+
+    @property
+    def scores(self) -> list[float]:
+        """Of all candidates, descending."""
+        return [self._scores[candidate] for candidate in self.ranked]
+
+    @property
+    def ranked(self) -> list[int]:
+        """All candidates by descending score. The sort is stable: of equals, a parent comes before its child."""
+        if self._ranked is None:
+            self._ranked = sorted(range(1, len(self._scores)), key=self._scores.__getitem__, reverse=True)
+        return self._ranked
 
     def frontier(self, width: int) -> list[int]:
         """[W <= width]: the best candidates of the newest level, in the order of their index."""
@@ -112,24 +147,29 @@ class TreeBuilder:
 
     def add_level(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> int:
         """Add candidates as a new level; returns the first one's index."""
-        self.newest = len(self._scores)
+        begin = len(self._scores)
+        self._begins.append(begin)
         self._tokens += tokens
         self._parents += parents
         self._scores += [self._scores[parent] + step for parent, step in zip(parents, log_probs, strict=True)]
-        return self.newest
+        self._ranked = None
+        return begin
 
     def tokens_of(self, candidates: Sequence[int]) -> list[int]:
         """[W] tokens of candidates."""
         return [self._tokens[candidate] for candidate in candidates]
 
-    def best(self, how_many: Callable[[Sequence[float]], int]) -> Tree:
-        """The root and the best candidates: as many as `how_many` says, given all their scores, descending.
+    def path_of(self, candidate: int) -> list[int]:
+        """The tokens from the root's first child on the way down to `candidate`; of the root none."""
+        path = []
+        while candidate:
+            path.append(self._tokens[candidate])
+            candidate = self._parents[candidate]
+        return path[::-1]
 
-        A child never scores above its parent, and the stable sort puts a parent before a child of the same score, so
-        the kept set is a tree.
-        """
-        drafted = sorted(range(1, len(self._scores)), key=self._scores.__getitem__, reverse=True)
-        kept = [0, *sorted(drafted[: how_many([self._scores[candidate] for candidate in drafted])])]
+    def best(self, count: int) -> Tree:
+        """The root and the `count` best candidates. A child never scores above its parent, so they are a tree."""
+        kept = [0, *sorted(self.ranked[:count])]
         renumbered = {candidate: node for node, candidate in enumerate(kept)} | {-1: -1}
         parents = [renumbered[self._parents[candidate]] for candidate in kept]
         return Tree(np.array(self.tokens_of(kept), np.int64), np.array(parents, np.int64))

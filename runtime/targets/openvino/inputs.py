@@ -1,12 +1,13 @@
-"""The input arrays of a target call. Calls of one layout share them: OpenVINO is given the memory once, and later calls
-only fill it. That is most of the host's time in a round.
+"""The input arrays of a target's pass: memory that OpenVINO is shown, and that every pass fills anew.
 
-Letters: S sequences, T tokens over all of them, N tokens and B blocks of one, R rows of logits over all of them.
+An input of the size it had in the pass before stays as it is bound; naming memory to OpenVINO is most of the host's
+time in a round of one text.
+
+Letters: S sequences, T tokens over all of them, N tokens and P pages of one, R rows of logits over all of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,74 +16,98 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from dovetail.runtime.targets.openvino.pages import BlockTable
-from dovetail.runtime.trees.tree import Bools, Int64s
+from dovetail.runtime.targets.base import Step
+from dovetail.runtime.targets.openvino.pages import PageTable
 
 LOGIT_ROWS = "logit_rows"
 
-Layout = tuple[tuple[int, int, bool, int], ...]
-"""Per sequence: N, B, whether it has a mask, its rows of logits. Calls of one layout have inputs of equal shapes."""
+_DTYPES: dict[str, type[np.generic]] = {
+    "input_ids": np.int64,  # [T]
+    "position_ids": np.int64,  # [T]
+    "past_lens": np.int32,  # [S]
+    "subsequence_begins": np.int32,  # [S + 1]
+    "block_indices": np.int32,  # [sum P]
+    "block_indices_begins": np.int32,  # [S + 1]
+    "qq_bias": np.uint8,  # [sum N * N] ancestor-or-self matrices, of sequences that need one
+    "qq_bias_begins": np.int32,  # [S + 1], empty without masks
+    LOGIT_ROWS: np.int64,  # [R]
+}
+_FIRST_SIZE = 512
+_KEPT_SIZES = 256  # of one input: a tensor each, a few hundred bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SequenceStep:
-    """What one sequence feeds into a call: N tokens behind the `length` tokens its table holds."""
+class Inputs:
+    """The inputs of one infer request."""
 
-    table: BlockTable
-    tokens: Int64s  # [N]
-    positions: Int64s  # [N]
-    mask: Bools | None  # [N, N] ancestor-or-self; None: causal
-    logit_rows: Int64s  # rows of this step, 0..N-1
+    def __init__(self, request: ov.InferRequest) -> None:
+        self._request = request
+        self._buffers = {name: _Buffer(dtype) for name, dtype in _DTYPES.items()}
+        self._bound: dict[str, int] = {}  # size of every input that the request reads now
+        self._longest = np.empty((), np.int32)
+        request.set_tensor("max_context_len", ov.Tensor(self._longest, shared_memory=True))
 
+    def fill(self, steps: Sequence[Step], tables: Sequence[PageTable]) -> tuple[list[int], list[int]]:
+        """Write the steps, whose sequences hold `tables`, and make the request read them.
 
-def layout_of(steps: Sequence[SequenceStep]) -> Layout:
-    """The layout of a call with these steps."""
-    return tuple((len(s.tokens), len(s.table.blocks), s.mask is not None, len(s.logit_rows)) for s in steps)
+        Returns where each step's tokens begin among the T, and its rows of logits among the R, with the end of all.
+        """
+        trees = [step.tree for step in steps]
+        pasts = [table.length for table in tables]
+        chains = [tree.is_chain() for tree in trees]
+        tokens = _offsets([len(tree) for tree in trees])
+        rows = _offsets([len(step.logit_rows) for step in steps])
+        masks = _offsets([0 if chain else len(tree) ** 2 for tree, chain in zip(trees, chains, strict=True)])
+        pages = _offsets([len(table.pages) for table in tables])
 
-
-class Feeds:
-    """Inputs of one layout: numpy arrays, and the tensors that show OpenVINO the same memory."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.tokens = _offsets([n for n, _, _, _ in layout])  # where each sequence's tokens begin, and the end of all
-        self.rows = _offsets([rows for _, _, _, rows in layout])
-        self._blocks = _offsets([blocks for _, blocks, _, _ in layout])
-        self._masks = _offsets([n * n if masked else 0 for n, _, masked, _ in layout])
-        count, mask_size = self.tokens[-1], self._masks[-1]
-        self._arrays: dict[str, npt.NDArray[Any]] = {
-            "input_ids": np.empty(count, np.int64),  # [T]
-            "position_ids": np.empty(count, np.int64),  # [T]
-            "past_lens": np.empty(len(layout), np.int32),  # [S]
-            "subsequence_begins": np.array(self.tokens, np.int32),  # [S + 1]
-            "block_indices": np.empty(self._blocks[-1], np.int32),  # [sum B]
-            "block_indices_begins": np.array(self._blocks, np.int32),  # [S + 1]
-            "max_context_len": np.empty((), np.int32),
-            "qq_bias": np.empty(mask_size, np.uint8),  # [sum N * N]
-            "qq_bias_begins": np.array(self._masks if mask_size else [], np.int32),  # [S + 1], empty without masks
-            LOGIT_ROWS: np.empty(self.rows[-1], np.int64),  # [R]
+        arrays = {
+            "input_ids": self._array("input_ids", tokens[-1]),
+            "position_ids": self._array("position_ids", tokens[-1]),
+            "qq_bias": self._array("qq_bias", masks[-1]),
+            LOGIT_ROWS: self._array(LOGIT_ROWS, rows[-1]),
         }
-        self._tensors = {name: ov.Tensor(array, shared_memory=True) for name, array in self._arrays.items()}
+        for i, (step, tree, past) in enumerate(zip(steps, trees, pasts, strict=True)):
+            begin, end = tokens[i], tokens[i + 1]
+            arrays["input_ids"][begin:end] = tree.tokens
+            arrays["position_ids"][begin:end] = np.arange(past, past + end - begin) if chains[i] else past + tree.depths()
+            if not chains[i]:
+                arrays["qq_bias"][masks[i] : masks[i + 1]] = tree.ancestors().ravel()
+            arrays[LOGIT_ROWS][rows[i] : rows[i + 1]] = [begin + node for node in step.logit_rows]
+        self._array("past_lens", len(steps))[:] = pasts
+        self._array("subsequence_begins", len(tokens))[:] = tokens
+        self._array("block_indices", pages[-1])[:] = [*itertools.chain(*(table.pages for table in tables))]
+        self._array("block_indices_begins", len(pages))[:] = pages
+        begins = masks if masks[-1] else []
+        self._array("qq_bias_begins", len(begins))[:] = begins
+        self._longest[()] = max(past + len(tree) for past, tree in zip(pasts, trees, strict=True))
+        return tokens, rows
 
-    def bind(self, request: ov.InferRequest) -> None:
-        """Make `request` read these inputs."""
-        for name, tensor in self._tensors.items():
-            request.set_tensor(name, tensor)
+    def _array(self, name: str, size: int) -> npt.NDArray[Any]:
+        """The memory of an input of this size, bound."""
+        array, tensor = self._buffers[name].of_size(size)
+        if self._bound.get(name) != size:
+            self._request.set_tensor(name, tensor)
+            self._bound[name] = size
+        return array
 
-    def fill(self, steps: Sequence[SequenceStep]) -> None:
-        """Write the steps, which must have this layout, into the arrays."""
-        arrays = self._arrays
-        longest = 0
-        for i, step in enumerate(steps):
-            tokens = slice(self.tokens[i], self.tokens[i + 1])
-            arrays["input_ids"][tokens] = step.tokens
-            arrays["position_ids"][tokens] = step.positions
-            arrays["past_lens"][i] = step.table.length
-            arrays["block_indices"][self._blocks[i] : self._blocks[i + 1]] = step.table.blocks
-            if step.mask is not None:
-                arrays["qq_bias"][self._masks[i] : self._masks[i + 1]] = step.mask.ravel()
-            arrays[LOGIT_ROWS][self.rows[i] : self.rows[i + 1]] = step.logit_rows + self.tokens[i]
-            longest = max(longest, step.table.length + len(step.tokens))
-        arrays["max_context_len"][()] = longest
+
+class _Buffer:
+    """Memory of one input, and the tensors that show OpenVINO the front of it."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._memory = np.empty(_FIRST_SIZE, dtype)
+        self._views: dict[int, tuple[npt.NDArray[Any], ov.Tensor]] = {}
+
+    def of_size(self, size: int) -> tuple[npt.NDArray[Any], ov.Tensor]:
+        view = self._views.get(size)
+        if view is None:
+            if size > len(self._memory):
+                self._memory = np.empty(max(size, 2 * len(self._memory)), self._memory.dtype)
+                self._views.clear()
+            elif len(self._views) >= _KEPT_SIZES:
+                self._views.clear()
+            array = self._memory[:size]
+            view = self._views[size] = (array, ov.Tensor(array, shared_memory=True))
+        return view
 
 
 def _offsets(counts: Sequence[int]) -> list[int]:

@@ -1,72 +1,118 @@
-"""Pages of the key/value cache: a pool of equal blocks, and per sequence a table of those it holds. Plain Python, no
+"""Pages of the key/value cache: a pool of equal pages, and per sequence a table of those it holds. Plain Python, no
 arrays.
 
-A token at slot s of a sequence lives in block `table.blocks[s // block_size]` at offset `s % block_size`
-(PagedAttention, Kwon et al. 2023, arXiv 2309.06180, section 4).
+A token at slot s of a sequence lies in page `table.pages[s // page_size]` at offset `s % page_size` (PagedAttention,
+Kwon et al. 2023, arXiv 2309.06180, section 4). A page may belong to several sequences that begin alike: it is counted
+how many hold it, and who wants to write into a shared one gets a copy of it first.
 """
 
 from __future__ import annotations
 
-from dovetail.runtime.errors import ContextOverflowError
+import dataclasses
+
+from dovetail.runtime.errors import CacheFullError
 
 
-class BlockPool:
-    """Hands out block numbers 0..num_blocks-1; each is held by at most one table at a time."""
+class PagePool:
+    """Hands out page numbers from 0 to `num_pages - 1` and counts who holds them."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        assert num_blocks > 0
-        assert block_size > 0
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        assert num_pages > 0
+        assert page_size > 0
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._holders = [0] * num_pages
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds."""
+        """Pages that nobody holds."""
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` free blocks. Raises `ContextOverflowError`, taking none, when there are fewer."""
+        """`count` free pages. Raises `CacheFullError`, taking none, when there are fewer."""
         if count > len(self._free):
-            need, have = count * self.block_size, len(self._free) * self.block_size
-            raise ContextOverflowError(
-                f"expected room in the cache for {need} more tokens, got {have}; close a conversation, or load with a "
-                "larger ctx_size or more sequences"
+            raise CacheFullError(
+                f"expected {count * self.page_size} free tokens in the cache, got {len(self._free) * self.page_size}"
             )
-        return [self._free.pop() for _ in range(count)]
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
 
-    def give_back(self, blocks: list[int]) -> None:
-        """Return blocks got from `take`."""
-        self._free.extend(reversed(blocks))
-        assert len(self._free) <= self.num_blocks, "a block was given back twice"
+    def share(self, pages: list[int]) -> None:
+        """Another table holds these pages, too."""
+        for page in pages:
+            assert self._holders[page] > 0, "a page that nobody holds"
+            self._holders[page] += 1
+
+    def is_shared(self, page: int) -> bool:
+        """Whether more than one table holds it."""
+        return self._holders[page] > 1
+
+    def give_back(self, pages: list[int]) -> None:
+        """A table holds these pages no longer."""
+        for page in reversed(pages):
+            assert self._holders[page] > 0, "a page was given back twice"
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)
 
 
-class BlockTable:
-    """The blocks of one sequence, in order, and how many tokens in them count (`length`)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageCopy:
+    """The first `slots` of page `source` are to be copied to page `target`."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    source: int
+    target: int
+    slots: int
+
+
+class PageTable:
+    """The pages of one sequence, in order, and how many tokens in them count (`length`)."""
+
+    def __init__(self, pool: PagePool) -> None:
         self._pool = pool
-        self.blocks: list[int] = []
+        self.pages: list[int] = []
         self.length = 0
 
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` tokens beyond `length`, without counting them yet."""
-        needed = -(-(self.length + num_tokens) // self._pool.block_size)
-        if needed > len(self.blocks):
-            self.blocks += self._pool.take(needed - len(self.blocks))
+    def reserve(self, num_tokens: int) -> PageCopy | None:
+        """Make room for `num_tokens` tokens beyond `length`, without counting them yet.
+
+        Returns what the caller must copy before it writes: the page that `length` lies in, where it was shared.
+        Raises `CacheFullError`, changing nothing.
+        """
+        size = self._pool.page_size
+        first, slots = divmod(self.length, size)
+        shared = [i for i in range(first, len(self.pages)) if self._pool.is_shared(self.pages[i])]
+        lacking = max(-(-(self.length + num_tokens) // size) - len(self.pages), 0)
+        new = self._pool.take(len(shared) + lacking)
+        copy = None
+        for i in shared:
+            page, own = self.pages[i], new.pop()
+            if i == first and slots:
+                copy = PageCopy(page, own, slots)
+            self._pool.give_back([page])
+            self.pages[i] = own
+        self.pages += new
+        return copy
 
     def slot(self, index: int) -> tuple[int, int]:
-        """Block number and offset of the token at slot `index`."""
-        return self.blocks[index // self._pool.block_size], index % self._pool.block_size
+        """Page number and offset of the token at slot `index`."""
+        return self.pages[index // self._pool.page_size], index % self._pool.page_size
+
+    def fork(self) -> PageTable:
+        """A table that shares the pages of all tokens that count."""
+        table = PageTable(self._pool)
+        table.length = self.length
+        table.pages = self.pages[: -(-self.length // self._pool.page_size)]
+        self._pool.share(table.pages)
+        return table
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on and give back the blocks that only they used."""
+        """Forget the tokens from `length` on and give back the pages that only they used."""
         assert 0 <= length <= self.length
         self.length = length
-        kept = -(-length // self._pool.block_size)
-        self._pool.give_back(self.blocks[kept:])
-        del self.blocks[kept:]
-
-    def release(self) -> None:
-        """Give everything back; the table can be used again."""
-        self.truncate(0)
+        pages = -(-length // self._pool.page_size)
+        self._pool.give_back(self.pages[pages:])
+        del self.pages[pages:]

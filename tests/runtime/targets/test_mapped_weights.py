@@ -13,7 +13,8 @@ import pytest
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import ArtifactError
-from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.targets.base import Step, read
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 from dovetail.runtime.trees.tree import root_only
 
@@ -63,13 +64,14 @@ def test_a_loaded_target_has_its_weights_once(tiny_artifact: Path) -> None:
     artifact = open_artifact(tiny_artifact)
     path = artifact.file(TARGET_MODEL)
     file = path.with_suffix(".bin")
-    model = TargetModel(path, artifact.manifest.target, numerics="fast", threads=2, cache_tokens=512)
-    sequence = model.sequence()
-    sequence.prefill(np.arange(300))  # in chunks: the LM head is used by the last alone
+    target = OpenVinoTarget(path, artifact.manifest.target, numerics="fast", threads=2, capacity=512)
+    sequence = target.sequence()
+    read(target, sequence, np.arange(300))  # in chunks: the LM head is used by the last alone
     assert resident(file) == 0
-    expected = sequence.verify(root_only(7)).logits.copy()
+    step = Step(sequence, root_only(7))
+    expected = target.forward([step])[0].logits.copy()
     assert 0 <= resident(file) < file.stat().st_size / 2  # embeddings are looked up in the file
-    np.testing.assert_array_equal(sequence.verify(root_only(7)).logits, expected)
+    np.testing.assert_array_equal(target.forward([step])[0].logits, expected)
 
 
 def test_a_file_that_cannot_be_mapped_is_a_damaged_artifact(tmp_path: Path) -> None:

@@ -1,151 +1,144 @@
-"""Proves the paged target in the real OpenVINO: a tree node's logits are those of its path alone; sequences that
-share a call do not touch each other; row copies, rollback and reused blocks over hundreds of random rounds leave the
-cache as a fresh prefill would.
+"""Proves what is the OpenVINO engine's own, beyond the laws in tests/laws/test_target_engines.py: INT8 weights keep a
+node apart from its siblings, too; fast numerics stay near exact; passes of any sizes in any order find their inputs in
+memory that is used again; forks share pages until one of them writes; a cache that fits no memory is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from random_trees import path_to_root, trees
+from numpy_target import NumpyTarget
+from random_trees import path_to_root
 
-from dovetail.runtime.artifact.manifest import TARGET_MODEL
+from dovetail.runtime.artifact.manifest import TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
-from dovetail.runtime.errors import ContextOverflowError
-from dovetail.runtime.targets.openvino.engine import MAX_TREE_NODES, PREFILL_CHUNK, Numerics, TargetModel
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+from dovetail.runtime.errors import ArtifactError, ContextOverflowError
+from dovetail.runtime.targets.base import Numerics, Step, read
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
+from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, chain, root_only
 
 TOLERANCE = 2e-5  # float32 sums in another order, logits of about 10
+AGREEMENT = 1e-4  # with the numpy engine
 
 
-def load(path: Path, numerics: Numerics = "exact", cache_tokens: int = 512) -> TargetModel:
+def files(path: Path) -> tuple[Path, TargetInfo]:
     artifact = open_artifact(path)
-    return TargetModel(
-        artifact.file(TARGET_MODEL), artifact.manifest.target, numerics=numerics, threads=2, cache_tokens=cache_tokens
-    )
+    return artifact.file(TARGET_MODEL), artifact.manifest.target
+
+
+def load(path: Path, numerics: Numerics = "exact", capacity: int = 2048) -> OpenVinoTarget:
+    return OpenVinoTarget(*files(path), numerics=numerics, threads=2, capacity=capacity)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_artifact: Path) -> Iterator[TargetModel]:
+def target(tiny_artifact: Path) -> Iterator[OpenVinoTarget]:
     loaded = load(tiny_artifact)
     yield loaded
-    assert loaded.pool.num_free == loaded.pool.num_blocks, "a test leaked blocks"
+    assert loaded.free == loaded.capacity, "a test leaked pages"
 
 
-def random_tokens(model: TargetModel, rng: np.random.Generator, count: int) -> Int64s:
-    return rng.integers(0, model.info.vocab_size, count)
+def random_tokens(target: OpenVinoTarget, rng: np.random.Generator, count: int) -> Int64s:
+    return rng.integers(0, target.info.vocab_size, count)
 
 
-def next_logits(model: TargetModel, text: Int64s) -> Float32s:
+def random_tree(target: OpenVinoTarget, rng: np.random.Generator, size: int) -> Tree:
+    parents = np.array([-1, *(int(rng.integers(0, i)) for i in range(1, size))])
+    return Tree(random_tokens(target, rng, size), parents)
+
+
+def next_logits(target: OpenVinoTarget, text: Int64s) -> Float32s:
     """[V] after `text`, from a fresh sequence."""
-    sequence = model.sequence()
-    sequence.prefill(text[:-1])
-    logits = sequence.verify(root_only(int(text[-1]))).logits[0].copy()
+    sequence = target.sequence()
+    read(target, sequence, text[:-1])
+    out = target.forward([Step(sequence, root_only(int(text[-1])))])[0]
+    logits: Float32s = out.logits[0].copy()
     sequence.close()
     return logits
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(trees(max_nodes=16, vocab=500), st.integers(0, 90), st.integers(0, 2**32 - 1))
-def test_a_node_is_its_path_alone(model: TargetModel, tree: Tree, past: int, seed: int) -> None:
-    prompt = random_tokens(model, np.random.default_rng(seed), past)
-    sequence = model.sequence()
-    features = sequence.prefill(prompt).features
-    assert features.shape == (past, model.info.hidden_size)
-    out = sequence.verify(tree)
-    logits, features = out.logits.copy(), out.features.copy()
+def test_a_node_is_its_path_alone_in_int8(target: OpenVinoTarget) -> None:
+    rng = np.random.default_rng(1)
+    past, tree = random_tokens(target, rng, 50), random_tree(target, rng, 24)
+    sequence = target.sequence()
+    read(target, sequence, past)
+    logits = target.forward([Step(sequence, tree)])[0].logits.copy()
     sequence.close()
     for node in range(len(tree)):
         path = tree.tokens[path_to_root(tree, node)[::-1]]
-        alone = model.sequence()
-        alone.prefill(np.concatenate([prompt, path[:-1]]))
-        expected = alone.verify(root_only(int(path[-1])))
-        np.testing.assert_allclose(logits[node], expected.logits[0], atol=TOLERANCE)
-        np.testing.assert_allclose(features[node], expected.features[0], atol=TOLERANCE)
-        alone.close()
+        np.testing.assert_allclose(logits[node], next_logits(target, np.concatenate([past, path])), atol=TOLERANCE)
 
 
-def test_a_shared_call_equals_separate_calls(model: TargetModel) -> None:
-    rng = np.random.default_rng(1)
-    first, second, third = (model.sequence() for _ in range(3))
-    first.prefill(random_tokens(model, rng, 37))
-    second.prefill(random_tokens(model, rng, 21))
-    tree_a = Tree(random_tokens(model, rng, 8), np.array([-1, 0, 0, 1, 1, 2, 5, 6]))
-    tree_b = Tree(random_tokens(model, rng, 5), np.array([-1, 0, 1, 1, 0]))
-    prompt = Tree(random_tokens(model, rng, 45), np.arange(-1, 44))
-    separate = []
-    for sequence, tree in ((first, tree_a), (second, tree_b), (third, prompt)):
-        out = sequence.verify(tree)
-        separate.append((out.logits.copy(), out.features.copy()))
-    together = model.forward([first.step(tree_a), second.step(tree_b), third.step(prompt)])
-    for (logits, features), out in zip(separate, together, strict=True):
-        np.testing.assert_allclose(out.logits, logits, atol=TOLERANCE)
-        np.testing.assert_allclose(out.features, features, atol=TOLERANCE)
-    for sequence in (first, second, third):
-        sequence.close()
-
-
-def test_prefill_in_chunks_is_one_text(model: TargetModel) -> None:
-    text = random_tokens(model, np.random.default_rng(2), PREFILL_CHUNK + 40)
-    whole, parts = model.sequence(), model.sequence()
-    features = whole.prefill(text).features
-    pieces = [parts.prefill(part).features for part in np.split(text, [10, 11, 100])]
-    np.testing.assert_allclose(np.concatenate(pieces), features, atol=TOLERANCE)
-    whole.close()
-    parts.close()
-
-
-def test_hundreds_of_random_rounds_leave_the_cache_of_a_fresh_prefill(model: TargetModel) -> None:
-    """Three texts take turns, accept random paths, roll back, end and begin anew in the blocks of others."""
-    rng = np.random.default_rng(3)
-    sequences = [model.sequence() for _ in range(3)]
-    texts: list[Int64s] = [np.zeros(0, np.int64) for _ in sequences]
-    checked = 0
-    for turn in range(400):
-        which = int(rng.integers(3))
-        sequence = sequences[which]
-        if len(texts[which]) > 120 or (len(texts[which]) and rng.random() < 0.03):
-            sequence.close()
-            texts[which] = np.zeros(0, np.int64)
-        elif len(texts[which]) and rng.random() < 0.1:
-            kept = int(rng.integers(0, len(texts[which])))
-            sequence.truncate(kept)
-            texts[which] = texts[which][:kept]
-        size = int(rng.integers(1, 14))
-        parents = np.array([-1, *(int(rng.integers(0, i)) for i in range(1, size))])
-        tree = Tree(random_tokens(model, rng, size), parents)
-        sequence.verify(tree)
-        path = path_to_root(tree, int(rng.integers(0, size)))[::-1]
-        sequence.commit(path)
-        texts[which] = np.concatenate([texts[which], tree.tokens[path]])
-        assert sequence.length == len(texts[which])
-        if turn % 5 == 0:
-            probe = int(rng.integers(0, model.info.vocab_size))
-            got = sequence.verify(root_only(probe)).logits[0].copy()
-            expected = next_logits(model, np.append(texts[which], probe))
-            np.testing.assert_allclose(got, expected, atol=TOLERANCE)
-            checked += 1
-    assert checked == 80
-    for sequence in sequences:
-        sequence.close()
-
-
-def test_fast_numerics_stay_near_exact(model: TargetModel, tiny_artifact: Path) -> None:
-    text = random_tokens(model, np.random.default_rng(4), 60)
-    exact = next_logits(model, text)
+def test_fast_numerics_stay_near_exact(target: OpenVinoTarget, tiny_artifact: Path) -> None:
+    text = random_tokens(target, np.random.default_rng(4), 60)
+    exact = next_logits(target, text)
     fast = next_logits(load(tiny_artifact, "fast"), text)
     assert 0 < np.abs(fast - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_a_full_cache_is_an_error_and_costs_no_blocks(tiny_artifact: Path) -> None:
-    small = load(tiny_artifact, cache_tokens=64)
-    sequence = small.sequence()
-    with pytest.raises(ContextOverflowError):
-        sequence.prefill(np.zeros(64 + MAX_TREE_NODES + 40, np.int64))
+def test_passes_of_any_sizes_in_any_order(tiny_artifact_fp32: Path, tiny_checkpoint: Path) -> None:
+    """Inputs outgrow their first memory and come back to it: of tokens (600), of masks (40 * 40), of sequences."""
+    target, rng = load(tiny_artifact_fp32), np.random.default_rng(5)
+    oracle = NumpyTarget.from_checkpoint(tiny_checkpoint, capacity=target.capacity)
+    short, long = chain(random_tokens(target, rng, 3)), chain(random_tokens(target, rng, 600))
+    bush, wide = random_tree(target, rng, 5), random_tree(target, rng, 40)
+    passes = [[short], [long], [short], [bush], [wide], [bush], [root_only(1)], [short, wide, bush], [long, bush]]
+    passes += [[root_only(token) for token in range(40)], [short], [long, short], [wide]]
+    for trees in passes:
+        sequences = [target.sequence() for _ in trees]
+        outs = target.forward([*map(Step, sequences, trees)])
+        expected = oracle.forward([Step(oracle.sequence(), tree) for tree in trees])
+        for got, right in zip(outs, expected, strict=True):
+            np.testing.assert_allclose(got.logits, right.logits, atol=AGREEMENT)
+            np.testing.assert_allclose(got.features, right.features, atol=AGREEMENT)
+        for sequence in sequences:
+            sequence.close()
+        oracle.free = oracle.capacity
+
+
+def test_more_sizes_than_are_remembered(target: OpenVinoTarget) -> None:
+    text = random_tokens(target, np.random.default_rng(6), 270)
+    sequence = target.sequence()
+    expected = target.forward([Step(sequence, chain(text))])[0].logits.copy()
+    for size in [*range(1, 271), 7, 270, 1]:
+        out = target.forward([Step(sequence, chain(text[:size]), [size - 1])])[0]
+        np.testing.assert_allclose(out.logits[0], expected[size - 1], atol=TOLERANCE)
     sequence.close()
-    assert small.pool.num_free == small.pool.num_blocks
+
+
+def test_forks_share_pages_until_one_of_them_writes(target: OpenVinoTarget) -> None:
+    page = target.pool.page_size
+    first = target.sequence()
+    read(target, first, random_tokens(target, np.random.default_rng(7), 2 * page + 5))
+    assert target.capacity - target.free == 3 * page
+    second, third = first.fork(), first.fork()
+    assert target.capacity - target.free == 3 * page
+    read(target, second, np.array([1]))
+    assert target.capacity - target.free == 4 * page, "its own last page"
+    first.close()
+    read(target, third, np.array([1]))
+    assert target.capacity - target.free == 4 * page, "nobody else holds the page any more"
+    second.truncate(page)
+    third.close()
+    assert target.capacity - target.free == page
+    second.close()
+
+
+def test_a_cache_that_fits_no_memory_is_refused(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "zeros", none_left)
+    with pytest.raises(ContextOverflowError, match=r"memory for a cache of 0\.0 GB \(2048 tokens\), got none; lower"):
+        load(tiny_artifact)
+
+
+@pytest.mark.parametrize("sizes", [{"vocab_size": 511}, {"hidden_size": 32}, {"num_layers": 3}])
+def test_an_ir_of_other_sizes_than_the_manifest_says_is_refused(tiny_artifact: Path, sizes: dict[str, Any]) -> None:
+    path, info = files(tiny_artifact)
+    with pytest.raises(ArtifactError, match=r"expected \d layers and the widths .*, got 2 and .*; export the artifact"):
+        OpenVinoTarget(path, dataclasses.replace(info, **sizes), numerics="fast", threads=2, capacity=64)
