@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dovetail.runtime.commands.flags import Bytes, F, given_settings, options
 from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
 from dovetail.runtime.terminal.console import hashing_bar, notice, waiting
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
@@ -18,69 +19,12 @@ if TYPE_CHECKING:
     from dovetail.runtime.artifact.opening import Artifact
     from dovetail.runtime.pipeline import Pipeline
 
-F = TypeVar("F", bound=Callable[..., Any] | click.Command)
 _MAX_CONFIG_BYTES = 1 << 20
 _OWN = "[default: the artifact's]"
 
 
-class LogitBias(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
-    """TOKEN=VALUE."""
-
-    name = "token=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
-        token, _, bias = str(value).partition("=")
-        try:
-            return int(token), float(bias)
-        except ValueError:
-            self.fail(f"expected TOKEN_ID=NUMBER, got {value!r}; for example 42=-5", param, ctx)
-
-
-class TokenList(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
-    """ID,ID,..."""
-
-    name = "id,id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected token ids with commas between them, got {value!r}; for example 42,7", param, ctx)
-
-
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
-    """A number of bytes, with a unit or without."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-        if found is None:
-            self.fail(f"expected a size such as 2GB or 500MB, got {value!r}", param, ctx)
-        return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-
-
 _CONTROLS = [
-    click.option("-n", "--max-new-tokens", type=int, help="Tokens to generate.  [default: 256, or what is left]"),
-    click.option("--min-new-tokens", type=int, help="No end-of-sequence token before these.  [default: 0]"),
-    click.option("--temperature", type=float, help=f"0 decodes greedily.  {_OWN}"),
-    click.option("--top-k", type=int, help=f"Keep the K most likely tokens; 0 keeps all.  {_OWN}"),
-    click.option("--top-p", type=float, help=f"Keep the smallest set of tokens of this probability.  {_OWN}"),
-    click.option("--min-p", type=float, help=f"Drop tokens below this share of the best one's probability.  {_OWN}"),
-    click.option("--typical-p", type=float, help=f"Keep the typical tokens of this probability.  {_OWN}"),
-    click.option("--repetition-penalty", type=float, help=f"Above 1: tokens of the text become less likely.  {_OWN}"),
-    click.option("--presence-penalty", type=float, help="Subtracted from logits of generated tokens.  [default: 0]"),
-    click.option("--frequency-penalty", type=float, help="The same, times their count.  [default: 0]"),
-    click.option("--no-repeat-ngram-size", type=int, help=f"No N tokens in a row occur twice; 0 is off.  {_OWN}"),
-    click.option("--logit-bias", type=LogitBias(), multiple=True, help="Add to a token's logit; repeatable."),
-    click.option("--bad-words-ids", type=TokenList(), multiple=True, help="Never these tokens in a row; repeatable."),
-    click.option("--eos-token-id", type=int, multiple=True, help=f"Token that ends the answer; repeatable.  {_OWN}"),
-    click.option("--stop-strings", "--stop", multiple=True, help="End the answer at this text; repeatable."),
-    click.option("--include-stop-str-in-output", is_flag=True, default=None, help="Show the stop text too."),
-    click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the end-of-sequence token."),
-    click.option("--num-return-sequences", type=int, help="How many answers.  [default: 1]"),
-    click.option("--logprobs", type=int, help="Report log-probabilities: each token's and the N best."),
-    click.option("--seed", type=int, help="Same seed, same text.  [default: random, and reported]"),
+    *options(CONTROLS.values()),
     click.option("--config", "config_file", type=click.Path(), help="JSON file of controls by these names; flags win."),
 ]
 _ENGINE = [
@@ -138,12 +82,8 @@ def _decorated(command: F, decorators: Sequence[Callable[[F], F]]) -> F:
 def split(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(controls, engine) out of a command's flags; the controls of `--config` stand behind those given as flags."""
     engine = {name: value for name, value in given.items() if name in _ENGINE_NAMES}
-    flags = {name: value for name, value in given.items() if name not in _ENGINE_NAMES}
-    controls = _read_config(flags.pop("config_file"))
-    flags["logit_bias"] = dict(flags["logit_bias"])
-    for name in ("stop_strings", "logit_bias", "bad_words_ids", "eos_token_id"):
-        flags[name] = flags[name] or None  # not given
-    controls.update((name, value) for name, value in flags.items() if value is not None)
+    controls = _read_config(given["config_file"])
+    controls |= given_settings(CONTROLS.values(), given)
     return controls, engine
 
 
@@ -193,8 +133,6 @@ def replay_chat_examples(artifact: Artifact) -> int:
 
 def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -> Pipeline:
     """Open the artifact and load its models, after every flag was checked."""
-    from dovetail.runtime.sampling.config import GenerationConfig
-
     GenerationConfig().with_changes(**controls)
     opened = open_verified(path, engine["trust"])
 
