@@ -15,6 +15,7 @@ from dovetail.calibration.bench.runner_process import RunnerError, own_command
 from dovetail.calibration.bench.weights import Q8_0_BYTES, checkpoint_config, checkpoint_weights
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
+from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.errors import UserError
 
 _PROCESS_BYTES = 300 << 20  # an engine's libraries, its cache of two thousand tokens, and what a pass needs besides
@@ -130,16 +131,14 @@ class Models:
             return round(2 * weights * Q8_0_BYTES) + _PROCESS_BYTES
         return (2 if computes_bfloat16() else 4) * weights + _TORCH_BYTES
 
-    def load_options(self, runner: Runner, *, threads: int, draft_device: str) -> dict[str, Any]:
-        """The load request of `runner`; what has to be made first (a GGUF file, the assistant's IR) is made and kept
-        below `work`. Raises `RunnerError`.
+    def load_options(self, runner: Runner, config: EngineConfig) -> dict[str, Any]:
+        """The load request of `runner`: `config` with its kind of draft, and the files it needs. What has to be made
+        first (a GGUF file, the assistant's IR) is made and kept below `work`. Raises `RunnerError`.
         """
         options: dict[str, Any] = {
             "artifact": os.fspath(self.folder),
-            "threads": threads,
-            "ctx_size": self.artifact.manifest.target.context_length,
+            **dataclasses.asdict(config),
             "draft": runner.draft,
-            "draft_device": draft_device,
         }
         assistant = self.assistant if runner.draft == "model" else None
         if runner.family == "llamacpp":
