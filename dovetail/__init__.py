@@ -11,9 +11,9 @@ are links to the folders beside this one.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dovetail.runtime import Chunk, Generation, GenerationConfig, Pipeline, TreeShape, UserError, load
+    from dovetail.runtime import Chunk, EngineConfig, Generation, GenerationConfig, Pipeline, TreeShape, UserError, load
 
-__all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
+__all__ = ["Chunk", "EngineConfig", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,16 +8,18 @@ print(pipe.generate("def main():", temperature=0.8, seed=1).text)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dovetail.runtime.decoding.engine_config import EngineConfig
     from dovetail.runtime.decoding.generation import Chunk, Generation
     from dovetail.runtime.errors import UserError
     from dovetail.runtime.pipeline import Pipeline, load
     from dovetail.runtime.sampling.config import GenerationConfig
     from dovetail.runtime.trees.shape import TreeShape
 
-__all__ = ["Chunk", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
+__all__ = ["Chunk", "EngineConfig", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
 
 _HOMES = {
     "Chunk": "decoding.generation",
+    "EngineConfig": "decoding.engine_config",
     "Generation": "decoding.generation",
     "GenerationConfig": "sampling.config",
     "Pipeline": "pipeline",

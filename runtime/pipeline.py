@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, get_args, overload
+from typing import Any, overload
 
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
+from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.decoding.engine_lock import Turns
 from dovetail.runtime.decoding.generation import Generation, RunSetup
 from dovetail.runtime.decoding.stream import Stream
@@ -18,67 +19,43 @@ from dovetail.runtime.drafts.base import RewindableDraft
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.hardware.devices import check_device, load_draft
+from dovetail.runtime.hardware.devices import load_draft
 from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.policies.base import LOOKUP_TREE, FixedPolicy, Policy
 from dovetail.runtime.policies.host_profile import Profile, profile_for
 from dovetail.runtime.policies.lookup_or_model import unmeasured
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
-from dovetail.runtime.targets.openvino.engine import Numerics, TargetModel
+from dovetail.runtime.targets.openvino.engine import TargetModel
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
-from dovetail.runtime.trees.shape import TreeShape
 
 DEFAULT_NEW_TOKENS = 256
 
-DraftChoice = Literal["auto", "artifact", "lookup", "none"]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids as they are, or the messages of a conversation."""
 
 
 def load(
     path: str | os.PathLike[str],
+    config: EngineConfig | None = None,
     *,
-    draft: DraftChoice = "auto",
-    draft_device: str = "auto",
-    draft_memory_limit: int | None = None,
-    numerics: Numerics = "fast",
-    threads: int | None = None,
-    ctx_size: int | None = None,
-    sequences: int = 1,
-    tree: TreeShape | None = None,
-    profile: str | os.PathLike[str] | None = "auto",
-    chat_template: str | None = None,
     trust: bool = False,
     notice: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
-    `draft`: `artifact` is the artifact's own model, `lookup` takes matches in the text for a draft, `auto` is the model
-    with matches in its place where they promise more (and plain decoding for an artifact without a model).
-    `draft_memory_limit` is in bytes. `threads` defaults to the least of physical cores, CPU affinity and container
-    quota; `ctx_size` to the model's own context; `sequences` is how many such contexts the cache can hold (an open
-    conversation keeps its own); `tree` defaults to what `dovetail calibrate` chose for this machine, else to the
-    manifest's. `profile` is where that is kept: `auto` looks in the user's cache folder, None nowhere. `chat_template`
-    replaces the artifact's own. `trust` skips the hashes. `notice` is told, a line each, what was chosen and what went
-    wrong with the draft. Raises `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
+    `changes` are `EngineConfig`'s fields and change `config`, which defaults to `EngineConfig()`:
+
+    >>> pipe = load("artifacts/pystd", numerics="exact", threads=2)
+
+    `trust` skips the hashes. `notice` is told, a line each, what was chosen and what went wrong with the draft. Raises
+    `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
     """
-    return Pipeline(
-        open_artifact(path, trust=trust),
-        draft=draft,
-        draft_device=draft_device,
-        draft_memory_limit=draft_memory_limit,
-        numerics=numerics,
-        threads=threads,
-        ctx_size=ctx_size,
-        sequences=sequences,
-        tree=tree,
-        profile=profile,
-        chat_template=chat_template,
-        notice=notice,
-    )
+    config = (config or EngineConfig()).with_changes(**changes)
+    return Pipeline(open_artifact(path, trust=trust), config, notice=notice)
 
 
 class Pipeline:
@@ -86,51 +63,31 @@ class Pipeline:
     refused.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        draft: DraftChoice,
-        draft_device: str,
-        draft_memory_limit: int | None = None,
-        numerics: Numerics,
-        threads: int | None,
-        draft_threads: int | None = None,
-        ctx_size: int | None,
-        sequences: int = 1,
-        tree: TreeShape | None,
-        profile: str | os.PathLike[str] | None = "auto",
-        chat_template: str | None = None,
-        notice: Callable[[str], None],
-    ) -> None:
+    def __init__(self, artifact: Artifact, config: EngineConfig, *, notice: Callable[[str], None]) -> None:
         manifest = artifact.manifest
-        longest = manifest.target.context_length
-        _check_choice("draft", draft, get_args(DraftChoice))
-        _check_choice("numerics", numerics, get_args(Numerics))
-        _check_whole("threads", threads, 1, 4096)
-        _check_whole("ctx_size", ctx_size, 2, longest)
-        _check_whole("sequences", sequences, 1, 4096)
+        draft, draft_device, tree = config.draft, config.draft_device, config.tree
+        threads, draft_threads = config.threads, config.draft_threads
+        config.check(manifest.target.context_length)
         self.artifact = artifact
-        self.ctx_size = ctx_size or longest
-        check_device(draft_device)
+        self.ctx_size = config.ctx_size or manifest.target.context_length
         self.tokenizer: Tokenizer = load_tokenizer(artifact)  # damage ends here, before ONNX Runtime is imported
         self.profile: Profile | None = None
         wanted = manifest.draft if draft in ("auto", "artifact") else None
         if wanted is not None and tree is None:
-            self.profile = profile_for(artifact.digest, profile, draft_device, numerics, threads, notice)
-        elif profile not in ("auto", None):
+            self.profile = profile_for(artifact.digest, config.profile, draft_device, config.numerics, threads, notice)
+        elif config.profile not in ("auto", None):
             raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
         self.mixes = draft == "auto" and wanted is not None  # matches beside the model
         if self.profile is not None:
-            threads, draft_threads = self.profile.engines.threads, self.profile.engines.draft_threads
+            threads, draft_threads = self.profile.engines.threads, draft_threads or self.profile.engines.draft_threads
             wanted = wanted if self.profile.drafts else None
             self.mixes = self.mixes and self.profile.looks_up
         self.threads = threads or default_threads()
         self._notice = notice
-        self._chat_template = chat_template
+        self._chat_template = config.chat_template
         self._turns = Turns()
         self._closed = False
-        notice(f"target: CPU, threads {self.threads}, numerics {numerics}, context {self.ctx_size}")
+        notice(f"target: CPU, threads {self.threads}, numerics {config.numerics}, context {self.ctx_size}")
         self.draft: DraftGraph | None = None  # a loaded graph
         self.draft_kind = "lookup" if draft == "lookup" or (self.mixes and wanted is None) else "none"
         self.draft_device = "none"
@@ -141,7 +98,7 @@ class Pipeline:
                 device=draft_device,
                 threads=draft_threads or self.threads,
                 context_length=self.ctx_size,
-                memory_limit=draft_memory_limit,
+                memory_limit=config.draft_memory_limit,
                 notice=notice,
             )
             self.draft_kind, self.draft_device = wanted.kind, self.draft.device
@@ -166,10 +123,10 @@ class Pipeline:
         self.target = TargetModel(
             artifact.file(TARGET_MODEL),
             manifest.target,
-            numerics=numerics,
+            numerics=config.numerics,
             threads=self.threads,
             cache_tokens=self.ctx_size,
-            sequences=sequences,
+            sequences=config.sequences or 1,
         )
 
     def __enter__(self) -> Pipeline:
@@ -330,13 +287,3 @@ class Pipeline:
                 f"prompt and {wanted} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
             )
         return wanted
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}: expected {' or '.join(choices)}, got {value!r:.40}")
-
-
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise UserError(f"{name}: expected a whole number from {low} to {high}, got {value!r:.40}")

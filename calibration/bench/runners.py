@@ -15,6 +15,7 @@ from dovetail.calibration.bench.runner_process import RunnerError, own_command
 from dovetail.calibration.bench.weights import Q8_0_BYTES, checkpoint_config, checkpoint_weights
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
+from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.errors import UserError
 
 _PROCESS_BYTES = 300 << 20  # an engine's libraries, its cache of two thousand tokens, and what a pass needs besides
@@ -45,18 +46,18 @@ def _runner(name: str, module: str, draft: str, *needs: str) -> Runner:
 RUNNERS = {
     runner.name: runner
     for runner in (
-        _runner("plain", "ours", "none"),
-        _runner("dovetail", "ours", "auto", "draft"),
-        _runner("dovetail-draft", "ours", "artifact", "draft"),
-        _runner("dovetail-lookup", "ours", "lookup"),
+        _runner("plain", "dovetail", "none"),
+        _runner("dovetail", "dovetail", "auto", "draft"),
+        _runner("dovetail-draft", "dovetail", "artifact", "draft"),
+        _runner("dovetail-lookup", "dovetail", "lookup"),
         _runner("genai", "genai", "none"),
         _runner("genai-draft", "genai", "model", "assistant"),
         _runner("genai-lookup", "genai", "lookup"),
         _runner("llamacpp", "llamacpp", "none", "checkpoint"),
         _runner("llamacpp-draft", "llamacpp", "model", "checkpoint", "assistant"),
         _runner("llamacpp-lookup", "llamacpp", "lookup", "checkpoint"),
-        _runner("transformers", "hf", "none", "checkpoint"),
-        _runner("transformers-assisted", "hf", "model", "checkpoint", "assistant"),
+        _runner("transformers", "transformers", "none", "checkpoint"),
+        _runner("transformers-assisted", "transformers", "model", "checkpoint", "assistant"),
     )
 }
 REFERENCE = "plain"
@@ -119,7 +120,7 @@ class Models:
         """About how much memory `runner` will hold: its weights and what every process needs."""
         assistant = 0 if self.assistant is None or runner.draft != "model" else checkpoint_weights(self.assistant)
         target = self.artifact.manifest.files[TARGET_WEIGHTS].bytes
-        if runner.family == "ours":
+        if runner.family == "dovetail":
             draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if "draft" in runner.needs else 0
             return target + 2 * draft + _PROCESS_BYTES  # the draft is float16 and computed in float32
         if runner.family == "genai":
@@ -130,16 +131,14 @@ class Models:
             return round(2 * weights * Q8_0_BYTES) + _PROCESS_BYTES
         return (2 if computes_bfloat16() else 4) * weights + _TORCH_BYTES
 
-    def load_options(self, runner: Runner, *, threads: int, draft_device: str) -> dict[str, Any]:
-        """The load request of `runner`; what has to be made first (a GGUF file, the assistant's IR) is made and kept
-        below `work`. Raises `RunnerError`.
+    def load_options(self, runner: Runner, config: EngineConfig) -> dict[str, Any]:
+        """The load request of `runner`: `config` with its kind of draft, and the files it needs. What has to be made
+        first (a GGUF file, the assistant's IR) is made and kept below `work`. Raises `RunnerError`.
         """
         options: dict[str, Any] = {
             "artifact": os.fspath(self.folder),
-            "threads": threads,
-            "ctx_size": self.artifact.manifest.target.context_length,
+            **dataclasses.asdict(config),
             "draft": runner.draft,
-            "draft_device": draft_device,
         }
         assistant = self.assistant if runner.draft == "model" else None
         if runner.family == "llamacpp":
@@ -148,7 +147,7 @@ class Models:
                 options["assistant_gguf"] = os.fspath(self._gguf(assistant))
         elif runner.family == "genai" and assistant is not None:
             options["assistant_ir"] = os.fspath(self._ir(assistant))
-        elif runner.family == "hf":
+        elif runner.family == "transformers":
             options["checkpoint"] = os.fspath(self.checkpoint)  # type: ignore[arg-type]  # by `lacking`
             if assistant is not None:
                 options["assistant"] = os.fspath(assistant)

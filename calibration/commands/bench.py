@@ -39,8 +39,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("-n", "--max-new-tokens", type=click.IntRange(2), help="Tokens of every text.  [default: 96; quick: 32]")
 @click.option("--temperature", type=float, multiple=True, help="0 decodes greedily; repeatable.  [default: 0 and 1]")
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Times the whole is done.")
-@click.option("--draft-device", default="auto", show_default=True, help="Where our draft runs.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads of every runner.  [default: as generate]")
+@runtime_options.part_of_engine(
+    draft_device="Where our draft runs.  [default: auto]",
+    threads="CPU threads of every runner.  [default: as generate]",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Few prompts, short texts.")
 @click.option("--growth", is_flag=True, help="Also time contexts of 200 to 2,000 tokens.")
@@ -62,8 +64,6 @@ def bench(
     max_new_tokens: int | None,
     temperature: tuple[float, ...],
     repeats: int,
-    draft_device: str,
-    threads: int | None,
     seed: int,
     quick: bool,
     growth: bool,
@@ -73,6 +73,7 @@ def bench(
     report: Path | None,
     trust: bool,
     as_json: bool,
+    **engine: Any,
 ) -> None:
     """Time ARTIFACT beside plain decoding, OpenVINO GenAI, llama.cpp and transformers, on the same prompts in turn.
 
@@ -81,6 +82,7 @@ def bench(
     from dovetail.calibration.bench.runners import Models, chosen_runners
 
     chosen = chosen_runners(runners)
+    config = runtime_options.engine_config(engine)
     temperatures = _checked_temperatures(temperature)
     if plots is not None:
         _need_matplotlib()
@@ -97,7 +99,8 @@ def bench(
     from dovetail.runtime.hardware.machine import this_machine
     from dovetail.runtime.hardware.threads import default_threads
 
-    threads = threads or default_threads()
+    threads = config.threads or default_threads()
+    config = config.with_changes(threads=threads, ctx_size=opened.manifest.target.context_length)
     tokens = _checked_tokens(max_new_tokens or (_QUICK_TOKENS if quick else _TOKENS), models)
     groups, missing = _grouped(models, chosen)
     asked, growing = _prompts(models, prompts, num_prompts, quick, growth, tokens)
@@ -110,7 +113,7 @@ def bench(
     notice(f"memory is read at {bandwidth.gb_per_s:.1f} GB/s by {threads} threads ({bandwidth.kernel})")
 
     def load_options(runner: Runner) -> dict[str, Any]:
-        return models.load_options(runner, threads=threads, draft_device=draft_device)
+        return models.load_options(runner, config)
 
     with _progress(groups, tasks) as advance:
         measured = measure(groups, tasks, load_options, timeout_s=timeout, notice=notice, advance=advance)

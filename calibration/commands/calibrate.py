@@ -18,6 +18,7 @@ from dovetail.runtime.terminal.console import notice, on_terminal, print_json, s
 if TYPE_CHECKING:
     from dovetail.calibration.choose.calibration import Calibration, Decision
     from dovetail.runtime.artifact.opening import Artifact
+    from dovetail.runtime.decoding.engine_config import EngineConfig
     from dovetail.runtime.pipeline import Pipeline
     from dovetail.runtime.policies.host_profile import Engines, Profile
 
@@ -36,9 +37,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--report", type=_PATH, help="Also write a page with plots (HTML, needs the extra bench).")
 @click.option("--quality", is_flag=True, help="Compare the quantised target with --reference, and decide nothing.")
 @click.option("--reference", type=_PATH, help="An artifact or IR of the same target with float weights.")
-@click.option("-t", "--threads", type=int, help="CPU threads of both engines.  [default: what is fastest]")
-@click.option("--draft-device", default="auto", show_default=True, help="As for dovetail generate.")
-@click.option("--exact", is_flag=True, help="Calibrate for generating with --exact.")
+@options.part_of_engine(
+    threads="CPU threads of both engines.  [default: what is fastest]",
+    draft_device="As for dovetail generate.  [default: auto]",
+    numerics="Calibrate for generating with --exact.",
+)
 @click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
 def calibrate(
@@ -50,11 +53,9 @@ def calibrate(
     report: Path | None,
     quality: bool,
     reference: Path | None,
-    threads: int | None,
-    draft_device: str,
-    exact: bool,
     trust: bool,
     as_json: bool,
+    **engine: Any,
 ) -> None:
     """Measure this machine with ARTIFACT and choose the tree; dovetail generate then uses what was found."""
     if report is not None:
@@ -65,27 +66,26 @@ def calibrate(
         raise UserError(f"--temperature: expected a number from 0 to 100, got {temperature:g}")
     if quality != (reference is not None):
         raise UserError("expected --quality and --reference together, got one of them; give both or none")
+    config = options.engine_config(engine)
     given = None if text is None else _read(text)
     opened = options.open_verified(artifact, trust)
     if quality:
         assert reference is not None
-        _quality(opened, reference, given, threads, as_json)
+        _quality(opened, reference, given, config.threads, as_json)
         return
     if opened.manifest.draft is None:
         raise UserError(f"{artifact}: expected an artifact with a draft, got one without; nothing is to be decided")
-    _calibrate(opened, quick, given, temperature, profile, report, threads, draft_device, exact, as_json)
+    _calibrate(opened, config, quick, given, temperature, profile, report, as_json)
 
 
 def _calibrate(
     opened: Artifact,
+    config: EngineConfig,
     quick: bool,
     given: str | None,
     temperature: float | None,
     path: Path | None,
     report: Path | None,
-    threads: int | None,
-    draft_device: str,
-    exact: bool,
     as_json: bool,
 ) -> None:
     from dovetail.calibration.choose import calibration as decision
@@ -100,8 +100,8 @@ def _calibrate(
         notice(
             f"warning: other programs keep {busy:.1f} of {machine.cores} cores busy, and will slow down what is timed"
         )
-    counts = _threads(opened, threads, draft_device, exact, quick)
-    with _pipeline(opened, *counts, draft_device, exact) as pipe:
+    counts = _threads(opened, config, quick)
+    with _pipeline(opened, config, *counts) as pipe:
         tokens = pipe.encode((given if given is not None else _shipped_text())[:_TEXT_CHARACTERS])
         pair = PipelinePair(pipe, ROOM)
         with _bars() as progress:
@@ -146,40 +146,35 @@ def _engines(pipe: Pipeline, counts: tuple[int, int]) -> Engines:
     return Engines(pipe.draft_device, pipe.target.numerics, *counts)
 
 
-def _pipeline(opened: Artifact, threads: int, draft_threads: int, draft_device: str, exact: bool) -> Pipeline:
+def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_threads: int) -> Pipeline:
     from dovetail.calibration.measure.latency import CONTEXTS, ROOM
     from dovetail.runtime.pipeline import Pipeline
 
-    longest = min(opened.manifest.target.context_length, CONTEXTS[-1] + ROOM + 64)
+    config = config.with_changes(
+        threads=threads,
+        draft_threads=draft_threads,
+        ctx_size=min(opened.manifest.target.context_length, CONTEXTS[-1] + ROOM + 64),
+        sequences=_SEQUENCES,
+        tree=opened.manifest.default_tree,
+        profile=None,
+    )
     with waiting("loading the models"):
-        return Pipeline(
-            opened,
-            draft="auto",
-            draft_device=draft_device,
-            numerics="exact" if exact else "fast",
-            threads=threads,
-            draft_threads=draft_threads,
-            ctx_size=longest,
-            sequences=_SEQUENCES,
-            tree=opened.manifest.default_tree,
-            profile=None,
-            notice=notice,
-        )
+        return Pipeline(opened, config, notice=notice)
 
 
-def _threads(opened: Artifact, given: int | None, draft_device: str, exact: bool, quick: bool) -> tuple[int, int]:
+def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, int]:
     """(target's, draft's): as given, else the fastest of all cores and half of them."""
     from dovetail.calibration.measure.latency import ROOM, fastest_threads
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.threads import default_threads
 
     cores = default_threads()
-    if given is not None or quick or cores == 1:
-        return given or cores, given or cores
+    if config.threads is not None or quick or cores == 1:
+        return config.threads or cores, config.threads or cores
 
     @contextlib.contextmanager
     def opening(count: int) -> Iterator[PipelinePair]:
-        with _pipeline(opened, count, count, draft_device, exact) as pipe:
+        with _pipeline(opened, config, count, count) as pipe:
             yield PipelinePair(pipe, ROOM)
 
     with waiting("trying numbers of threads"):

@@ -5,16 +5,18 @@ What counts is the provider that a session really got: ONNX Runtime lists CUDA a
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dovetail.runtime.artifact.manifest import DraftInfo
-from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.errors import DeviceError
+
+if TYPE_CHECKING:  # names of devices are checked before numpy is imported
+    from pathlib import Path
+
+    from dovetail.runtime.artifact.manifest import DraftInfo
+    from dovetail.runtime.drafts.graph_contract import DraftGraph
 
 NAMES = "auto, cpu, cuda, cuda:INDEX, openvino:CPU or openvino:GPU"
 _CUDA_WORKSPACE_BYTES = 64 << 20  # what cuBLAS and the arena want besides weights and caches
@@ -42,7 +44,7 @@ class CudaDriver:
 def check_device(device: str) -> None:
     """Raise `DeviceError` unless `device` is a name of one."""
     if device not in ("auto", "cpu") and not _CUDA.match(device) and not _OPENVINO.match(device):
-        raise DeviceError(f"--draft-device: expected {NAMES}, got {device!r:.40}")
+        raise DeviceError(f"draft_device: expected {NAMES}, got {device!r:.40}")
 
 
 def likely_device(device: str) -> str:
@@ -121,6 +123,8 @@ def cuda_build_version() -> int | None:
 
 def cuda_driver() -> CudaDriver | None:
     """Ask the NVIDIA driver; None where there is none that answers."""
+    import ctypes
+
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:

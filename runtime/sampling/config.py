@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dovetail.runtime.artifact import strict_json
-from dovetail.runtime.artifact.manifest import GENERATION_CONFIG
-from dovetail.runtime.artifact.opening import Artifact
 from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.sampling.controls import Control, TokenBiases, TokenLists, TokenSet, control
+from dovetail.runtime.settings import Number, Switch, Texts, Whole, check_names, check_settings, settings_of
+
+if TYPE_CHECKING:
+    from dovetail.runtime.artifact.opening import Artifact
 
 _MAX_BYTES = 1 << 20
-MAX_SEED = (1 << 64) - 1
-MAX_RETURN_SEQUENCES = 1024
-MAX_LOGPROBS = 100
+_MAX_COUNT = 1 << 31
+_LEAST_TEMPERATURE = 1e-5  # above 0: below it, scores would overflow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,73 +26,180 @@ class GenerationConfig:
 
     Presence and frequency penalty are OpenAI's and count generated tokens only; the repetition penalty counts the
     prompt too, as in transformers. Raises `UserError` for a value out of range or of the wrong type.
+
+    A new control is a field here, and where it changes scores a step in `processors.py`.
     """
 
-    max_new_tokens: int | None = None  # None: 256, or what the context leaves
-    min_new_tokens: int = 0
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)  # token id -> added to its logit
-    no_repeat_ngram_size: int = 0
-    bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    eos_token_id: frozenset[int] = frozenset()  # an int or a list is taken too
-    ignore_eos: bool = False
-    stop_strings: tuple[str, ...] = ()
-    include_stop_str_in_output: bool = False
-    num_return_sequences: int = 1
-    seed: int = 0
-    logprobs: int | None = None  # None: none; n: of each emitted token and of the n most likely ones
+    max_new_tokens: int | None = control(
+        None,
+        Whole(1, _MAX_COUNT),
+        help="Tokens to generate.",
+        as_in="transformers",
+        needs_scores=False,
+        other_flags=("-n",),
+        shown_default="256, or what is left",
+    )
+    min_new_tokens: int = control(
+        0,
+        Whole(0, _MAX_COUNT),
+        help="No end-of-sequence token before these.",
+        as_in="transformers",
+        needs_scores=True,
+        until_position=True,
+    )
+    temperature: float = control(
+        0.0,
+        Number(0, 100),
+        help="0 decodes greedily.",
+        as_in="transformers",
+        needs_scores=True,
+        of_artifact=True,
+    )
+    top_k: int = control(
+        0,
+        Whole(0, _MAX_COUNT),
+        help="Keep the K most likely tokens; 0 keeps all.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
+    )
+    top_p: float = control(
+        1.0,
+        Number(0, 1, above=True),
+        help="Keep the smallest set of tokens of this probability.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
+    )
+    min_p: float = control(
+        0.0,
+        Number(0, 1),
+        help="Drop tokens below this share of the best one's probability.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
+    )
+    typical_p: float = control(
+        1.0,
+        Number(0, 1, above=True),
+        help="Keep the typical tokens of this probability.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
+    )
+    repetition_penalty: float = control(
+        1.0,
+        Number(0, 1e3, above=True),
+        help="Above 1: tokens of the text become less likely.",
+        as_in="transformers",
+        needs_scores=True,
+        of_artifact=True,
+    )
+    presence_penalty: float = control(
+        0.0,
+        Number(-1e3, 1e3),
+        help="Subtracted from logits of generated tokens.",
+        as_in="OpenAI",
+        needs_scores=True,
+    )
+    frequency_penalty: float = control(
+        0.0,
+        Number(-1e3, 1e3),
+        help="The same, times their count.",
+        as_in="OpenAI",
+        needs_scores=True,
+    )
+    logit_bias: Mapping[int, float] = control(
+        {},
+        TokenBiases(),
+        help="Add to a token's logit; repeatable.",
+        as_in="OpenAI",
+        needs_scores=True,
+    )
+    no_repeat_ngram_size: int = control(
+        0,
+        Whole(0, _MAX_COUNT),
+        help="No N tokens in a row occur twice; 0 is off.",
+        as_in="transformers",
+        needs_scores=True,
+        of_artifact=True,
+    )
+    bad_words_ids: tuple[tuple[int, ...], ...] = control(
+        (),
+        TokenLists(),
+        help="Never these tokens in a row; repeatable.",
+        as_in="transformers",
+        needs_scores=True,
+    )
+    eos_token_id: frozenset[int] = control(
+        frozenset(),
+        TokenSet(),
+        help="Token that ends the answer; repeatable.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
+    )
+    ignore_eos: bool = control(
+        False,
+        Switch(),
+        help="Go on behind the end-of-sequence token.",
+        as_in="vLLM",
+        needs_scores=False,
+    )
+    stop_strings: tuple[str, ...] = control(
+        (),
+        Texts(),
+        help="End the answer at this text; repeatable.",
+        as_in="transformers",
+        needs_scores=False,
+        other_flags=("--stop",),
+    )
+    include_stop_str_in_output: bool = control(
+        False,
+        Switch(),
+        help="Show the stop text too.",
+        as_in="OpenVINO GenAI",
+        needs_scores=False,
+    )
+    num_return_sequences: int = control(
+        1,
+        Whole(1, 1024),
+        help="How many answers.",
+        as_in="transformers",
+        needs_scores=False,
+    )
+    seed: int = control(
+        0,
+        Whole(0, (1 << 64) - 1),
+        help="Same seed, same text.",
+        as_in="OpenAI",
+        needs_scores=False,
+        shown_default="random on the command line, 0 in Python",
+    )
+    logprobs: int | None = control(
+        None,
+        Whole(0, 100),
+        help="Report log-probabilities: each token's and the N best.",
+        as_in="vLLM",
+        needs_scores=True,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("stop_strings", "bad_words_ids", "eos_token_id"):
-            object.__setattr__(self, name, _frozen(name, getattr(self, name)))
-        for name, (low, high, open_below) in _NUMBERS.items():
-            value = getattr(self, name)
-            good = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-            _require(good and not (open_below and value == low), name, _range("a number", low, high, open_below), value)
-        for name, (lowest, highest) in _INTEGERS.items():
-            value = getattr(self, name)
-            if value is None and name in ("max_new_tokens", "logprobs"):
-                continue
-            _require(
-                type(value) is int and lowest <= value <= highest, name, f"an integer from {lowest} to {highest}", value
-            )
-        for name in ("ignore_eos", "include_stop_str_in_output"):
-            _require(type(getattr(self, name)) is bool, name, "true or false", getattr(self, name))
-        self._check_tokens()
-        for stop in _sequence("stop_strings", self.stop_strings):
-            _require(type(stop) is str and stop != "", "stop_strings", "texts of at least one character", stop)
+        check_settings(self)
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"expected min_new_tokens <= max_new_tokens, got {self.min_new_tokens} > {self.max_new_tokens}; fix one"
             )
-        _require(not 0 < self.temperature < 1e-5, "temperature", "0 or a number from 1e-05", self.temperature)
-
-    def _check_tokens(self) -> None:
         _require(
-            isinstance(self.logit_bias, Mapping), "logit_bias", "a mapping of token ids to numbers", self.logit_bias
+            not 0 < self.temperature < _LEAST_TEMPERATURE,
+            "temperature",
+            f"0 or a number from {_LEAST_TEMPERATURE:g}",
+            self.temperature,
         )
-        for token, bias in self.logit_bias.items():
-            _require(_is_token(token), "logit_bias", "token ids", token)
-            _require(type(bias) in (int, float) and bias < math.inf, "logit_bias", "numbers, or -inf", bias)
-        for word in _sequence("bad_words_ids", self.bad_words_ids):
-            ids = _sequence("bad_words_ids", word)
-            _require(len(ids) > 0 and all(map(_is_token, ids)), "bad_words_ids", "lists of at least one token id", word)
-        _require(isinstance(self.eos_token_id, frozenset), "eos_token_id", "an id or a list of ids", self.eos_token_id)
-        _require(all(map(_is_token, self.eos_token_id)), "eos_token_id", "token ids", set(self.eos_token_id))
 
     def with_changes(self, **changes: Any) -> GenerationConfig:
         """A copy with some controls changed; None leaves one as it is. Raises `UserError` for an unknown name."""
-        known = {field.name for field in dataclasses.fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise UserError(f"expected controls out of {', '.join(sorted(known))}, got {unknown[0]!r}; check its name")
+        check_names(GenerationConfig, changes, "controls")
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def check(self, vocab_size: int) -> None:
@@ -108,28 +216,8 @@ class GenerationConfig:
             _require(highest < vocab_size, name, f"token ids below {vocab_size}", highest)
 
 
-_NUMBERS = {  # name: lowest, highest, lowest itself excluded
-    "temperature": (0, 100, False),  # and not between 0 and 1e-5, where it would overflow: see below
-    "top_p": (0, 1, True),
-    "min_p": (0, 1, False),
-    "typical_p": (0, 1, True),
-    "repetition_penalty": (0, 1e3, True),
-    "presence_penalty": (-1e3, 1e3, False),
-    "frequency_penalty": (-1e3, 1e3, False),
-}
-_INTEGERS = {
-    "max_new_tokens": (1, 1 << 31),
-    "min_new_tokens": (0, 1 << 31),
-    "top_k": (0, 1 << 31),
-    "no_repeat_ngram_size": (0, 1 << 31),
-    "num_return_sequences": (1, MAX_RETURN_SEQUENCES),
-    "seed": (0, MAX_SEED),
-    "logprobs": (0, MAX_LOGPROBS),
-}
-
-
-def _range(kind: str, low: float, high: float, open_below: bool) -> str:
-    return f"{kind} {'above' if open_below else 'from'} {low:g} to {high:g}"
+CONTROLS = cast(Mapping[str, Control], settings_of(GenerationConfig))
+"""The registry of controls by name: flags, checks, README's table and the argmax shortcut come from it."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -137,42 +225,23 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
         raise UserError(f"{name}: expected {expected}, got {strict_json.shown(got)}; correct it")
 
 
-def _is_token(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
-
-
-def _sequence(name: str, value: object) -> tuple[Any, ...]:
-    _require(isinstance(value, tuple), name, "a list", value)
-    assert isinstance(value, tuple)
-    return value
-
-
-def _frozen(name: str, value: Any) -> Any:
-    """Lists as the tuples that the dataclass holds."""
-    if name == "eos_token_id" and not isinstance(value, frozenset):
-        try:
-            return frozenset(value if isinstance(value, (list, tuple, set)) else [value])
-        except TypeError:  # an unhashable id
-            return value
-    if name == "bad_words_ids" and isinstance(value, (list, tuple)):
-        return tuple(tuple(word) if isinstance(word, list) else word for word in value)
-    return tuple(value) if isinstance(value, list) else value
-
-
 def load_generation_config(artifact: Artifact) -> GenerationConfig:
     """The artifact's own defaults: end-of-sequence tokens and sampling settings. Raises `ArtifactError`.
 
-    Fields that this class lacks are ignored: published files carry many. `do_sample` false means temperature 0.
+    Fields that are no control of `of_artifact` are ignored: published files carry many. `do_sample` false means
+    temperature 0.
     """
+    from dovetail.runtime.artifact.manifest import GENERATION_CONFIG
+
     if not artifact.has(GENERATION_CONFIG):
         return GenerationConfig()
     document = strict_json.parse(artifact.file(GENERATION_CONFIG).read_bytes(), GENERATION_CONFIG, _MAX_BYTES)
     if not isinstance(document, dict):
         raise ArtifactError(f"{GENERATION_CONFIG}: expected an object, got {strict_json.shown(document)}; export again")
-    eos = document.get("eos_token_id")
-    names = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
-    given = {name: document[name] for name in names if document.get(name) is not None}
-    sample = document.get("do_sample")
+    given = {
+        name: document[name] for name, one in CONTROLS.items() if one.of_artifact and document.get(name) is not None
+    }
+    eos, sample = document.get("eos_token_id"), document.get("do_sample")
     try:
         _require(sample is None or type(sample) is bool, "do_sample", "true or false", sample)
         given["eos_token_id"] = [] if eos is None else eos if isinstance(eos, list) else [eos]

@@ -1,4 +1,5 @@
-"""What is done to a row of the target's logits before a token is drawn from it: one pure function per control.
+"""What is done to a row of the target's logits before a token is drawn from it: one pure function per control, and the
+order in which they act.
 
 Every function maps scores [V] float64 to scores [V] and may write into its argument; a token that must not be drawn
 gets minus infinity. The formulas and their order are those of transformers' `generate`; presence and frequency
@@ -7,13 +8,50 @@ penalty are OpenAI's. All see the text on the tree's path up to the row, never t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(slots=True)
+class TextSoFar:
+    """What the steps may know of the text before the row."""
+
+    tokens: list[int]  # prompt and answer
+    prompt_length: int
+    seen: npt.NDArray[np.bool_]  # [V] tokens of prompt and answer
+    counts: Counts  # [V] of the answer's tokens
+    end_tokens: frozenset[int]
+
+    @property
+    def position(self) -> int:
+        """The output position of the next token, from 0."""
+        return len(self.tokens) - self.prompt_length
+
+    def append(self, token: int) -> None:
+        """The answer goes on with `token`."""
+        self.tokens.append(token)
+        self.seen[token] = True
+        self.counts[token] += 1
+
+    def cut(self, position: int) -> None:
+        """Take the answer back to its first `position` tokens."""
+        length = self.prompt_length + position
+        for token in self.tokens[length:]:
+            self.counts[token] -= 1
+        dropped = set(self.tokens[length:])
+        del self.tokens[length:]
+        self.seen[sorted(dropped - set(self.tokens))] = False
+
+
+Step = Callable[[Scores, Any, TextSoFar], Scores]
+"""What one control does: scores, the control's value, the text."""
 
 
 def bias(scores: Scores, logit_bias: Mapping[int, float]) -> Scores:
@@ -32,10 +70,16 @@ def penalise_repetition(scores: Scores, seen: npt.NDArray[np.bool_], penalty: fl
     return scores
 
 
-def penalise_presence_and_frequency(scores: Scores, counts: Counts, presence: float, frequency: float) -> Scores:
-    """Subtract `presence` once, and `frequency` per occurrence, for tokens generated so far; `counts` [V]."""
+def penalise_presence(scores: Scores, counts: Counts, penalty: float) -> Scores:
+    """Subtract `penalty` for tokens generated so far; `counts` [V]."""
+    scores[counts > 0] -= penalty
+    return scores
+
+
+def penalise_frequency(scores: Scores, counts: Counts, penalty: float) -> Scores:
+    """Subtract `penalty` for every time that a token was generated so far; `counts` [V]."""
     used = np.flatnonzero(counts)
-    scores[used] -= presence + frequency * counts[used]
+    scores[used] -= penalty * counts[used]
     return scores
 
 
@@ -118,3 +162,33 @@ def softmax(scores: Scores) -> Scores:
     weights: Scores = np.exp(scores - scores.max())
     weights /= weights.sum()
     return weights
+
+
+LOGIT_STEPS: Mapping[str, Step] = {
+    "logit_bias": lambda scores, biases, text: bias(scores, biases),
+    "repetition_penalty": lambda scores, penalty, text: penalise_repetition(scores, text.seen, penalty),
+    "presence_penalty": lambda scores, penalty, text: penalise_presence(scores, text.counts, penalty),
+    "frequency_penalty": lambda scores, penalty, text: penalise_frequency(scores, text.counts, penalty),
+    "no_repeat_ngram_size": lambda scores, size, text: ban_repeated_ngrams(scores, text.tokens, size),
+    "bad_words_ids": lambda scores, words, text: ban_words(scores, text.tokens, words),
+    "min_new_tokens": lambda scores, count, text: (
+        ban(scores, sorted(text.end_tokens)) if text.position < count else scores
+    ),
+}
+"""By control, in the order in which they act: they may change which token is the best, so greedy decoding has them
+too.
+"""
+
+SHAPE_STEPS: Mapping[str, Step] = {
+    "temperature": lambda scores, temperature, text: np.divide(scores, temperature, out=scores),
+    "top_k": lambda scores, k, text: keep_top_k(scores, k),
+    "top_p": lambda scores, mass, text: keep_top_p(scores, mass),
+    "min_p": lambda scores, share, text: keep_min_p(scores, share),
+    "typical_p": lambda scores, mass, text: keep_typical(scores, mass),
+}
+"""Behind them, of sampling alone: they change how likely tokens are, from logits or a draft's log-probabilities."""
+
+
+def steps(order: Mapping[str, Step], changes: Mapping[str, Any]) -> list[tuple[Step, Any]]:
+    """Those of the controls in `changes`, with their values."""
+    return [(step, changes[name]) for name, step in order.items() if name in changes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dovetail.runtime.artifact import strict_json
@@ -67,14 +66,6 @@ class ChatFormat:
     def close(self) -> None:
         """End the template's worker."""
         self._template.close()
-
-
-def read_template(path: str) -> str:
-    """A template file of the user's."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--chat-template {path}: expected a readable text file, got {error}; check the path") from None
 
 
 def _read_examples(artifact: Artifact) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any
 
 from dovetail.calibration.bench.peers.protocol import Answer, Loaded, Stopwatch, serve, versions
 from dovetail.calibration.bench.weights import target_bytes_per_pass
@@ -12,7 +12,8 @@ from dovetail.calibration.bench.weights import target_bytes_per_pass
 class Ours:
     """The public pipeline."""
 
-    def __init__(self, *, artifact: str, threads: int, draft: str, draft_device: str, ctx_size: int, **_: Any) -> None:
+    def __init__(self, *, artifact: str, **settings: Any) -> None:
+        """`settings` are those of `EngineConfig`."""
         start = time.perf_counter()
         import onnxruntime  # noqa: F401  # load() imports both where it needs them, which would count as loading
         import openvino  # noqa: F401
@@ -20,23 +21,18 @@ class Ours:
         from dovetail.runtime.pipeline import load
 
         imported = time.perf_counter()
-        self._pipe = load(
-            artifact,
-            draft=cast(Any, draft),  # checked there
-            draft_device=draft_device if draft in ("auto", "artifact") else "auto",
-            threads=threads,
-            ctx_size=ctx_size,
-            trust=True,  # the parent has verified every hash
-        )
+        if settings["draft"] not in ("auto", "artifact"):
+            settings["draft_device"] = "auto"  # there is no draft to put on the one that was asked for
+        self._pipe = load(artifact, trust=True, **settings)  # the parent has verified every hash
         loaded = time.perf_counter()
         manifest = self._pipe.artifact.manifest
-        tree = None if draft == "none" else "default"
+        tree = None if settings["draft"] == "none" else "default"
         if self._pipe.profile is not None:
             tree = "calibrated, " + "; ".join(choice.summary for choice in self._pipe.profile.choices)
-        settings = {
-            "threads": threads,
-            "numerics": "fast",
-            "draft": draft,
+        shown = {
+            "threads": self._pipe.threads,
+            "numerics": self._pipe.target.numerics,
+            "draft": settings["draft"],
             "draft_device": self._pipe.draft_device,
             "tree": tree,
         }
@@ -44,7 +40,7 @@ class Ours:
             imported - start,
             loaded - imported,
             versions("dovetail", "openvino", "onnxruntime-gpu", "numpy"),
-            settings,
+            shown,
             f"artifact, {manifest.target.weight_format}",
             target_bytes_per_pass(self._pipe.artifact),
         )

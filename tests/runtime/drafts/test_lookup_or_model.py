@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from fakes import D, chain
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
+from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.drafts.base import Foresight, NoDraft, blind
 from dovetail.runtime.drafts.lookup_or_model import MixedDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
@@ -214,7 +214,6 @@ def test_the_model_alone_is_asked_where_that_is_wanted(tiny_artifact: Path) -> N
 def test_an_artifact_without_a_model_decodes_plainly(tiny_artifact: Path) -> None:
     whole = open_artifact(tiny_artifact)
     bare = dataclasses.replace(whole, manifest=dataclasses.replace(whole.manifest, draft=None))
-    settings: dict[str, Any] = {"draft_device": "auto", "numerics": "fast", "threads": None, "ctx_size": 256}
-    with Pipeline(bare, draft="auto", tree=None, notice=lambda line: None, **settings) as pipe:
+    with Pipeline(bare, EngineConfig(ctx_size=256), notice=lambda line: None) as pipe:
         assert (pipe.draft, pipe.draft_kind, pipe.mixes) == (None, "none", False)
         assert pipe.generate(PROMPT, temperature=0.0, **BIASED).drafted_tokens == 0

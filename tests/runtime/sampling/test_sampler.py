@@ -25,7 +25,7 @@ def sampler(prompt: list[int], generated: list[int] = [], **controls: Any) -> Sa
     made = Sampler(GenerationConfig(**controls), prompt, V)
     for token in generated:
         made.draw(np.where(np.arange(V) == token, 100, -100).astype(np.float32))
-    assert made._text == prompt + generated
+    assert made._text.tokens == prompt + generated
     return made
 
 
