@@ -16,9 +16,10 @@ from dovetail.runtime.decoding.generation import Generation, RunSetup
 from dovetail.runtime.decoding.stream import Stream
 from dovetail.runtime.drafts.base import RewindableDraft
 from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.loading import load_draft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.hardware.devices import check_device, load_draft
+from dovetail.runtime.hardware.devices import check_device
 from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.policies.base import LOOKUP_TREE, FixedPolicy, Policy
 from dovetail.runtime.policies.host_profile import Profile, profile_for
