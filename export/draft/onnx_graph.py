@@ -34,6 +34,7 @@ from torch import nn
 from dovetail.export.draft.config import DraftConfig
 from dovetail.export.draft.fusion import Fusion, RMSNorm
 from dovetail.export.draft.graph_builder import OPSET, GraphBuilder, Value, WeightFormat
+from dovetail.export.draft.kinds import KINDS
 from dovetail.export.draft.model import Block, DraftModel
 
 TOP_K = 64  # children that a row can be asked for: a tree takes the first few, a sampled text's draw may be any of them
@@ -43,7 +44,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> None:
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
     config, graph = draft.config, GraphBuilder(weight_format)
-    width, fed = config.num_kv_heads * config.head_dim, config.kind != "lm"
+    width, fed = config.num_kv_heads * config.head_dim, draft.kind.reads_features
     ids = graph.input("input_ids", TensorProto.INT64, ["T"])
     h = None
     if fed:
@@ -57,7 +58,7 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
     num_children = graph.input("num_children", TensorProto.INT64, [1])
     caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(config.num_layers)]
 
-    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `fusion_for` says so
+    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `DraftKind` says so
     x, read = fusion.write(graph, h, graph.embedding(ids, draft.embedding))
     x = graph.op("Unsqueeze", x, graph.integers(0))  # [1, T, D]
     read = None if read is None else graph.op("Unsqueeze", read, graph.integers(0))
@@ -157,7 +158,7 @@ def check_graph(path: Path, config: DraftConfig) -> None:
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)], f"opsets {model.opset_import}"
     assert not model.functions, f"functions {[f.name for f in model.functions]}"
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
-    caches, fed = cache_names(config.num_layers), config.kind != "lm"
+    caches, fed = cache_names(config.num_layers), KINDS[config.kind].reads_features
     pairs = ["input_ids", *(["features", "feature_rows"] if fed else [])]
     pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows", "num_children"]
     made = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
@@ -178,7 +179,7 @@ def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> di
         "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
         "num_children": np.array([min(TOP_K, len(draft.lm_head))]),
     }
-    if config.kind != "lm":
+    if draft.kind.reads_features:
         features = rng.standard_normal((length, config.hidden_size)).astype(np.float16)
         call |= {"features": features, "feature_rows": np.arange(length)}
     for name in cache_names(config.num_layers):
@@ -200,7 +201,7 @@ def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray
     mask = torch.cat([torch.ones(length, past + length - under, dtype=torch.bool), values["tree_mask"]], dim=1)
     shape = (past, config.num_kv_heads, config.head_dim)
     flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(config.num_layers)]
-    features = values["features"].float()[values["feature_rows"]][None] if config.kind != "lm" else None
+    features = values["features"].float()[values["feature_rows"]][None] if draft.kind.reads_features else None
     with torch.no_grad():
         hidden, _ = draft.float()(
             values["input_ids"][None],

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from dovetail.export.draft.graph_builder import WeightFormat
-from dovetail.export.draft.layouts import Target, read_draft
+from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel
 from dovetail.export.draft.onnx_graph import TOP_K, example_call, export_draft, run_torch
+from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import Taps
 from dovetail.export.draft.vocabulary import draft_vocabulary
 from dovetail.runtime.artifact.manifest import DraftInfo
@@ -50,7 +51,7 @@ class ExportedDraft:
 
 
 def write_draft(
-    plan: DraftPlan, path: Path, target: Target, features: Features, ids: NDArray[np.int64]
+    plan: DraftPlan, path: Path, target: DraftedTarget, features: Features, ids: NDArray[np.int64]
 ) -> ExportedDraft:
     """Write the plan's draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
 
@@ -88,7 +89,7 @@ def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], featu
     pairs = len(ids) - 1
     call = example_call(draft, pairs, past=0)
     call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs)}
-    if draft.config.kind != "lm":
+    if draft.kind.reads_features:
         with torch.no_grad():
             read = torch.from_numpy(features(ids, draft.config.feature_layers))
             fed = read[:, : -draft.config.hidden_size] if draft.config.feature_layers else read
