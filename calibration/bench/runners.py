@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dovetail.calibration.bench.machine import computes_bfloat16
 from dovetail.calibration.bench.runner_process import RunnerError, own_command
 from dovetail.calibration.bench.weights import Q8_0_BYTES, checkpoint_config, checkpoint_weights
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import computes_bfloat16
 
 _PROCESS_BYTES = 300 << 20  # an engine's libraries, its cache of two thousand tokens, and what a pass needs besides
 _TORCH_BYTES = 900 << 20
@@ -45,18 +45,18 @@ def _runner(name: str, module: str, draft: str, *needs: str) -> Runner:
 RUNNERS = {
     runner.name: runner
     for runner in (
-        _runner("plain", "ours", "none"),
-        _runner("dovetail", "ours", "auto", "draft"),
-        _runner("dovetail-draft", "ours", "artifact", "draft"),
-        _runner("dovetail-lookup", "ours", "lookup"),
+        _runner("plain", "dovetail", "none"),
+        _runner("dovetail", "dovetail", "auto", "draft"),
+        _runner("dovetail-draft", "dovetail", "artifact", "draft"),
+        _runner("dovetail-lookup", "dovetail", "lookup"),
         _runner("genai", "genai", "none"),
         _runner("genai-draft", "genai", "model", "assistant"),
         _runner("genai-lookup", "genai", "lookup"),
         _runner("llamacpp", "llamacpp", "none", "checkpoint"),
         _runner("llamacpp-draft", "llamacpp", "model", "checkpoint", "assistant"),
         _runner("llamacpp-lookup", "llamacpp", "lookup", "checkpoint"),
-        _runner("transformers", "hf", "none", "checkpoint"),
-        _runner("transformers-assisted", "hf", "model", "checkpoint", "assistant"),
+        _runner("transformers", "transformers", "none", "checkpoint"),
+        _runner("transformers-assisted", "transformers", "model", "checkpoint", "assistant"),
     )
 }
 REFERENCE = "plain"
@@ -119,7 +119,7 @@ class Models:
         """About how much memory `runner` will hold: its weights and what every process needs."""
         assistant = 0 if self.assistant is None or runner.draft != "model" else checkpoint_weights(self.assistant)
         target = self.artifact.manifest.files[TARGET_WEIGHTS].bytes
-        if runner.family == "ours":
+        if runner.family == "dovetail":
             draft = self.artifact.manifest.files[DRAFT_MODEL].bytes if "draft" in runner.needs else 0
             return target + 2 * draft + _PROCESS_BYTES  # the draft is float16 and computed in float32
         if runner.family == "genai":
@@ -148,7 +148,7 @@ class Models:
                 options["assistant_gguf"] = os.fspath(self._gguf(assistant))
         elif runner.family == "genai" and assistant is not None:
             options["assistant_ir"] = os.fspath(self._ir(assistant))
-        elif runner.family == "hf":
+        elif runner.family == "transformers":
             options["checkpoint"] = os.fspath(self.checkpoint)  # type: ignore[arg-type]  # by `lacking`
             if assistant is not None:
                 options["assistant"] = os.fspath(assistant)

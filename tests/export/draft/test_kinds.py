@@ -23,7 +23,7 @@ from dovetail.export.draft.config import DraftConfig, config_for
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel, load_draft, save_draft
-from dovetail.export.draft.onnx_graph import cache_names, check_graph, example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import check_graph, draft_info, example_call, export_draft, run_torch
 from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import target_features
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
@@ -53,7 +53,7 @@ def draft(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> DraftModel:
 @pytest.mark.parametrize("weight_format", ["float32", "int8"])
 def test_graph_is_the_module(draft: DraftModel, weight_format: Any, tmp_path: Path) -> None:
     export_draft(draft, tmp_path / "model.onnx", weight_format=weight_format)
-    check_graph(tmp_path / "model.onnx", draft.config)
+    check_graph(tmp_path / "model.onnx", draft_info(draft))
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for length, past in ((1, 0), (5, 0), (1, 9), (7, 30)):
         call = example_call(draft, length, past, seed=length)
@@ -174,4 +174,3 @@ def test_stock_ir_stays_readable(artifact: Path) -> None:
 def test_feature_layers_are_in_the_config(kind: str, tiny_checkpoint: Path) -> None:
     config: DraftConfig = KINDS[kind].config_for(load_torch(tiny_checkpoint).config, 1)
     assert bool(config.feature_layers) == (kind == "eagle3")
-    assert len(cache_names(config.num_layers)) == 2
