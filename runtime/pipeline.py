@@ -1,9 +1,11 @@
-"""An opened artifact, ready to continue texts: the two sessions, the tokenizer, and the loop put together."""
+"""An opened artifact, ready to continue texts: the two models, the tokenizer, and the engine put together."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
@@ -11,39 +13,45 @@ from typing import Any, overload
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
+from dovetail.runtime.decoding.engine import Engine
 from dovetail.runtime.decoding.engine_config import EngineConfig
-from dovetail.runtime.decoding.engine_lock import Turns
 from dovetail.runtime.decoding.generation import Generation, RunSetup
+from dovetail.runtime.decoding.round_planner import RoundPlanner
+from dovetail.runtime.decoding.sequence import Sequence as TextSequence
 from dovetail.runtime.decoding.stream import Stream
-from dovetail.runtime.drafts.base import RewindableDraft
+from dovetail.runtime.decoding.text_cache import TextCache
+from dovetail.runtime.drafts.base import blind
 from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.loading import load_draft
+from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
-from dovetail.runtime.hardware.devices import load_draft
 from dovetail.runtime.hardware.threads import default_threads
-from dovetail.runtime.policies.base import LOOKUP_TREE, FixedPolicy, Policy
-from dovetail.runtime.policies.host_profile import Profile, profile_for
-from dovetail.runtime.policies.lookup_or_model import unmeasured
+from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.policies.costs import ASSUMED, Costs
+from dovetail.runtime.policies.host_profile import HostProfile, profile_for
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
-from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.targets.base import TargetEngine
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
 DEFAULT_NEW_TOKENS = 256
+MAX_TEXTS = 16  # in a pass, unless `sequences` says otherwise: more rows cost a CPU what they bring
+UNMEASURED_GAIN = 3.0  # tokens a pass that a draft is taken to make before it has made any
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids as they are, or the messages of a conversation."""
 
+_log = logging.getLogger(__name__)
+
 
 def load(
-    path: str | os.PathLike[str],
-    config: EngineConfig | None = None,
-    *,
-    trust: bool = False,
-    notice: Callable[[str], None] = lambda line: None,
-    **changes: Any,
+    path: str | os.PathLike[str], config: EngineConfig | None = None, *, trust: bool = False, **changes: Any
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
 
@@ -51,83 +59,101 @@ def load(
 
     >>> pipe = load("artifacts/pystd", numerics="exact", threads=2)
 
-    `trust` skips the hashes. `notice` is told, a line each, what was chosen and what went wrong with the draft. Raises
-    `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
+    `trust` skips the hashes. What is chosen is logged, to the loggers below `dovetail`. Raises `ArtifactError`,
+    `DeviceError`, `ProfileError`, `UserError`.
     """
     config = (config or EngineConfig()).with_changes(**changes)
-    return Pipeline(open_artifact(path, trust=trust), config, notice=notice)
+    return Pipeline(open_artifact(path, trust=trust), config)
 
 
 class Pipeline:
-    """Continues texts, one at a time. Other threads wait their turn; a stream left open in the same thread is
-    refused.
-    """
+    """Continues texts, as many at a time as there are streams open, from any threads."""
 
-    def __init__(self, artifact: Artifact, config: EngineConfig, *, notice: Callable[[str], None]) -> None:
+    def __init__(self, artifact: Artifact, config: EngineConfig) -> None:
         manifest = artifact.manifest
-        draft, draft_device, tree = config.draft, config.draft_device, config.tree
-        threads, draft_threads = config.threads, config.draft_threads
         config.check(manifest.target.context_length)
         self.artifact = artifact
+        self.engine_config = config
         self.ctx_size = config.ctx_size or manifest.target.context_length
         self.tokenizer: Tokenizer = load_tokenizer(artifact)  # damage ends here, before ONNX Runtime is imported
-        self.profile: Profile | None = None
-        wanted = manifest.draft if draft in ("auto", "artifact") else None
-        if wanted is not None and tree is None:
-            self.profile = profile_for(artifact.digest, config.profile, draft_device, config.numerics, threads, notice)
-        elif config.profile not in ("auto", None):
-            raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
-        self.mixes = draft == "auto" and wanted is not None  # matches beside the model
-        if self.profile is not None:
-            threads, draft_threads = self.profile.engines.threads, draft_threads or self.profile.engines.draft_threads
-            wanted = wanted if self.profile.drafts else None
-            self.mixes = self.mixes and self.profile.looks_up
-        self.threads = threads or default_threads()
-        self._notice = notice
-        self._chat_template = config.chat_template
-        self._turns = Turns()
+        self.profile = self._profile()
+        threads = None if self.profile is None else self.profile.engines.threads
+        self.threads = threads or config.threads or default_threads()
         self._closed = False
-        notice(f"target: CPU, threads {self.threads}, numerics {config.numerics}, context {self.ctx_size}")
-        self.draft: DraftGraph | None = None  # a loaded graph
-        self.draft_kind = "lookup" if draft == "lookup" or (self.mixes and wanted is None) else "none"
-        self.draft_device = "none"
-        if wanted is not None:
-            self.draft = load_draft(
-                artifact.file(DRAFT_MODEL),
-                wanted,
-                device=draft_device,
-                threads=draft_threads or self.threads,
-                context_length=self.ctx_size,
-                memory_limit=config.draft_memory_limit,
-                notice=notice,
-            )
-            self.draft_kind, self.draft_device = wanted.kind, self.draft.device
-        elif self.profile is not None:
-            how = (
-                "matches in the text, the artifact's own draft does not pay"
-                if self.mixes
-                else "plain decoding is faster"
-            )
-            notice(f"draft: {self.draft_kind}, {how} here (dovetail calibrate)")
-        elif draft_device not in ("auto", "cpu"):
-            raise DeviceError(
-                f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
-            )
+        _log.info("target: CPU, threads %d, numerics %s, context %d", self.threads, config.numerics, self.ctx_size)
+        self.policies = self._policies()
+        kinds = {policy.kind for policy in self.policies.values()}
+        self.looks_up = config.draft in ("auto", "lookup") and kinds != {"plain"}
+        max_texts = config.sequences or MAX_TEXTS
+        self.draft = self._load_draft(max_texts) if kinds & {"fixed", "adaptive"} else None
+        self.draft_kind, self.draft_device = ("lookup" if self.looks_up else "none"), "none"
+        if self.draft is not None:
+            self.draft_kind, self.draft_device = self.draft.info.kind, self.draft.device
         else:
-            notice("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
-        default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
-        self.policy: Policy | None = None  # the profile's, by the text's temperature
-        if self.profile is None:
-            fixed = FixedPolicy(tree or default)
-            self.policy = unmeasured(fixed) if self.mixes else fixed
-        self.target = TargetModel(
+            self._log_no_draft()
+        tokens = self.ctx_size + MAX_TREE_NODES
+        self.target: TargetEngine = OpenVinoTarget(
             artifact.file(TARGET_MODEL),
             manifest.target,
             numerics=config.numerics,
             threads=self.threads,
-            cache_tokens=self.ctx_size,
-            sequences=config.sequences or 1,
+            capacity=tokens * (config.sequences or 1),
+            at_most=None if config.sequences else tokens * MAX_TEXTS,
         )
+        costs: Costs = ASSUMED if self.profile is None else self.profile.costs
+        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, max_texts)
+
+    def _profile(self) -> HostProfile | None:
+        """What calibration found for this machine and this way to run the artifact."""
+        config, draft = self.engine_config, self.artifact.manifest.draft
+        if draft is not None and config.draft != "none" and config.tree is None:
+            digest, device = self.artifact.digest, config.draft_device
+            return profile_for(digest, config.profile, device, config.numerics, config.threads)
+        if config.profile not in ("auto", None):
+            raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
+        return None
+
+    def _policies(self) -> dict[float, Policy]:
+        """By temperature, what trees a text gets: that of the nearest temperature."""
+        config, manifest = self.engine_config, self.artifact.manifest
+        if config.draft == "lookup":
+            return {0.0: Policy("lookup")}
+        if config.draft == "none" or manifest.draft is None:
+            return {0.0: Policy("plain")}
+        if self.profile is not None:
+            return {choice.temperature: choice.policy for choice in self.profile.choices}
+        tree = config.tree or manifest.default_tree
+        return {0.0: Policy("fixed", tree, gain=UNMEASURED_GAIN, is_wish=config.tree is not None)}
+
+    def _load_draft(self, max_texts: int) -> DraftGraph:
+        config, info = self.engine_config, self.artifact.manifest.draft
+        assert info is not None
+        threads = config.draft_threads or (None if self.profile is None else self.profile.engines.draft_threads)
+        return load_draft(
+            self.artifact.file(DRAFT_MODEL),
+            info,
+            device=config.draft_device,
+            threads=threads or self.threads,
+            context_length=self.ctx_size,
+            texts=max_texts,
+            memory_limit=config.draft_memory_limit,
+        )
+
+    def _log_no_draft(self) -> None:
+        config = self.engine_config
+        if self.profile is not None and config.draft != "lookup":
+            why = (
+                "matches in the text, the artifact's own draft does not pay"
+                if self.looks_up
+                else "plain decoding is faster"
+            )
+            _log.info("draft: %s, %s here (dovetail calibrate)", self.draft_kind, why)
+        elif config.draft_device not in ("auto", "cpu"):
+            raise DeviceError(
+                f"draft_device {config.draft_device}: expected a draft to put there, got none; drop the option"
+            )
+        else:
+            _log.info("draft: %s", "lookup, matches in the text" if self.looks_up else "none, plain decoding")
 
     def __enter__(self) -> Pipeline:
         return self
@@ -144,7 +170,7 @@ class Pipeline:
             if "chat" in self.__dict__:
                 self.chat.close()
             self.draft = None
-            del self.target
+            self.target.close()
 
     @overload
     def generate(
@@ -172,22 +198,26 @@ class Pipeline:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **controls: Any,
     ) -> Generation | list[Generation]:
-        """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, one after another.
+        """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, made together.
 
         With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
         """
         many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
         prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
-        ready = [self.encode(one, tools) for one in prompts]
-        for ids in ready:
+        encoded = [self.encode(one, tools) for one in prompts]
+        for ids in encoded:
             self._room(len(ids), config)  # all prompts are refused before the first is begun
-        made = []
-        for ids in ready:
-            with self.conversation() as conversation:  # further answers to a prompt find it in the cache
-                for sequence in range(config.num_return_sequences):
-                    made.append(self.stream(ids, config, conversation=conversation, sequence=sequence).finish())
-        return made if many or config.num_return_sequences > 1 else made[0]
+        with contextlib.ExitStack() as opened:
+            streams = []
+            for ids in encoded:
+                answers = [self._stream(ids, config, None, number) for number in range(config.num_return_sequences)]
+                for stream in answers:
+                    opened.enter_context(stream)
+                answers[0].share_prompt(answers[1:])
+                streams += answers
+            generations = [stream.finish() for stream in streams]
+        return generations if many or config.num_return_sequences > 1 else generations[0]
 
     def stream(
         self,
@@ -207,18 +237,32 @@ class Pipeline:
         `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        ids = self.encode(prompt, tools)
-        return Stream(
-            conversation or self.conversation(),
+        return self._stream(self.encode(prompt, tools), config, conversation, sequence)
+
+    def _stream(
+        self, ids: list[int], config: GenerationConfig, conversation: Conversation | None, number: int
+    ) -> Stream:
+        sampler = Sampler(config, ids, self.artifact.manifest.target.vocab_size, number)
+        cache_owner = conversation or self.conversation()
+        sequence = TextSequence(
             ids,
-            config,
+            cache_owner.cache,
+            sampler=sampler,
+            pace=Pace(self.policy(config.temperature)),
             max_new_tokens=self._room(len(ids), config),
-            policy=self._policy(config.temperature),
-            sampler=Sampler(config, ids, self.artifact.manifest.target.vocab_size, sequence),
+            ends=frozenset() if config.ignore_eos else config.eos_token_id,
+            foresight=sampler.foresee if config.temperature > 0 else blind,
+            window=self.target.window,
+        )
+        return Stream(
+            self.engine,
+            sequence,
+            config,
+            conversation=cache_owner,
+            keeps_conversation=conversation is not None,
+            sampler=sampler,
             tokenizer=self.tokenizer,
-            turns=self._turns,
-            keep=conversation is not None,
-            host=RunSetup("CPU", self.draft_device, self.target.numerics, self.threads),
+            setup=RunSetup("CPU", self.draft_device, self.target.numerics, self.threads),
         )
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
@@ -248,25 +292,19 @@ class Pipeline:
     @cached_property
     def chat(self) -> ChatFormat:
         """How this model reads a conversation. Raises `UserError` where it has no chat template."""
-        return ChatFormat(self.artifact, self.tokenizer, self._chat_template)
+        return ChatFormat(self.artifact, self.tokenizer, self.engine_config.chat_template)
 
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
         if self._closed:
             raise UserError("expected an open pipeline, got a closed one; load the artifact again")
-        lookup = LookupDraft() if self.mixes else None
-        return Conversation(self.target, self._draft_of_a_text(), self._notice, lookup=lookup)
+        model = None if self.draft is None else ModelDraft(self.draft)
+        lookup = LookupDraft() if self.looks_up else None
+        return Conversation(self.engine, TextCache(self.target.sequence(), model, lookup))
 
-    def _policy(self, temperature: float) -> Policy:
-        if self.policy is not None:
-            return self.policy
-        assert self.profile is not None
-        return self.profile.policy(temperature)
-
-    def _draft_of_a_text(self) -> RewindableDraft | None:
-        if self.draft is not None:
-            return self.draft.sequence()
-        return LookupDraft() if self.draft_kind == "lookup" and not self.mixes else None
+    def policy(self, temperature: float) -> Policy:
+        """What trees a text sampled at `temperature` gets."""
+        return self.policies[min(self.policies, key=lambda chosen: abs(chosen - temperature))]
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""
@@ -284,6 +322,6 @@ class Pipeline:
             longest = self.artifact.manifest.target.context_length
             raise ContextOverflowError(
                 f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
-                f"prompt and {wanted} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
+                f"prompt and {wanted} to generate; shorten them or raise ctx_size (the model's limit: {longest})"
             )
         return wanted

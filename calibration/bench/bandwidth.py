@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import available_memory
 
 _MIN_BYTES, _MAX_BYTES = 256 << 20, 2 << 30
 _CACHES = 8  # times larger than the last-level cache: less than an eighth of a pass can be served by it
@@ -49,7 +50,7 @@ def measure_bandwidth(threads: int, *, array_bytes: int | None = None, repeats: 
     """
     if array_bytes is None:
         wanted = min(_MAX_BYTES, max(_MIN_BYTES, _CACHES * _last_level_cache_bytes()))
-        array_bytes = min(wanted, available_memory_bytes() // 4)
+        array_bytes = min(wanted, available_memory() // 4)
         if array_bytes < _MIN_BYTES // 4:
             raise UserError(
                 f"expected {_MIN_BYTES >> 20} MiB of free memory to measure its bandwidth, got "
@@ -92,29 +93,3 @@ def _last_level_cache_bytes() -> int:
         if found:
             sizes.append(int(found[1]) << {"K": 10, "M": 20}[found[2]])
     return max(sizes, default=32 << 20)
-
-
-def available_memory_bytes(root: Path = Path("/")) -> int:
-    """What can still be allocated without swapping: the kernel's estimate, or the container's limit if that is less."""
-    free = 1 << 62
-    try:
-        meminfo = (root / "proc/meminfo").read_text()
-        free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) << 10  # type: ignore[index]  # in every kernel
-    except OSError:
-        pass
-    group = root / "sys/fs/cgroup"
-    for limit, used, stat in (
-        (group / "memory.max", group / "memory.current", group / "memory.stat"),
-        (
-            group / "memory/memory.limit_in_bytes",
-            group / "memory/memory.usage_in_bytes",
-            group / "memory/memory.stat",
-        ),
-    ):
-        try:
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat.read_text(), re.MULTILINE)
-            reclaimable = int(cached[1]) if cached else 0  # files read once count as used, and give way
-            free = min(free, int(limit.read_text()) - int(used.read_text()) + reclaimable)
-        except (OSError, ValueError):  # not that version, or "max"
-            continue
-    return max(0, free)

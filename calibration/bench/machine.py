@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
+from dovetail.runtime.hardware.cpu import instruction_flags, total_memory
 from dovetail.runtime.hardware.machine import Machine
 
 _MATRIX_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -16,9 +16,7 @@ _THREADING = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GGML_")  # what cha
 
 def describe_machine(machine: Machine, threads: int) -> dict[str, Any]:
     """Processor, cores, GPU, caches, memory, system, and how busy it was when asked."""
-    cpuinfo = _read("/proc/cpuinfo")
-    meminfo = re.search(r"MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
-    flags = set(_field(cpuinfo, "flags").split())
+    flags, memory = instruction_flags(), total_memory()
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = (_read(index / name) for name in ("type", "level", "size"))
@@ -31,26 +29,15 @@ def describe_machine(machine: Machine, threads: int) -> dict[str, Any]:
         "threads": threads,
         "matrix_instructions": [flag for flag in _MATRIX_FLAGS if flag in flags],
         "caches": caches,
-        "memory_gb": None if meminfo is None else round(int(meminfo[1]) * 1024 / 1e9, 1),
+        "memory_gb": None if memory is None else round(memory / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": round(os.getloadavg()[0], 2),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_THREADING)},
     }
 
 
-def computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively: half the bytes of float32 then cost no extra instructions."""
-    flags = _field(_read("/proc/cpuinfo"), "flags").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _read(path: str | Path) -> str:
+def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def _field(cpuinfo: str, name: str) -> str:
-    found = re.search(rf"^{name}\s*: (.*)$", cpuinfo, re.MULTILINE)
-    return found[1].strip() if found else ""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dovetail.calibration.bench.machine import computes_bfloat16
 from dovetail.calibration.bench.runner_process import RunnerError, own_command
 from dovetail.calibration.bench.weights import Q8_0_BYTES, checkpoint_config, checkpoint_weights
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
 from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import computes_bfloat16
 
 _PROCESS_BYTES = 300 << 20  # an engine's libraries, its cache of two thousand tokens, and what a pass needs besides
 _TORCH_BYTES = 900 << 20

@@ -169,14 +169,14 @@ def _checked_tokens(tokens: int, models: Models) -> int:
 
 def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], dict[str, str]]:
     """(runners that are loaded together, why others are left out)."""
-    from dovetail.calibration.bench.bandwidth import available_memory_bytes
     from dovetail.calibration.bench.schedule import memory_groups
+    from dovetail.runtime.hardware.cpu import available_memory
 
     missing = {runner.name: why for runner in chosen if (why := models.lacking(runner)) is not None}
     ready = [runner for runner in chosen if runner.name not in missing]
     if not ready:
         raise UserError(f"expected a runner that can run, got none: {'; '.join(missing.values())}")
-    available = available_memory_bytes()
+    available = available_memory()
     groups, refused = memory_groups(ready, models.memory_bytes, available)
     missing |= refused
     for name, why in missing.items():

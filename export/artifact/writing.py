@@ -165,7 +165,7 @@ def _torch_side(
     if plan is not None:
         import torch
 
-        from dovetail.export.draft.layouts import Target
+        from dovetail.export.draft.published import DraftedTarget
         from dovetail.export.draft.target_features import target_features
         from dovetail.export.draft.writing import write_draft
         from dovetail.export.sources.checkpoint import body_and_head
@@ -175,7 +175,7 @@ def _torch_side(
             return read
 
         notice("draft: exporting to ONNX")
-        target = Target(found.folder, model.config, *body_and_head(model)[1:])
+        target = DraftedTarget(found.folder, model.config, *body_and_head(model)[1:])
         exported = write_draft(plan, folder / manifests.DRAFT_MODEL, target, features, ids)
     agreement = None if exported is None else exported.agreement
     return parameters, exported, checks.Reading(ids, length, logits, agreement)
@@ -186,7 +186,7 @@ def _draft_of_ir(source: Path, folder: Path, ids: checks.Ids, plan: DraftPlan) -
     import torch
     from transformers import AutoConfig
 
-    from dovetail.export.draft.layouts import Target
+    from dovetail.export.draft.published import DraftedTarget
     from dovetail.export.draft.writing import write_draft
     from dovetail.export.target.ir_features import embedding_and_head, features
     from dovetail.export.target.optimum_export import read_source_ir
@@ -194,7 +194,7 @@ def _draft_of_ir(source: Path, folder: Path, ids: checks.Ids, plan: DraftPlan) -
     model = read_source_ir(source)
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     notice("draft: exporting to ONNX")
-    target = Target(source, config, *map(torch.from_numpy, embedding_and_head(model)))
+    target = DraftedTarget(source, config, *map(torch.from_numpy, embedding_and_head(model)))
     return write_draft(
         plan, folder / manifests.DRAFT_MODEL, target, lambda ids, layers: features(model, ids, layers), ids
     )

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 from dovetail.export.training.draft import DraftRecipe, DraftReport
 from dovetail.export.training.target import TargetReport
 from dovetail.runtime.artifact.manifest import Manifest
 from dovetail.runtime.evaluation.standard_library import HELD_OUT_ONE_IN
+from dovetail.runtime.hardware.cpu import processor_name
 
 
-def cpu_name() -> str:
-    """The processor as it calls itself, and the cores this process may use."""
+def _where_trained() -> str:
+    """The processor, and the cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {cores} core{'s' if cores != 1 else ''}"
+    return f"{processor_name()}, {cores} core{'s' if cores != 1 else ''}"
 
 
 def model_card(
@@ -72,7 +66,7 @@ writes text that looks like Python, and is no use as a programmer.
 
 ## Training
 
-- {cpu_name()}.
+- {_where_trained()}.
 - Target: {target.minutes:.0f} minutes, {target.steps} steps{before}.
 - Draft: {draft.minutes:.0f} minutes, {draft.steps} steps.
 - Muon for matrices, AdamW for the rest. The draft's loss is SmoothL1 on the feature plus {recipe.soft_weight:g} times

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.errors import UserError
-
-TRAINED_KINDS = ("dgf", "eagle", "eagle3")
-KINDS = (*TRAINED_KINDS, "lm")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,9 +44,10 @@ class DraftConfig:
     vocabulary_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in DRAFT_KINDS:
             raise UserError(
-                f"expected a draft of kind {', '.join(KINDS)}, got {self.kind!r}; train one with dovetail-export draft"
+                f"expected a draft of kind {', '.join(DRAFT_KINDS)}, got {self.kind!r}; train one with dovetail-export "
+                f"draft"
             )
         if (
             self.num_layers < 1
@@ -64,12 +63,10 @@ class DraftConfig:
 def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> DraftConfig:
     """A draft for a target's transformers config (Llama family): the same widths, heads and rotary frequencies.
 
-    `more` are further fields of `DraftConfig`.
+    `more` are further fields of `DraftConfig`; those that a kind wants of itself are in `DraftKind.config_for`.
     """
     if num_blocks < 1:
         raise UserError(f"expected at least one block, got --blocks {num_blocks}; the paper uses 1 to 5")
-    if kind == "eagle3" and "feature_layers" not in more:
-        more["feature_layers"] = default_feature_layers(target.num_hidden_layers)
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
     frequencies, scale = _rotary(target, head_dim)
     return DraftConfig(
@@ -86,15 +83,6 @@ def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> 
         rope_scale=scale,
         **more,
     )
-
-
-def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
-    """The target's layers whose inputs EAGLE-3 reads where its config says nothing (arXiv 2503.01840, section 3.1: low,
-    middle, high; the numbers are the published code's). Small targets have none to spare: spread evenly.
-    """
-    if num_layers >= 7:
-        return 2, num_layers // 2, num_layers - 3
-    return min(1, num_layers - 1), num_layers // 2, num_layers - 1
 
 
 def _rotary(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:

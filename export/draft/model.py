@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dovetail.export.draft.config import DraftConfig, check_fits, read_config
-from dovetail.export.draft.fusion import RMSNorm, fusion_for
+from dovetail.export.draft.fusion import RMSNorm
+from dovetail.export.draft.kinds import KINDS
 from dovetail.export.sources.tensors import read_tensors
 from dovetail.runtime.errors import UserError
 
@@ -44,8 +45,9 @@ class Block(nn.Module):
         super().__init__()
         size, self._head_dim = config.hidden_size, config.head_dim
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        bias, read = config.qkv_bias, 2 * size if first and config.kind == "eagle3" else size
-        normed = not first or config.kind == "lm"
+        kind, bias = KINDS[config.kind], config.qkv_bias
+        read = 2 * size if first and kind.first_block_reads_pair else size
+        normed = not first or kind.first_block_norm
         self.input_norm = RMSNorm(size, config.rms_norm_eps) if normed else nn.Identity()
         self.q_proj = nn.Linear(read, queries, bias=bias)
         self.k_proj = nn.Linear(read, keys, bias=bias)
@@ -107,10 +109,10 @@ class DraftModel(nn.Module):
         rows = config.vocab_size if head_tokens is None else len(head_tokens)
         assert lm_head.shape == (rows, config.hidden_size), f"an LM head of {tuple(lm_head.shape)}"
         assert config.head_size in (None, rows), "the config says another size of the head"
-        self.config = config
-        self.fusion = fusion_for(config)
+        self.config, self.kind = config, KINDS[config.kind]
+        self.fusion = self.kind.fusion(config)
         self.blocks = nn.ModuleList(Block(config, first=i == 0) for i in range(config.num_layers))
-        normed = config.kind in ("eagle3", "lm")
+        normed = self.kind.output_norm
         self.output_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if normed else nn.Identity()
         self.projection = (
             nn.Linear(len(config.feature_layers) * config.hidden_size, config.hidden_size, bias=False)
@@ -200,7 +202,7 @@ def save_draft(model: DraftModel, folder: Path) -> None:
 def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
     """Read a draft folder that `save_draft` wrote, for the target whose embedding and LM head are given.
 
-    Raises `UserError` if it is not one, or not for this target. Other layouts: `draft_layouts`.
+    Raises `UserError` if it is not one, or not for this target. Other layouts: `layouts.py`.
     """
     config = read_config(folder)
     check_fits(config, *embedding.shape)

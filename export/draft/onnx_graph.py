@@ -35,15 +35,17 @@ from dovetail.export.draft.config import DraftConfig
 from dovetail.export.draft.fusion import Fusion, RMSNorm
 from dovetail.export.draft.graph_builder import OPSET, GraphBuilder, Value, WeightFormat
 from dovetail.export.draft.model import Block, DraftModel
+from dovetail.runtime.artifact.manifest import DraftInfo
+from dovetail.runtime.drafts.graph_contract import cache_names
 
 TOP_K = 64  # children that a row can be asked for: a tree takes the first few, a sampled text's draw may be any of them
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> None:
+def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> DraftInfo:
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
-    config, graph = draft.config, GraphBuilder(weight_format)
-    width, fed = config.num_kv_heads * config.head_dim, config.kind != "lm"
+    config, graph, info = draft.config, GraphBuilder(weight_format), draft_info(draft, weight_format)
+    width, fed = config.num_kv_heads * config.head_dim, info.reads_features
     ids = graph.input("input_ids", TensorProto.INT64, ["T"])
     h = None
     if fed:
@@ -55,9 +57,9 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
     cache_rows = graph.input("cache_rows", TensorProto.INT64, ["T"])
     logit_rows = graph.input("logit_rows", TensorProto.INT64, ["R"])
     num_children = graph.input("num_children", TensorProto.INT64, [1])
-    caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(config.num_layers)]
+    caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(info)]
 
-    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `fusion_for` says so
+    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `DraftKind` says so
     x, read = fusion.write(graph, h, graph.embedding(ids, draft.embedding))
     x = graph.op("Unsqueeze", x, graph.integers(0))  # [1, T, D]
     read = None if read is None else graph.op("Unsqueeze", read, graph.integers(0))
@@ -82,15 +84,28 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
         limits = (graph.constant(np.array(limit, np.float32)) for limit in (-FLOAT16_MAX, FLOAT16_MAX))
         features_out = graph.op("Cast", graph.op("Clip", rows, *limits), to=TensorProto.FLOAT16)
         graph.output(features_out, "hidden_states", TensorProto.FLOAT16, ["R", config.hidden_size])
-    for name in cache_names(config.num_layers):
+    for name in cache_names(info):
         graph.declare_output(f"new_{name}", TensorProto.FLOAT, ["C", width])
     graph.save(path)
-    check_graph(path, config)
+    check_graph(path, info)
+    return info
 
 
-def cache_names(num_layers: int) -> list[str]:
-    """Of the graph's cache inputs, in order; the outputs' names have `new_` in front."""
-    return [f"{kind}_cache.{i}" for i in range(num_layers) for kind in ("key", "value")]
+def draft_info(draft: DraftModel, weight_format: WeightFormat = "float32") -> DraftInfo:
+    """What the runtime must know of the draft's graph with such weights."""
+    config = draft.config
+    return DraftInfo(
+        kind=config.kind,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        top_k=min(TOP_K, len(draft.lm_head)),
+        parameters=draft.num_parameters(),
+        precision=weight_format,
+        head_size=None if draft.head_tokens is None else len(draft.head_tokens),
+    )
 
 
 def _whole_mask(graph: GraphBuilder, tree_mask: Value, cache: Value) -> Value:
@@ -151,13 +166,13 @@ def _normed_heads(graph: GraphBuilder, norm: nn.Module, x: Value, num_heads: int
     return graph.op("Reshape", norm.write(graph, heads), graph.integers(1, -1, num_heads * len(norm.weight)))
 
 
-def check_graph(path: Path, config: DraftConfig) -> None:
+def check_graph(path: Path, info: DraftInfo) -> None:
     """Assert the contract: opset, standard operators only, names in order."""
     model = onnx.load(path, load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)], f"opsets {model.opset_import}"
     assert not model.functions, f"functions {[f.name for f in model.functions]}"
     assert {node.domain for node in model.graph.node} <= {""}, "operators beyond the standard"
-    caches, fed = cache_names(config.num_layers), config.kind != "lm"
+    caches, fed = cache_names(info), info.reads_features
     pairs = ["input_ids", *(["features", "feature_rows"] if fed else [])]
     pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows", "num_children"]
     made = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
@@ -178,10 +193,10 @@ def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> di
         "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
         "num_children": np.array([min(TOP_K, len(draft.lm_head))]),
     }
-    if config.kind != "lm":
+    if draft.kind.reads_features:
         features = rng.standard_normal((length, config.hidden_size)).astype(np.float16)
         call |= {"features": features, "feature_rows": np.arange(length)}
-    for name in cache_names(config.num_layers):
+    for name in cache_names(draft_info(draft)):
         shape = (past + length, config.num_kv_heads * config.head_dim)
         call[name] = rng.standard_normal(shape, dtype=np.float32)
     return call
@@ -199,8 +214,8 @@ def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray
     under = values["tree_mask"].shape[1]
     mask = torch.cat([torch.ones(length, past + length - under, dtype=torch.bool), values["tree_mask"]], dim=1)
     shape = (past, config.num_kv_heads, config.head_dim)
-    flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(config.num_layers)]
-    features = values["features"].float()[values["feature_rows"]][None] if config.kind != "lm" else None
+    flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(draft_info(draft))]
+    features = values["features"].float()[values["feature_rows"]][None] if draft.kind.reads_features else None
     with torch.no_grad():
         hidden, _ = draft.float()(
             values["input_ids"][None],

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from dovetail.export.draft.graph_builder import WeightFormat
-from dovetail.export.draft.layouts import Target, read_draft
+from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel
-from dovetail.export.draft.onnx_graph import TOP_K, example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import example_call, export_draft, run_torch
+from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import Taps
 from dovetail.export.draft.vocabulary import draft_vocabulary
 from dovetail.runtime.artifact.manifest import DraftInfo
@@ -50,7 +51,7 @@ class ExportedDraft:
 
 
 def write_draft(
-    plan: DraftPlan, path: Path, target: Target, features: Features, ids: NDArray[np.int64]
+    plan: DraftPlan, path: Path, target: DraftedTarget, features: Features, ids: NDArray[np.int64]
 ) -> ExportedDraft:
     """Write the plan's draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
 
@@ -60,20 +61,8 @@ def write_draft(
     if plan.vocab is not None:
         draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, plan.vocab, plan.vocab_texts)))
     path.parent.mkdir(exist_ok=True)
-    export_draft(draft, path, weight_format=plan.weight_format)
+    info = export_draft(draft, path, weight_format=plan.weight_format)
     config = draft.config
-    info = DraftInfo(
-        kind=config.kind,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        top_k=min(TOP_K, len(draft.lm_head)),
-        parameters=draft.num_parameters(),
-        precision=plan.weight_format,
-        head_size=None if draft.head_tokens is None else len(draft.head_tokens),
-    )
     taps = Taps(config.feature_layers, draft.state_dict()["projection.weight"]) if config.feature_layers else None
     ids = ids[: min(COMPARED_TOKENS, target.config.max_position_embeddings)]
     return ExportedDraft(info, draft_agreement(path, draft, ids, features), taps)
@@ -88,7 +77,7 @@ def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], featu
     pairs = len(ids) - 1
     call = example_call(draft, pairs, past=0)
     call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs)}
-    if draft.config.kind != "lm":
+    if draft.kind.reads_features:
         with torch.no_grad():
             read = torch.from_numpy(features(ids, draft.config.feature_layers))
             fed = read[:, : -draft.config.hidden_size] if draft.config.feature_layers else read

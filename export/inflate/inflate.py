@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +33,7 @@ from dovetail.export.sources.checkpoint import body_and_head, check_checkpoint, 
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
 from dovetail.export.training.corpus import held_out_samples
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.terminal.progress import ProgressLine, stage
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -355,19 +355,13 @@ def _check_room(out: Path, small: Shape, shape: Shape, blocks: int, dtype: torch
     # Float32: the source, the embedding, and of the biggest piece itself, its parts in the making and as it is stored.
     numbers = small.parameters() + head + 4 * max(head, shape.layer_parameters(), draft) + logits
     memory, disk = 4 * numbers + (1 << 29), dtype.itemsize * (shape.parameters() + draft)
-    rooms = (("memory", memory, _available_memory()), ("disk", disk, shutil.disk_usage(out.absolute().parent).free))
+    rooms = (("memory", memory, available_memory()), ("disk", disk, shutil.disk_usage(out.absolute().parent).free))
     for what, needed, found in rooms:
         if needed > found:
             raise UserError(
                 f"expected {needed / 1e9:.1f} GB of {what} for {shape.parameters() / 1e9:.2f} B parameters, got "
                 f"{found / 1e9:.1f} GB; free some or choose a smaller shape"
             )
-
-
-def _available_memory() -> int:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
-    assert found is not None, "no MemAvailable in /proc/meminfo"
-    return int(found[1]) << 10
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

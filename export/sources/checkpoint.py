@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.export.quiet import quiet_torch
+from dovetail.export.sources.tensors import tensor_files, weight_files
 from dovetail.runtime.errors import UserError
 
 _PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")  # GPTQ, AWQ; compressed-tensors; FP8
@@ -37,26 +38,11 @@ def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
         ) from None
     _check_config(config, architectures, source)
     check_tokenizer(source)
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights and sorted(source.glob("pytorch_model*.bin")):
-        if not allow_pickle:
-            raise UserError(
-                f"expected safetensors weights in {source}, got pickles, which may run code when opened; convert them, "
-                f"or give --allow-pickle if you trust their maker"
-            )
+    if weight_files(source, allow_pickle)[0].suffix != ".safetensors":
         return
-    if not weights:
-        raise UserError(f"expected safetensors weights in {source}, got none; save the model with save_pretrained")
-    from safetensors import SafetensorError, safe_open
-
-    for path in weights:
-        try:
-            with safe_open(path, "numpy") as file:  # reads the header, and holds it against the size of the file
-                packed = [name for name in file.keys() if name.endswith(_PACKED)]  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"expected whole weights in {path}, got: {error}; copy the checkpoint again") from None
-        if packed:  # whatever config.json says: GPTQ's first tools kept their settings in a file of their own
-            raise _quantised(f"with {packed[0]}", source)
+    packed = [name for name in tensor_files(source) if name.endswith(_PACKED)]
+    if packed:  # whatever config.json says: GPTQ's first tools kept their settings in a file of their own
+        raise _quantised(f"with {packed[0]}", source)
     _check_shards(source)
 
 

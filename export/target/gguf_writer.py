@@ -5,6 +5,7 @@ Usage: python -m dovetail.export.target.gguf_writer SRC OUT.gguf
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.export.artifact.atomic_file import replacing
 from dovetail.export.sources.checkpoint import check_checkpoint
+from dovetail.export.sources.tensors import read_tensor, tensor_files, tensor_shape
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import run
 
@@ -53,11 +56,9 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
         import gguf
     except ImportError:
         raise UserError("expected the package gguf, got none; pip install 'dovetail[bench]'") from None
-    files = _files_of(source)
+    files = tensor_files(source)
     names = _tensor_names(source, config, files)
-    partial = out.with_name(f".{out.name}.partial")
-    writer = gguf.GGUFWriter(partial, "llama")
-    try:
+    with replacing(out) as partial, contextlib.closing(gguf.GGUFWriter(partial, "llama")) as writer:
         writer.add_name(source.name)
         _add_sizes(writer, config, rope)
         _add_vocabulary(writer, source, config)
@@ -66,7 +67,7 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for name in names:
-            shape = _shape(files[name], name)
+            shape = tensor_shape(files[name], name)
             kind = _kind(len(shape))
             size = math.prod(shape) // _BLOCK * 34 if len(shape) == 2 else 4 * math.prod(shape)
             stored = gguf.quant_shape_to_byte_shape(shape, kind) if len(shape) == 2 else shape
@@ -81,11 +82,6 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
             weight = _weight(files[name], name, config)
             writer.write_tensor_data(gguf.quants.quantize(weight, _kind(weight.ndim)))
             progress()
-        writer.close()
-        partial.replace(out)
-    finally:
-        writer.close()  # again does nothing
-        partial.unlink(missing_ok=True)
 
 
 def _kind(ndim: int) -> Any:
@@ -199,42 +195,21 @@ def _gguf_name(name: str) -> str:
     return f"blk.{block}.{_PLACES_IN_BLOCK[place]}.{kind}"
 
 
-def _tensor_names(source: Path, config: dict[str, Any], found: dict[str, Path]) -> list[str]:
+def _tensor_names(source: Path, config: dict[str, Any], files: dict[str, Path]) -> list[str]:
     """The checkpoint's tensors in the order they are written. Raises `UserError` if one is missing."""
     blocks = range(config["num_hidden_layers"])
     wanted = ["model.embed_tokens.weight"]
     wanted += [f"model.layers.{block}.{place}.weight" for block in blocks for place in _PLACES_IN_BLOCK]
     wanted += ["model.norm.weight"] + ([] if config.get("tie_word_embeddings") else ["lm_head.weight"])
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in files]
     if missing:
         raise UserError(f"expected the weight {missing[0]} in {source}, got none; copy the checkpoint again")
     return wanted
 
 
-def _files_of(source: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it."""
-    from safetensors import safe_open
-
-    places: dict[str, Path] = {}
-    for path in sorted(source.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            places.update(dict.fromkeys(file.keys(), path))
-    return places
-
-
-def _shape(path: Path, name: str) -> list[int]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.get_slice(name).get_shape())
-
-
 def _weight(path: Path, name: str, config: dict[str, Any]) -> NDArray[np.float32]:
     """One tensor as llama.cpp orders it."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:  # torch reads bfloat16, numpy does not
-        weight: NDArray[np.float32] = file.get_tensor(name).float().numpy()
+    weight: NDArray[np.float32] = read_tensor(path, name).float().numpy()
     if name.endswith("q_proj.weight"):
         return _interleaved(weight, config["num_attention_heads"])
     return _interleaved(weight, _kv_heads(config)) if name.endswith("k_proj.weight") else weight

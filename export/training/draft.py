@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dovetail.export.draft.config import TRAINED_KINDS, config_for, vocabulary_sha256
+from dovetail.export.draft.config import vocabulary_sha256
+from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.model import Cache, DraftModel, join, save_draft
 from dovetail.export.draft.target_features import target_features
 from dovetail.export.draft.vocabulary import check_size, most_frequent
@@ -38,9 +39,6 @@ from dovetail.runtime.terminal.progress import stage
 
 MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR, HEAD_LR = 0.03, 0.01, 3e-3, 1e-3
 AGREEMENT_DEPTHS = 5
-# Of the stage: until here one level, which is over twice as fast; then all of them. Features that nothing ties to the
-# target's must be usable from the start (EAGLE-3's training-time test).
-UNROLL_FROM = {"dgf": 0.6, "eagle": 0.6, "eagle3": 0.0}
 
 # Token windows [B, T + 1] and their starts in the stream -> what the target computes at them, [B, T + 1, (L + 1) * D]
 # float32: the inputs of the feature layers side by side, and last the last hidden state, after the final norm.
@@ -69,9 +67,10 @@ class DraftRecipe:
     def __post_init__(self) -> None:
         if self.kind not in TRAINED_KINDS:
             raise UserError(f"expected --kind {', '.join(TRAINED_KINDS)}, got {self.kind!r}; choose one of them")
-        if self.vocab is not None and self.kind != "eagle3":
+        if self.vocab is not None and not KINDS[self.kind].own_head:
+            others = " or ".join(name for name in TRAINED_KINDS if KINDS[name].own_head)
             raise UserError(
-                f"expected --vocab with --kind eagle3, whose LM head is its own, got {self.kind}; give "
+                f"expected --vocab with --kind {others}, whose LM head is its own, got {self.kind}; give "
                 f"dovetail-export model --draft-vocab instead"
             )
         if min(self.windows, self.unroll, self.blocks) < 1 or self.window < 4 * self.unroll:
@@ -155,7 +154,9 @@ class DraftTask:
         self.draft, self._recipe = draft, recipe
         self._whole_head = target_head  # [target's vocabulary, D]
         self._target_head = target_head if draft.head_tokens is None else target_head[draft.head_tokens]  # [V, D]
-        self._imitates = draft.config.kind != "eagle3"
+        self._imitates = draft.kind.imitates_features
+        assert draft.kind.unroll_from is not None, f"training a draft of kind {draft.kind.name}"
+        self._unroll_from = draft.kind.unroll_from
         self.model: nn.Module = draft
         self._windows = Windows(train_ids, recipe.seed)
         self._noise = torch.Generator().manual_seed(recipe.seed)
@@ -186,7 +187,7 @@ class DraftTask:
                 fed = fed + torch.rand(fed.shape, generator=self._noise).mul_(2).sub_(1).mul_(recipe.noise)
         with self._autocast():
             expected = self._expected_rows(last)  # [B, T, D]
-            depths = recipe.unroll if fraction >= UNROLL_FROM[recipe.kind] else 1
+            depths = recipe.unroll if fraction >= self._unroll_from else 1
             losses = []
             for depth, predicted in enumerate(unroll(self.draft, ids[:, 1:], fed, depths), 1):
                 guess = predicted[:, depth - 1 :]
@@ -340,8 +341,9 @@ def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vo
     A head of its own begins as the target's rows for the most frequent tokens of `train_ids`.
     """
     _, embedding, lm_head = body_and_head(target)
-    if recipe.kind != "eagle3":
-        config = config_for(target.config, recipe.blocks, recipe.kind, vocabulary_sha256=vocabulary)
+    kind = KINDS[recipe.kind]
+    if not kind.own_head:
+        config = kind.config_for(target.config, recipe.blocks, vocabulary_sha256=vocabulary)
         return DraftModel(config, embedding, lm_head)
     tokens = None
     if recipe.vocab is not None:
@@ -349,7 +351,7 @@ def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vo
         tokens = torch.from_numpy(most_frequent(np.bincount(train_ids, minlength=len(lm_head)), recipe.vocab))
         lm_head = lm_head[tokens]
     more = {"head_size": len(lm_head), "vocabulary_sha256": vocabulary}
-    return DraftModel(config_for(target.config, recipe.blocks, "eagle3", **more), embedding, lm_head, tokens)
+    return DraftModel(kind.config_for(target.config, recipe.blocks, **more), embedding, lm_head, tokens)
 
 
 def report_of(history: Sequence[dict[str, float]], draft: DraftModel) -> DraftReport:

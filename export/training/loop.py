@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import os
 import signal
 import threading
 import time
@@ -22,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dovetail.export.artifact.atomic_file import replacing
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import computes_bfloat16
 from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.terminal.progress import stage
 
@@ -75,11 +76,7 @@ def fast_dtype() -> torch.dtype:
     """bfloat16 where the CPU multiplies it natively (over twice the speed here), else float32: emulation is slower than
     float32.
     """
-    native = "avx512_bf16", "amx_bf16", "bf16"
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-        return torch.bfloat16 if set(native) & set(flags) else torch.float32
-    return torch.float32
+    return torch.bfloat16 if computes_bfloat16() else torch.float32
 
 
 def keep_freed_memory() -> None:
@@ -139,15 +136,6 @@ class Windows:
         if state["epoch"] >= 0:
             self._begin_epoch(state["epoch"], state["length"])
         self._cursor = state["cursor"]
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` fills a temporary neighbour, which then takes the name: a kill leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.partial")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 @contextlib.contextmanager
@@ -248,7 +236,8 @@ def _save(task: Task, checkpoint: Path, step: int, spent: float, history: list[d
         "history": history,
     }
     try:
-        write_atomically(checkpoint, lambda path: torch.save(state, path))
+        with replacing(checkpoint) as path:
+            torch.save(state, path)
     except OSError as error:
         raise UserError(
             f"expected room for the checkpoint {checkpoint.name}, got: {error.strerror}; free some space and run the "

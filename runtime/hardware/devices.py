@@ -1,25 +1,14 @@
-"""Where a draft runs: the names of devices, what of them is usable on this machine, and loading a draft on one.
-
-What counts is the provider that a session really got: ONNX Runtime lists CUDA as available wherever it was compiled in.
-"""
+"""Where a draft can run: the names of devices, and what of them is usable on this machine."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from dovetail.runtime.errors import DeviceError
 
-if TYPE_CHECKING:  # names of devices are checked before numpy is imported
-    from pathlib import Path
-
-    from dovetail.runtime.artifact.manifest import DraftInfo
-    from dovetail.runtime.drafts.graph_contract import DraftGraph
-
 NAMES = "auto, cpu, cuda, cuda:INDEX, openvino:CPU or openvino:GPU"
-_CUDA_WORKSPACE_BYTES = 64 << 20  # what cuBLAS and the arena want besides weights and caches
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?\Z")
 _OPENVINO = re.compile(r"openvino:((?:CPU|GPU(?:\.\d{1,3})?))\Z")
 
@@ -43,8 +32,20 @@ class CudaDriver:
 
 def check_device(device: str) -> None:
     """Raise `DeviceError` unless `device` is a name of one."""
-    if device not in ("auto", "cpu") and not _CUDA.match(device) and not _OPENVINO.match(device):
+    if device not in ("auto", "cpu") and cuda_index(device) is None and openvino_name(device) is None:
         raise DeviceError(f"draft_device: expected {NAMES}, got {device!r:.40}")
+
+
+def cuda_index(device: str) -> int | None:
+    """Which NVIDIA GPU `device` names; None if it names none."""
+    name = _CUDA.match(device)
+    return None if name is None else int(name[1] or 0)
+
+
+def openvino_name(device: str) -> str | None:
+    """What OpenVINO calls `device`, such as GPU.0 for openvino:GPU.0; None if it names none of OpenVINO's."""
+    name = _OPENVINO.match(device)
+    return None if name is None else name[1]
 
 
 def likely_device(device: str) -> str:
@@ -52,43 +53,6 @@ def likely_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda:0" if why_no_cuda(0) is None else "cpu"
-
-
-def load_draft(
-    path: Path,
-    info: DraftInfo,
-    *,
-    device: str,
-    threads: int,
-    context_length: int,
-    memory_limit: int | None = None,
-    notice: Callable[[str], None] = lambda line: None,
-) -> DraftGraph:
-    """Load the draft graph at `path` on `device`; `notice` is told where, and for `auto` why.
-
-    `auto` is the first NVIDIA GPU that the session really gets, else the CPU by ONNX Runtime, which was faster there
-    than OpenVINO (docs/performance.md). `memory_limit` bounds the draft's bytes on its device. Raises `DeviceError`.
-    """
-    check_device(device)
-    _check_memory(path, info, context_length, memory_limit)
-
-    def on(name: str) -> DraftGraph:
-        return _load(path, info, name, threads, context_length, memory_limit)
-
-    if device != "auto":
-        notice(f"draft: {info.kind} on {device}")
-        return on(device)
-    why = why_no_cuda(0)
-    if why is None:
-        try:
-            model = on("cuda:0")
-        except DeviceError as error:
-            why = str(error)
-        else:
-            notice(f"draft: {info.kind} on cuda:0 (auto: an NVIDIA GPU that runs it)")
-            return model
-    notice(f"draft: {info.kind} on cpu (auto: {why})")
-    return on("cpu")
 
 
 def why_no_cuda(index: int) -> str | None:
@@ -123,8 +87,6 @@ def cuda_build_version() -> int | None:
 
 def cuda_driver() -> CudaDriver | None:
     """Ask the NVIDIA driver; None where there is none that answers."""
-    import ctypes
-
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -150,57 +112,3 @@ def openvino_devices() -> dict[str, str]:
 
     core = ov.Core()
     return {device: str(core.get_property(device, "FULL_DEVICE_NAME")) for device in core.available_devices}
-
-
-def _load(
-    path: Path, info: DraftInfo, device: str, threads: int, context_length: int, memory_limit: int | None
-) -> DraftGraph:
-    on_openvino = _OPENVINO.match(device)
-    if on_openvino:
-        from dovetail.runtime.drafts.openvino_graph import OpenVinoDraft
-
-        name = on_openvino[1]
-        usable = openvino_devices()
-        if not any(found == name or found.startswith(f"{name}.") for found in usable):
-            raise DeviceError(
-                f"--draft-device {device}: expected one of OpenVINO's devices ({', '.join(usable)}), got {name}; "
-                "run dovetail doctor for what is usable"
-            )
-        return OpenVinoDraft(
-            path, info, device=device, openvino_device=name, threads=threads, context_length=context_length
-        )
-    from dovetail.runtime.drafts.onnxruntime_graph import OnnxDraft
-
-    provider: Any = "CPUExecutionProvider"
-    on_cuda = _CUDA.match(device)
-    if on_cuda:
-        index = int(on_cuda[1] or 0)
-        why = why_no_cuda(index)
-        if why is not None:
-            raise DeviceError(f"--draft-device {device}: {why}; or use --draft-device cpu")
-        provider = ("CUDAExecutionProvider", _cuda_settings(index, memory_limit))
-    return OnnxDraft(path, info, device=device, threads=threads, context_length=context_length, provider=provider)
-
-
-def _cuda_settings(index: int, memory_limit: int | None) -> dict[str, str]:
-    import onnxruntime as ort
-
-    ort.preload_dlls()  # finds cuBLAS and cuDNN among the Python packages, without torch
-    settings = {"device_id": str(index), "arena_extend_strategy": "kSameAsRequested"}
-    if memory_limit is not None:
-        settings["gpu_mem_limit"] = str(memory_limit)
-    return settings
-
-
-def _check_memory(path: Path, info: DraftInfo, context_length: int, memory_limit: int | None) -> None:
-    from dovetail.runtime.drafts.graph_contract import cache_names, cache_shape
-
-    rows, width = cache_shape(info, context_length)
-    weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-    need = weights + 4 * rows * width * len(cache_names(info)) + _CUDA_WORKSPACE_BYTES
-    if memory_limit is not None and memory_limit < need:
-        raise DeviceError(
-            f"--draft-memory-limit: expected at least {need / 2**20:.0f} MiB ({weights / 2**20:.0f} of weights, the "
-            f"rest cache for {context_length} tokens and workspace), got {memory_limit / 2**20:.0f} MiB; "
-            "raise it, or lower --ctx-size"
-        )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 
 from dovetail.runtime.hardware import devices as device
+from dovetail.runtime.hardware.cpu import instruction_flags
 
 # An ONNX model that adds a number to itself: a session for it is the only proof that a provider can be had.
 _PROBE = bytes.fromhex(
@@ -32,12 +32,9 @@ def examine() -> list[Part]:
 
 
 def _target() -> Part:
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split())
-    except (OSError, IndexError):
-        flags = set()
-    found = [name for name in _CPU_FLAGS if name in flags]
-    best = f"instructions for 8-bit weights: {', '.join(found) or 'none known'}"
+    flags = instruction_flags()
+    known = [name for name in _CPU_FLAGS if name in flags]
+    best = f"instructions for 8-bit weights: {', '.join(known) or 'none known'}"
     usable = "CPU" in device.openvino_devices()
     return Part("target", usable, best if usable else "OpenVINO finds no CPU that it supports")
 

@@ -10,6 +10,7 @@ import os
 import platform
 from pathlib import Path
 
+from dovetail.runtime.hardware.cpu import processor, processor_name
 from dovetail.runtime.hardware.threads import default_threads
 
 _ENGINES = ("openvino", "onnxruntime-gpu", "numpy", "dovetail")
@@ -44,18 +45,13 @@ def this_machine() -> Machine:
     return Machine(_cpu(), cpus, default_threads(), _gpu(), _versions())
 
 
-def _cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+def _cpu() -> str:
     """The model's name, with family and model number: a virtual machine may hide the name behind a vague one."""
-    try:
-        lines = info.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    fields = processor()
     numbers = [
         f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
     ]
-    return f"{name} ({', '.join(numbers)})" if numbers else name
+    return f"{processor_name()} ({', '.join(numbers)})" if numbers else processor_name()
 
 
 def _gpu(drivers: Path = Path("/proc/driver/nvidia")) -> str:

@@ -8,25 +8,15 @@ import math
 import os
 from pathlib import Path
 
+from dovetail.runtime.hardware.cpu import physical_cores
+
 
 def default_threads() -> int:
     """At least 1. Linux; elsewhere the number of CPUs."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
-    return max(1, math.ceil(min(_physical_cores(allowed), _cgroup_cpus())))
-
-
-def _physical_cores(cpus: set[int]) -> int:
-    """Distinct cores behind the logical CPUs: two hyper-threads share the units that a matrix product needs."""
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return len(cores)
+    return max(1, math.ceil(min(physical_cores(allowed), _cgroup_cpus())))
 
 
 def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:

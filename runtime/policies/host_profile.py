@@ -10,26 +10,27 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.errors import ArtifactError, ProfileError, UserError
 from dovetail.runtime.hardware.machine import Machine, this_machine
-from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
+from dovetail.runtime.policies.base import Policy, PolicyKind
+from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
 from dovetail.runtime.trees.shape import TreeShape
 
-PROFILE_VERSION = 3  # 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
+# 3: prices of one text alone; 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
+PROFILE_VERSION = 4
 _MAX_BYTES = 1 << 20
-_POLICIES = ("plain", "lookup", "static", "dynamic")
+_POLICIES = get_args(PolicyKind)
 _REMEDY = "run dovetail calibrate again"
+_log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -61,7 +62,7 @@ class Choice:
     """What was chosen for texts sampled at `temperature`, and why. Speeds in tokens per second."""
 
     temperature: float
-    policy: str  # plain, lookup (matches alone), or with matches static (always `tree`) or dynamic (the largest)
+    kind: str  # see `Policy`
     tree: TreeShape
     chances: Chances
     accept_length: float  # foretold
@@ -72,7 +73,7 @@ class Choice:
     break_even_accept_length: float
 
     def __post_init__(self) -> None:
-        _require(self.policy in _POLICIES, f"policy as one of {', '.join(_POLICIES)}", self.policy)
+        _require(self.kind in _POLICIES, f"kind as one of {', '.join(_POLICIES)}", self.kind)
         _require(0 <= self.temperature <= 100, "temperature from 0 to 100", self.temperature)
         for name in ("predicted", "plain_predicted"):
             _require(0 < getattr(self, name) < 1e9, f"{name} as a speed", getattr(self, name))
@@ -86,18 +87,24 @@ class Choice:
     def summary(self) -> str:
         """A few words."""
         tree = f"width {self.tree.width}"
-        if self.policy == "static":
+        if self.kind == "fixed":
             tree = f"{self.tree.nodes} nodes, depth {self.tree.depth}, {tree}"
-        return f"at temperature {self.temperature:g} {self.policy}" + (f" ({tree})" if self.drafts else "")
+        return f"at temperature {self.temperature:g} {self.kind}" + (f" ({tree})" if self.drafts else "")
+
+    @property
+    def policy(self) -> Policy:
+        """What texts get by it."""
+        kind: PolicyKind = self.kind  # type: ignore[assignment]  # checked when it was made
+        return Policy(kind, self.tree, self.chances, self.predicted / self.plain_predicted)
 
     @property
     def drafts(self) -> bool:
         """Whether the artifact's draft is of use."""
-        return self.policy in ("static", "dynamic")
+        return self.kind in ("fixed", "adaptive")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Profile:
+class HostProfile:
     """One machine, one artifact, one way to run it."""
 
     profile_version: int
@@ -120,10 +127,6 @@ class Profile:
         """The one made at the nearest temperature."""
         return min(self.choices, key=lambda choice: abs(choice.temperature - temperature))
 
-    def policy(self, temperature: float) -> Policy:
-        """A fresh policy for a text sampled at `temperature`."""
-        return policy_of(self.choice(temperature), self.costs)
-
     @property
     def drafts(self) -> bool:
         """Whether the artifact's draft is of use at any temperature."""
@@ -132,7 +135,7 @@ class Profile:
     @property
     def looks_up(self) -> bool:
         """Whether matches in the text are taken at any temperature."""
-        return any(choice.policy != "plain" for choice in self.choices)
+        return any(choice.kind != "plain" for choice in self.choices)
 
     @property
     def summary(self) -> str:
@@ -162,30 +165,19 @@ def _differences(ours: Engines, theirs: Engines) -> list[str]:
     return [f"{name}: {a}, {b}" for name, a, b in pairs if a != b]
 
 
-def policy_of(choice: Choice, costs: Costs) -> Policy:
-    """The policy that `choice` names."""
-    if choice.policy == "plain":
-        return FixedPolicy(PLAIN)
-    rate = choice.predicted / 1e3
-    model: Policy = FixedPolicy(choice.tree)
-    if choice.policy == "dynamic":
-        model = MarginalPolicy(costs, choice.chances, choice.tree, rate)
-    return MixedPolicy(model, costs, rate)
-
-
-def dumps(profile: Profile) -> str:
+def dumps(profile: HostProfile) -> str:
     """The profile as the text that is stored; `loads` reads it back equal."""
     return json.dumps(dataclasses.asdict(profile), indent=1, allow_nan=False) + "\n"
 
 
-def loads(data: bytes, what: str = "profile") -> Profile:
+def loads(data: bytes, what: str = "profile") -> HostProfile:
     """Read a profile strictly. Raises `ProfileError` naming the field."""
     try:
         document = strict_json.parse(data, what, _MAX_BYTES, _REMEDY)
         version = document.get("profile_version") if isinstance(document, dict) else None
         if type(version) is int and version > PROFILE_VERSION:
             raise ProfileError(f"{what}: expected profile_version {PROFILE_VERSION}, got {version}; upgrade dovetail")
-        return strict_json.decode(Profile, document, "profile", _refuse)
+        return strict_json.decode(HostProfile, document, "profile", _refuse)
     except ProfileError:
         raise
     except (ArtifactError, UserError) as error:
@@ -193,18 +185,18 @@ def loads(data: bytes, what: str = "profile") -> Profile:
         raise ProfileError(text if text.endswith(_REMEDY) else f"{what}: {text}; {_REMEDY}") from None
 
 
-def read(path: Path) -> Profile:
+def read(path: Path) -> HostProfile:
     """The profile at `path`. Raises `ProfileError`."""
     try:
         with open(path, "rb") as file:
             return loads(file.read(_MAX_BYTES + 1), str(path))
     except OSError as error:
         raise ProfileError(
-            f"--profile {path}: expected a readable file, got {error.strerror}; check the path or {_REMEDY}"
+            f"profile {path}: expected a readable file, got {error.strerror}; check the path or {_REMEDY}"
         ) from None
 
 
-def write(profile: Profile, path: Path) -> None:
+def write(profile: HostProfile, path: Path) -> None:
     """Write it beside `path` and rename: a reader sees the old one or the new one. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -236,10 +228,9 @@ def profile_for(
     draft_device: str,
     numerics: str,
     threads: int | None,
-    notice: Callable[[str], None],
-) -> Profile | None:
+) -> HostProfile | None:
     """The profile to run `artifact` by, `threads` as the user wants them: the file `given`, `auto` for the cached one,
-    None for none. `notice` is told what it says. Raises `ProfileError` when the file is not for this.
+    None for none. The log says what it holds. Raises `ProfileError` when the file is not for this.
     """
     if given is None:
         return None
@@ -247,9 +238,9 @@ def profile_for(
 
     machine, device = this_machine(), likely_device(draft_device)
     if given == "auto":
-        found = find(artifact, machine, device, numerics, notice)
+        found = find(artifact, machine, device, numerics)
         if found is not None and threads not in (None, found.engines.threads):
-            notice(f"profile: not used, it was made with {found.engines.threads} threads; run dovetail calibrate")
+            _log.info("profile: not used, it was made with %d threads; run dovetail calibrate", found.engines.threads)
             return None
     else:
         found = read(Path(given))
@@ -257,11 +248,11 @@ def profile_for(
         ours = Engines(device, numerics, threads or theirs.threads, theirs.draft_threads)
         found.check(artifact, machine, ours)
     if found is not None:
-        notice(f"profile: {found.summary}")
+        _log.info("profile: %s", found.summary)
     return found
 
 
-def profiles_of(artifact: str, notice: Callable[[str], None]) -> list[Profile]:
+def profiles_of(artifact: str) -> list[HostProfile]:
     """All cached profiles of `artifact` for this machine, however it is run."""
     machine, found = this_machine(), []
     for path in sorted(_folder().glob(f"{artifact[:16]}-*.json")):
@@ -271,14 +262,12 @@ def profiles_of(artifact: str, notice: Callable[[str], None]) -> list[Profile]:
                 one.check(artifact, machine, one.engines)
                 found.append(one)
         except ProfileError as error:
-            notice(f"warning: {path} is ignored: {error}")
+            _log.warning("%s is ignored: %s", path, error)
     return found
 
 
-def find(
-    artifact: str, machine: Machine, draft_device: str, numerics: str, notice: Callable[[str], None]
-) -> Profile | None:
-    """The cached profile for these, or None. A damaged or misplaced one is ignored, and `notice` told."""
+def find(artifact: str, machine: Machine, draft_device: str, numerics: str) -> HostProfile | None:
+    """The cached profile for these, or None. A damaged or misplaced one is ignored, and the log says so."""
     path = cache_path(artifact, machine, draft_device, numerics)
     if not path.is_file():
         return None
@@ -286,6 +275,6 @@ def find(
         found = read(path)
         found.check(artifact, machine, dataclasses.replace(found.engines, draft_device=draft_device, numerics=numerics))
     except ProfileError as error:
-        notice(f"warning: {path} is ignored: {error}")
+        _log.warning("%s is ignored: %s", path, error)
         return None
     return found

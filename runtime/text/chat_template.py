@@ -9,7 +9,6 @@ as long as its `ChatTemplate` and renders one prompt per line.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import selectors
 import subprocess
@@ -19,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.text.template_worker import MAX_MEMORY_BYTES
 
 TIMEOUT_S = 10.0
 MAX_TEXT_BYTES = 16 << 20
-_MAX_MEMORY_BYTES = 1 << 30
 
 Message = Mapping[str, Any]
 
@@ -98,14 +97,14 @@ class ChatTemplate:
             self.close()
             return {
                 "kind": "failed",
-                "error": f"no text below {MAX_TEXT_BYTES} bytes and {_MAX_MEMORY_BYTES} of memory",
+                "error": f"no text below {MAX_TEXT_BYTES} bytes and {MAX_MEMORY_BYTES} of memory",
             }
         found: dict[str, Any] = json.loads(answer)
         return found
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the folder that the user stands in must not provide modules. A session of its own: Ctrl-C is not for it.
-        command = [sys.executable, "-P", "-m", "dovetail.runtime.text.chat_template"]
+        command = [sys.executable, "-P", "-m", "dovetail.runtime.text.template_worker"]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         self._worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
         assert self._worker.stdin is not None
@@ -126,63 +125,3 @@ def check_messages(messages: object) -> None:
             raise UserError(f"messages: expected {shape}, got the entry {message!r:.80}; give it a role")
         if "content" not in message and "tool_calls" not in message:
             raise UserError(f"messages: expected {shape}, got an entry with {sorted(message)!r:.80}; give it a content")
-
-
-def _compile(source: str) -> Any:
-    """The template as transformers would compile it: same options, filters, functions and tags."""
-    import jinja2
-    from jinja2 import ext, nodes, sandbox
-
-    class Generation(ext.Extension):
-        """`{% generation %}` marks an assistant's words for training; here it is its body."""
-
-        tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
-
-        def parse(self, parser: Any) -> Any:
-            lineno = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=lineno)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-def _work() -> None:
-    """The worker: settings on the first line of stdin, a job on every further one, an answer each on stdout."""
-    import resource
-
-    import jinja2
-
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    setting = json.loads(sys.stdin.buffer.readline())
-    template: Any = None
-    for line in sys.stdin.buffer:
-        answer: dict[str, str]
-        try:
-            template = template or _compile(setting["source"])
-            answer = {"text": template.render(**setting["special_tokens"], **json.loads(line))}
-        except jinja2.exceptions.SecurityError as error:
-            answer = {"kind": "failed", "error": f"an access that is not allowed: {error}"}
-        except jinja2.TemplateSyntaxError as error:
-            answer = {"kind": "failed", "error": f"a syntax error in line {error.lineno}: {error}"}
-        except jinja2.TemplateError as error:
-            answer = {"kind": "refused", "error": str(error)}
-        except Exception as error:
-            answer = {"kind": "failed", "error": f"{type(error).__name__}: {error}"}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    _work()

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
-from dovetail.export.draft.config import KINDS, default_feature_layers
+from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.kinds.eagle3 import default_feature_layers
 from dovetail.export.draft.target_features import target_features
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import WEIGHT_FORMATS

@@ -10,7 +10,7 @@ import torch
 from tiny_models import write_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dovetail.export.draft.config import config_for
+from dovetail.export.draft.kinds import KINDS
 from dovetail.export.draft.model import DraftModel, save_draft
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 
@@ -20,7 +20,7 @@ def random_draft(checkpoint: Path, **variant: Any) -> DraftModel:
     model = load_torch(checkpoint)
     _, embedding, lm_head = body_and_head(model)
     kind, blocks = variant.pop("kind"), variant.pop("num_layers", 1)
-    config = config_for(model.config, blocks, kind, **variant)
+    config = KINDS[kind].config_for(model.config, blocks, **variant)
     tokens = None if config.head_size is None else torch.arange(0, 2 * config.head_size, 2)
     torch.manual_seed(3)
     draft = DraftModel(config, embedding, lm_head if tokens is None else lm_head[tokens], tokens)

@@ -15,7 +15,7 @@ import numpy as np
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
-from dovetail.runtime.hardware.devices import load_draft
+from dovetail.runtime.drafts.loading import load_draft
 from dovetail.runtime.policies.base import FixedGrowth
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import root_only

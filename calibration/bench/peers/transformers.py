@@ -7,9 +7,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from dovetail.calibration.bench.machine import computes_bfloat16
 from dovetail.calibration.bench.peers.protocol import Answer, Loaded, Stopwatch, serve, versions
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.cpu import computes_bfloat16
 
 
 class Transformers:

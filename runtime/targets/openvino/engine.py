@@ -16,6 +16,7 @@ import openvino as ov
 
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TargetInfo
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError
+from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.targets.base import Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
 from dovetail.runtime.targets.openvino.ir import attention_window, read_ir, restrict_logits, to_paged_attention
@@ -27,14 +28,25 @@ _PRECISION: dict[str, dict[str, str]] = {
     "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "f16"},
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
+_CACHE_SHARE = 0.25  # of the free memory
 _CACHE_DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
 class OpenVinoTarget:
     """The compiled target and the pages of its cache. See `TargetEngine`."""
 
-    def __init__(self, path: Path, info: TargetInfo, *, numerics: Numerics, threads: int, capacity: int) -> None:
-        """Load the IR at `path`; the cache holds `capacity` tokens, rounded up to whole pages.
+    def __init__(
+        self,
+        path: Path,
+        info: TargetInfo,
+        *,
+        numerics: Numerics,
+        threads: int,
+        capacity: int,
+        at_most: int | None = None,
+    ) -> None:
+        """Load the IR at `path`; the cache holds `capacity` tokens, rounded up to whole pages, or more of them up to
+        `at_most`, as far as a quarter of the free memory goes. Pages take memory when they are first used.
 
         Raises `ArtifactError` when the IR is not a stateful decoder with a `hidden_states` result, and
         `ContextOverflowError` where there is no memory for the cache.
@@ -65,17 +77,21 @@ class OpenVinoTarget:
             )
         kv_heads, page_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
-        self.pool = PagePool(-(-capacity // page_size), page_size)
+        page_bytes = len(ports) * kv_heads * page_size * head_dim * np.dtype(dtype).itemsize
+        num_pages = -(-capacity // page_size)
+        if at_most is not None:
+            within = int(_CACHE_SHARE * available_memory()) // page_bytes
+            num_pages = max(num_pages, min(-(-at_most // page_size), within))
+        self.pool = PagePool(num_pages, page_size)
         # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
         shape = (len(ports), self.pool.num_pages, kv_heads, page_size, head_dim)
-        try:
-            self.cache = np.zeros(shape, dtype)  # [2L, ...]
-        except MemoryError:
-            size = np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize / 1e9
+        size, free = num_pages * page_bytes, available_memory()
+        if size > free:
             raise ContextOverflowError(
-                f"expected memory for a cache of {size:.1f} GB ({capacity} tokens), got none; lower ctx_size or "
-                "sequences"
-            ) from None
+                f"expected memory for a cache of {size / 1e9:.1f} GB ({capacity} tokens), got {free / 1e9:.1f} GB; "
+                "lower sequences or ctx_size"
+            )
+        self.cache = np.zeros(shape, dtype)  # [2L, ...]
         self._request = compiled.create_infer_request()
         for port, cache in zip(ports, self.cache, strict=True):
             self._request.set_tensor(port.any_name, ov.Tensor(cache, shared_memory=True))

@@ -68,7 +68,7 @@ class Inputs:
         for i, (step, tree, past) in enumerate(zip(steps, trees, pasts, strict=True)):
             begin, end = tokens[i], tokens[i + 1]
             arrays["input_ids"][begin:end] = tree.tokens
-            arrays["position_ids"][begin:end] = np.arange(past, past + end - begin) if chains[i] else past + tree.depths()
+            arrays["position_ids"][begin:end] = past + (np.arange(end - begin) if chains[i] else tree.depths())
             if not chains[i]:
                 arrays["qq_bias"][masks[i] : masks[i + 1]] = tree.ancestors().ravel()
             arrays[LOGIT_ROWS][rows[i] : rows[i + 1]] = [begin + node for node in step.logit_rows]

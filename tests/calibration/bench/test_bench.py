@@ -6,6 +6,7 @@ a real artifact.
 from __future__ import annotations
 
 import collections
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -163,6 +164,11 @@ def test_the_reference_of_every_group_is_counted_once() -> None:
 def test_runner_names(names: str, line: str) -> None:
     with pytest.raises(UserError, match=line):
         chosen_runners(names)
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=lambda runner: runner.name)
+def test_every_runner_has_its_program(runner: Runner) -> None:
+    assert importlib.util.find_spec(runner.command[2]) is not None
 
 
 def test_checkpoints_must_fit(tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dovetail.calibration.bench.bandwidth import available_memory_bytes, measure_bandwidth
+from dovetail.calibration.bench.bandwidth import measure_bandwidth
 from dovetail.calibration.bench.workload import (
     COMPLETE,
     EDIT,
@@ -126,17 +126,3 @@ def test_memory_bandwidth() -> None:
     assert found.array_bytes == 64 << 20
     assert 0.1 < found.gb_per_s < 5000
     assert found.kernel
-
-
-def test_the_containers_limit_counts(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:  8000000 kB\n")
-    assert available_memory_bytes(tmp_path) == 8_000_000 << 10
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("3000000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 1000000\n")
-    assert available_memory_bytes(tmp_path) == 8_000_000 << 10
-    (group / "memory.max").write_text("5000000\n")
-    assert available_memory_bytes(tmp_path) == 3_000_000

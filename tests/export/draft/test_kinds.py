@@ -15,15 +15,20 @@ import openvino as ov
 import pytest
 import torch
 from draft_kinds import random_draft, write_kind
+from plain_artifact import DRAFT
 
 from dovetail.export.artifact.writing import write_artifact
-from dovetail.export.draft.config import KINDS, TRAINED_KINDS, DraftConfig, config_for
-from dovetail.export.draft.layouts import Target, read_draft
+from dovetail.export.commands.cli import dovetail_export
+from dovetail.export.draft.config import DraftConfig, config_for
+from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
+from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel, load_draft, save_draft
-from dovetail.export.draft.onnx_graph import cache_names, check_graph, example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import check_graph, draft_info, example_call, export_draft, run_torch
+from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import target_features
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime import load
+from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.base import FixedGrowth
 from dovetail.runtime.trees.shape import TreeShape
@@ -48,7 +53,7 @@ def draft(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> DraftModel:
 @pytest.mark.parametrize("weight_format", ["float32", "int8"])
 def test_graph_is_the_module(draft: DraftModel, weight_format: Any, tmp_path: Path) -> None:
     export_draft(draft, tmp_path / "model.onnx", weight_format=weight_format)
-    check_graph(tmp_path / "model.onnx", draft.config)
+    check_graph(tmp_path / "model.onnx", draft_info(draft))
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for length, past in ((1, 0), (5, 0), (1, 9), (7, 30)):
         call = example_call(draft, length, past, seed=length)
@@ -73,6 +78,14 @@ def test_saved_and_read_is_the_same(draft: DraftModel, tmp_path: Path) -> None:
     assert again.config == draft.config
     for name, tensor in draft.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_the_kinds_are_those_of_the_runtime_and_of_the_command() -> None:
+    assert tuple(KINDS) == DRAFT_KINDS
+    for name, kind in KINDS.items():
+        assert dataclasses.replace(DRAFT, kind=name).reads_features == kind.reads_features
+    (option,) = (option for option in dovetail_export.commands["draft"].params if option.name == "kind")
+    assert list(option.type.choices) == TRAINED_KINDS  # type: ignore[attr-defined]  # it is a choice
 
 
 def test_another_kind_is_refused(tiny_checkpoint: Path) -> None:
@@ -125,7 +138,7 @@ def test_run_time_is_the_module_on_the_targets_features(artifact: Path, device: 
     """
     model = load_torch(tiny_checkpoint)
     _, embedding, lm_head = body_and_head(model)
-    draft = read_draft(artifact.parent / "draft", Target(tiny_checkpoint, model.config, embedding, lm_head))
+    draft = read_draft(artifact.parent / "draft", DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head))
     kind, size = draft.config.kind, draft.config.hidden_size
     rng = np.random.default_rng(1)
     with load(artifact, numerics="exact", draft_device=device) as pipe:
@@ -159,6 +172,5 @@ def test_stock_ir_stays_readable(artifact: Path) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED_KINDS)
 def test_feature_layers_are_in_the_config(kind: str, tiny_checkpoint: Path) -> None:
-    config: DraftConfig = config_for(load_torch(tiny_checkpoint).config, 1, kind)
+    config: DraftConfig = KINDS[kind].config_for(load_torch(tiny_checkpoint).config, 1)
     assert bool(config.feature_layers) == (kind == "eagle3")
-    assert len(cache_names(config.num_layers)) == 2

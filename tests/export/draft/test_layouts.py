@@ -30,8 +30,9 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from dovetail.export.draft.config import vocabulary_sha256
-from dovetail.export.draft.layouts import LM_FAMILIES, Target, check_draft, read_draft
+from dovetail.export.draft.layouts import check_draft, read_draft
 from dovetail.export.draft.model import DraftModel, save_draft
+from dovetail.export.draft.published import FAMILIES, DraftedTarget
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime.errors import UserError
@@ -111,7 +112,7 @@ Made = tuple[dict[str, Any], dict[str, Tensor], Answer]
 """config.json, tensors, and what the published code would answer."""
 
 
-def paper(target: Target) -> Made:
+def paper(target: DraftedTarget) -> Made:
     w1, w2, wz, e_norm, layers = linear(D, D), linear(D, D), linear(D, 2 * D), norm(), Layers(2)
     tensors = {"W_1.weight": w1.weight, "W_2.weight": w2.weight, "W_z.weight": wz.weight}
     tensors |= {"input_layernorm.weight": e_norm.weight, **layers.named()}
@@ -125,7 +126,7 @@ def paper(target: Target) -> Made:
     return {**SIZES, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}, tensors, answer
 
 
-def eagle(target: Target, bias: bool, blocks: int = 1) -> Made:
+def eagle(target: DraftedTarget, bias: bool, blocks: int = 1) -> Made:
     fc, layers = linear(D, 2 * D, bias), Layers(blocks)
     tensors = {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()} | layers.named()
     tensors["embed_tokens.weight"] = target.embedding
@@ -137,7 +138,7 @@ def eagle(target: Target, bias: bool, blocks: int = 1) -> Made:
     return {**SIZES, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": blocks, "bias": bias}, tensors, answer
 
 
-def eagle3(target: Target, layout: str, **more: Any) -> Made:
+def eagle3(target: DraftedTarget, layout: str, **more: Any) -> Made:
     scaling = {"rope_theta": 500000.0, "rope_scaling": LLAMA3} if layout == "specforge" else {}
     fc, token_norm, hidden_norm, last_norm = linear(D, 3 * D), norm(), norm(), norm()
     layers, head = Layers(1, wide=True, **scaling), linear(N, D)
@@ -170,7 +171,7 @@ def eagle3(target: Target, layout: str, **more: Any) -> Made:
 Key = tuple[str, str]
 """Kind of draft, and what is published so."""
 
-LAYOUTS: dict[Key, Callable[[Target], Made]] = {
+LAYOUTS: dict[Key, Callable[[DraftedTarget], Made]] = {
     ("dgf", "the paper's: `W_1`, `W_2`, `W_z`, `input_layernorm`, `layers.*`"): paper,
     ("eagle", "EAGLE-1 and 2: `fc` with bias, one layer"): lambda target: eagle(target, bias=True),
     ("eagle", "EAGLE-1 and 2: `fc` without bias, several layers"): lambda target: eagle(target, bias=False, blocks=2),
@@ -184,10 +185,10 @@ LAYOUTS: dict[Key, Callable[[Target], Made]] = {
 
 
 @pytest.fixture(scope="module")
-def target(tiny_checkpoint: Path) -> Target:
+def target(tiny_checkpoint: Path) -> DraftedTarget:
     model = load_torch(tiny_checkpoint)
     _, embedding, lm_head = body_and_head(model)
-    return Target(tiny_checkpoint, model.config, embedding, lm_head)
+    return DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head)
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], pickled: bool = False) -> Path:
@@ -208,7 +209,7 @@ def proven() -> set[Key]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=" ".join)
-def test_published_layouts(layout: Key, target: Target, proven: set[Key], tmp_path: Path) -> None:
+def test_published_layouts(layout: Key, target: DraftedTarget, proven: set[Key], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, answer = LAYOUTS[layout](target)
     draft = read_draft(write(tmp_path, config, tensors), target)
@@ -240,7 +241,7 @@ def test_published_layouts(layout: Key, target: Target, proven: set[Key], tmp_pa
     ],
 )
 def test_language_models(
-    family: Any, config: Any, more: dict[str, Any], target: Target, proven: set[Key], tmp_path: Path
+    family: Any, config: Any, more: dict[str, Any], target: DraftedTarget, proven: set[Key], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     sizes = {**SIZES, "hidden_size": 48, "num_hidden_layers": 2, **more}
@@ -263,13 +264,13 @@ def test_language_models(
 
 def test_layouts_are_documented(proven: set[Key], documented: Callable[[str, str, list[str]], None]) -> None:
     """The table in docs/drafts.md has what was proven above, no more and no less."""
-    if len(proven) < len(LAYOUTS) + len(LM_FAMILIES):
+    if len(proven) < len(LAYOUTS) + len(FAMILIES):
         pytest.skip("only after all tests of this file")
     rows = [f"| `{kind}` | {layout} |" for kind, layout in (*LAYOUTS, *sorted(proven - set(LAYOUTS)))]
     documented("drafts.md", "layouts", ["| kind | layout |", "| --- | --- |", *rows])
 
 
-def test_feature_layers(target: Target, tmp_path: Path) -> None:
+def test_feature_layers(target: DraftedTarget, tmp_path: Path) -> None:
     """speculators numbers the inputs of layers, SpecForge their outputs."""
     torch.manual_seed(0)
     config, tensors, _ = eagle3(target, "official")
@@ -285,7 +286,7 @@ def test_feature_layers(target: Target, tmp_path: Path) -> None:
         read_draft(write(tmp_path / "d", config | {"eagle_aux_hidden_state_layer_ids": [2, 16, 29]}, tensors), target)
 
 
-def test_pickles_are_asked_for_by_name(target: Target, tmp_path: Path) -> None:
+def test_pickles_are_asked_for_by_name(target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
     folder = write(tmp_path, config, tensors, pickled=True)
@@ -340,7 +341,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_drafts_are_refused_in_a_line(damage: str, target: Target, tmp_path: Path) -> None:
+def test_bad_drafts_are_refused_in_a_line(damage: str, target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle3(target, "official")
     change, message = DAMAGES[damage]
@@ -350,7 +351,7 @@ def test_bad_drafts_are_refused_in_a_line(damage: str, target: Target, tmp_path:
     assert "\n" not in str(refused.value)
 
 
-def test_truncated_weights(target: Target, tmp_path: Path) -> None:
+def test_truncated_weights(target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
     path = write(tmp_path, config, tensors) / "model.safetensors"
@@ -362,7 +363,7 @@ def test_truncated_weights(target: Target, tmp_path: Path) -> None:
         read_draft(tmp_path, target)
 
 
-def test_config_that_is_none(target: Target, tmp_path: Path) -> None:
+def test_config_that_is_none(target: DraftedTarget, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a draft folder with config.json"):
         read_draft(tmp_path, target)
     (tmp_path / "config.json").write_text("[1]")
@@ -382,7 +383,7 @@ def other_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: Target, tmp_path: Path) -> None:
+def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: DraftedTarget, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected the target's tokenizer beside the draft, got another .* token '[!#]'"
     ):
@@ -395,7 +396,7 @@ def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: 
         read_draft(tmp_path, target)
 
 
-def test_a_damaged_tokenizer(target: Target, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer(target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
     write(tmp_path, config, tensors)
@@ -404,7 +405,7 @@ def test_a_damaged_tokenizer(target: Target, tmp_path: Path) -> None:
         read_draft(tmp_path, target)
 
 
-def test_our_draft_of_another_vocabulary(other_checkpoint: Path, target: Target, tmp_path: Path) -> None:
+def test_our_draft_of_another_vocabulary(other_checkpoint: Path, target: DraftedTarget, tmp_path: Path) -> None:
     digest = vocabulary_sha256(target.tokenizer)
     draft: DraftModel = random_draft(target.folder, kind="eagle", vocabulary_sha256=digest)
     save_draft(draft, tmp_path)
@@ -414,7 +415,7 @@ def test_our_draft_of_another_vocabulary(other_checkpoint: Path, target: Target,
         check_draft(tmp_path, other_checkpoint)
 
 
-def test_our_drafts_head_is_checked(target: Target, tmp_path: Path) -> None:
+def test_our_drafts_head_is_checked(target: DraftedTarget, tmp_path: Path) -> None:
     save_draft(random_draft(target.folder, kind="eagle3", head_size=100), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["head_tokens"][3] = V
@@ -427,7 +428,7 @@ def test_our_drafts_head_is_checked(target: Target, tmp_path: Path) -> None:
         read_draft(tmp_path, target)
 
 
-def test_other_families_are_no_drafts(target: Target, tmp_path: Path) -> None:
+def test_other_families_are_no_drafts(target: DraftedTarget, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, vocab_size=512)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (

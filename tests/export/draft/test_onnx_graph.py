@@ -20,9 +20,10 @@ from torch import Tensor
 
 from dovetail.export.draft.graph_builder import GraphBuilder, quantize_blocks
 from dovetail.export.draft.model import DraftModel, load_draft
-from dovetail.export.draft.onnx_graph import TOP_K, cache_names, check_graph, example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import TOP_K, check_graph, draft_info, example_call, export_draft, run_torch
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL
+from dovetail.runtime.drafts.graph_contract import cache_names
 
 # Hidden states are around 2 here and leave as float16: measured 0.0010 with float32 weights, 0.0023 with float16.
 FLOAT32, FLOAT16 = 0.003, 0.006
@@ -58,7 +59,7 @@ def difference(draft: DraftModel, path: Path, call: dict[str, NDArray[Any]]) -> 
 
 
 def test_contract(tiny_artifact: Path, draft: DraftModel) -> None:
-    check_graph(tiny_artifact / DRAFT_MODEL, draft.config)
+    check_graph(tiny_artifact / DRAFT_MODEL, draft_info(draft))
     session = ort.InferenceSession(str(tiny_artifact / DRAFT_MODEL), providers=["CPUExecutionProvider"])
     types = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
     assert types["tree_mask"] == "tensor(bool)"
@@ -163,7 +164,7 @@ def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
     whole = example_call(draft, 23, 0)
     whole["logit_rows"] = np.arange(23)
     expected, hidden = run(wide, whole), []
-    caches = {name: whole[name] for name in cache_names(draft.config.num_layers)}
+    caches = {name: whole[name] for name in cache_names(draft_info(draft))}
     for begin, end in ((0, 1), (1, 9), (9, 10), (10, 23)):
         part = {name: whole[name][begin:end] for name in ("input_ids", "features", "position_ids", "cache_rows")}
         part |= {"feature_rows": np.arange(end - begin), "logit_rows": np.arange(end - begin)}

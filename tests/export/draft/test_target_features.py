@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dovetail.export.draft.config import default_feature_layers
+from dovetail.export.draft.kinds.eagle3 import default_feature_layers
 from dovetail.export.draft.target_features import add_projected_features, target_features
 from dovetail.export.sources.checkpoint import load_torch
 from dovetail.export.target.optimum_export import _optimum_export

@@ -337,7 +337,7 @@ def test_other_bad_input(
     _refused("for both the target and the draft", tiny_checkpoint, good, tmp_path, **both)
 
     for name, value, found in (
-        ("_available_memory", lambda: 1 << 20, "GB of memory for 0.00 B parameters, got 0.0 GB"),
+        ("available_memory", lambda: 1 << 20, "GB of memory for 0.00 B parameters, got 0.0 GB"),
         ("PADDED_MARGIN", 1e9, "nats below the likely ones"),
     ):
         with monkeypatch.context() as patch:

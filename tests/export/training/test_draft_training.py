@@ -14,8 +14,9 @@ import torch
 from click.testing import CliRunner
 
 from dovetail.export.commands.cli import dovetail_export
-from dovetail.export.draft.layouts import Target, read_draft
+from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel, join, load_draft
+from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.export.training import draft as draft_training
 from dovetail.export.training.draft import DraftRecipe, DraftTask, soft_cross_entropy, unroll
@@ -150,7 +151,7 @@ def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkp
     assert result.exit_code == 0, result.output
     model = load_torch(tiny_checkpoint)
     _, embedding, lm_head = body_and_head(model)
-    draft = read_draft(tmp_path / "draft", Target(tiny_checkpoint, model.config, embedding, lm_head))
+    draft = read_draft(tmp_path / "draft", DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head))
     assert draft.config.kind == kind
     assert (draft.head_tokens is None) == (kind == "eagle")
     assert kind == "eagle" or len(draft.lm_head) == 100

@@ -15,6 +15,7 @@ import torch
 from tiny_models import write_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dovetail.export.artifact.atomic_file import replacing
 from dovetail.export.training import loop as training
 from dovetail.export.training import target as target_training
 from dovetail.export.training.corpus import Corpus
@@ -102,15 +103,13 @@ def test_it_learns(task: Callable[[], TargetTask], tmp_path: Path) -> None:
 
 def test_a_checkpoint_survives_a_failed_write(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    training.write_atomically(path, lambda beside: beside.write_text("good") and None)
-
-    def fails(beside: Path) -> None:
+    with replacing(path) as beside:
+        beside.write_text("good")
+    with pytest.raises(OSError), replacing(path) as beside:  # noqa: PT011, PT012  # whatever the disk says, half way
         beside.write_text("ba")
         raise OSError
-
-    with pytest.raises(OSError):  # noqa: PT011  # whatever the disk says
-        training.write_atomically(path, fails)
     assert path.read_text() == "good"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_learning_rate() -> None:

@@ -17,10 +17,11 @@ from onnx import numpy_helper
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, loads
 from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.loading import load_draft
 from dovetail.runtime.drafts.model_draft import READ_AT_ONCE, ModelDraft
 from dovetail.runtime.drafts.onnxruntime_graph import OnnxDraft, OnnxMemory
 from dovetail.runtime.errors import DraftError
-from dovetail.runtime.hardware.devices import load_draft, why_no_cuda
+from dovetail.runtime.hardware.devices import why_no_cuda
 from dovetail.runtime.policies.base import NO_GROWTH, FixedGrowth
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Tree

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, loads
 from dovetail.runtime.commands.cli import dovetail
+from dovetail.runtime.drafts import loading
+from dovetail.runtime.drafts.loading import load_draft
 from dovetail.runtime.errors import DeviceError
 from dovetail.runtime.hardware import devices
-from dovetail.runtime.hardware.devices import CudaDriver, Gpu, check_device, load_draft, why_no_cuda
+from dovetail.runtime.hardware.devices import CudaDriver, Gpu, check_device, why_no_cuda
 
 GPU = Gpu(0, "NVIDIA Quadro P2000", 5 << 30)
 
@@ -126,7 +128,7 @@ def test_an_operator_that_the_gpu_lacks_is_named(monkeypatch: pytest.MonkeyPatch
 def test_an_openvino_device_that_is_not_there_is_refused_with_those_that_are(
     monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path
 ) -> None:
-    monkeypatch.setattr(devices, "openvino_devices", lambda: {"CPU": "some CPU"})
+    monkeypatch.setattr(loading, "openvino_devices", lambda: {"CPU": "some CPU"})
     with pytest.raises(DeviceError, match=r"expected one of OpenVINO's devices \(CPU\), got GPU"):
         load(tiny_artifact, device="openvino:GPU")
 

@@ -1,0 +1,54 @@
+"""What a kind of draft is: everything by which one differs from another, as one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from dovetail.export.draft.config import DraftConfig, config_for
+from dovetail.export.draft.published import DraftParts, PublishedDraft
+
+
+def _no_layers(num_layers: int) -> tuple[int, ...]:
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishedLayout:
+    """A layout that drafts of a kind are published in: how a folder of it is told from others, and how it is read.
+
+    `read` raises `UserError` for a folder that is damaged or not for the target.
+    """
+
+    matches: Callable[[PublishedDraft], bool]
+    read: Callable[[PublishedDraft], DraftParts]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftKind:
+    """One kind of draft. A new one is a file with such a record in this folder, a line in `KINDS`, and its name in the
+    runtime's `DRAFT_KINDS`; its `fusion` makes a torch module that also is a `Fusion`.
+    """
+
+    name: str
+    fusion: Callable[[DraftConfig], nn.Module]
+    layouts: tuple[PublishedLayout, ...]
+    reads_features: bool = True  # False: a language model of its own, which reads tokens alone
+    default_feature_layers: Callable[[int], tuple[int, ...]] = _no_layers  # of a target with so many layers
+    first_block_reads_pair: bool = False  # its attention reads token and feature side by side, 2 D numbers
+    first_block_norm: bool = False  # it has an input norm, as all other blocks do
+    output_norm: bool = False  # between the last block and the LM head
+    own_head: bool = False  # the LM head is trained with the draft, and may have fewer tokens than the target's
+    imitates_features: bool = False  # its output is trained to be the target's next feature, not only to say its token
+    unroll_from: float | None = None
+    """From this share of the training on, the draft is fed its own features for several levels; before it for one,
+    which is over twice as fast. None: this kind is not trained here.
+    """
+
+    def config_for(self, target: Any, num_blocks: int, **more: Any) -> DraftConfig:
+        """A draft of this kind for a target's transformers config; see `config.config_for`."""
+        more.setdefault("feature_layers", self.default_feature_layers(target.num_hidden_layers))
+        return config_for(target, num_blocks, self.name, **more)
