@@ -271,15 +271,13 @@ class Engine:
 
     def _retire(self) -> None:
         """Let go of the texts that have ended."""
-        for sequence in [*self._running, *self._waiting]:
-            if sequence.finish_reason is not None:
-                if sequence in self._running:
-                    self._running.remove(sequence)
-                else:
-                    self._waiting.remove(sequence)
-                sequence.siblings = []
-                del self._listeners[id(sequence)]
-                self._on_end.pop(id(sequence))()
+        ended = [sequence for sequence in (*self._running, *self._waiting) if sequence.finish_reason is not None]
+        self._running = [sequence for sequence in self._running if sequence.finish_reason is None]
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.finish_reason is None)
+        for sequence in ended:
+            sequence.siblings = []
+            del self._listeners[id(sequence)]
+            self._on_end.pop(id(sequence))()
 
     def _draft_counters(self) -> tuple[float, int, int]:
         graph = self._graph
