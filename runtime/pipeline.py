@@ -227,20 +227,27 @@ class Pipeline:
         tools: Sequence[Mapping[str, Any]] | None = None,
         conversation: Conversation | None = None,
         sequence: int = 0,
+        policy: Policy | None = None,
         **controls: Any,
     ) -> Stream:
         """Continue `prompt` chunk by chunk. `controls` are `GenerationConfig`'s fields and change `config`, which
         replaces the artifact's own defaults.
 
         A `conversation` keeps its caches for the next turn. `tools` go into the chat template of messages. A stream is
-        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. Raises
-        `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
+        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. `policy` says what trees it
+        gets, in place of what was chosen for this machine and its temperature. Raises `ContextOverflowError` when
+        prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        return self._stream(self.encode(prompt, tools), config, conversation, sequence)
+        return self._stream(self.encode(prompt, tools), config, conversation, sequence, policy)
 
     def _stream(
-        self, ids: list[int], config: GenerationConfig, conversation: Conversation | None, number: int
+        self,
+        ids: list[int],
+        config: GenerationConfig,
+        conversation: Conversation | None,
+        number: int,
+        policy: Policy | None = None,
     ) -> Stream:
         sampler = Sampler(config, ids, self.artifact.manifest.target.vocab_size, number)
         cache_owner = conversation or self.conversation()
@@ -248,7 +255,7 @@ class Pipeline:
             ids,
             cache_owner.cache,
             sampler=sampler,
-            pace=Pace(self.policy(config.temperature)),
+            pace=Pace(policy or self.policy(config.temperature)),
             max_new_tokens=self._room(len(ids), config),
             ends=frozenset() if config.ignore_eos else config.eos_token_id,
             foresight=sampler.foresee if config.temperature > 0 else blind,

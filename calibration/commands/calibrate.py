@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dovetail.runtime.artifact.opening import Artifact
     from dovetail.runtime.decoding.engine_config import EngineConfig
     from dovetail.runtime.pipeline import Pipeline
-    from dovetail.runtime.policies.host_profile import Engines, Profile
+    from dovetail.runtime.policies.host_profile import Engines, HostProfile
 
 _MAX_TEXT_BYTES = 4 << 20
 _TEXT_CHARACTERS = 100_000  # that are read: far more than the passages that are picked
@@ -89,7 +89,6 @@ def _calibrate(
     as_json: bool,
 ) -> None:
     from dovetail.calibration.choose import calibration as decision
-    from dovetail.calibration.measure.latency import ROOM
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.machine import this_machine
     from dovetail.runtime.policies.host_profile import cache_path
@@ -103,7 +102,7 @@ def _calibrate(
     counts = _threads(opened, config, quick)
     with _pipeline(opened, config, *counts) as pipe:
         tokens = pipe.encode((given if given is not None else _shipped_text())[:_TEXT_CHARACTERS])
-        pair = PipelinePair(pipe, ROOM)
+        pair = PipelinePair(pipe)
         with _bars() as progress:
             result = decision.calibrate(
                 pair,
@@ -159,12 +158,12 @@ def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_thread
         profile=None,
     )
     with waiting("loading the models"):
-        return Pipeline(opened, config, notice=notice)
+        return Pipeline(opened, config)
 
 
 def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, int]:
     """(target's, draft's): as given, else the fastest of all cores and half of them."""
-    from dovetail.calibration.measure.latency import ROOM, fastest_threads
+    from dovetail.calibration.measure.latency import fastest_threads
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.threads import default_threads
 
@@ -175,7 +174,7 @@ def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, 
     @contextlib.contextmanager
     def opening(count: int) -> Iterator[PipelinePair]:
         with _pipeline(opened, config, count, count) as pipe:
-            yield PipelinePair(pipe, ROOM)
+            yield PipelinePair(pipe)
 
     with waiting("trying numbers of threads"):
         chosen, found = fastest_threads(opening, [cores, cores // 2])
@@ -216,7 +215,7 @@ def _shipped_text() -> str:
     return text
 
 
-def _keep(profile: Profile, path: Path, asked: bool) -> str | None:
+def _keep(profile: HostProfile, path: Path, asked: bool) -> str | None:
     """Write the profile; where it can't be written, say so once, and fail only if the user named the place."""
     from dovetail.runtime.policies.host_profile import write
 
@@ -277,17 +276,17 @@ def _show_decision(decision: Decision) -> None:
     label = f"temperature {decision.temperature:g}"
     needed = f"break-even accept length {choice.break_even_accept_length:.2f}"
     if not choice.drafts:
-        reached = decision.candidates.static.replay.accept_length
-        how = "plain decoding" if choice.policy == "plain" else "matches in the text alone"
+        reached = decision.candidates.fixed.replay.accept_length
+        how = "plain decoding" if choice.kind == "plain" else "matches in the text alone"
         click.echo(f"{label:<18} {how}: the draft does not pay here ({needed}, reached {reached:.2f})")
-    elif choice.policy == "static":
-        click.echo(f"{label:<18} static tree: {tree.nodes} nodes, depth {tree.depth}, width {tree.width} ({needed})")
+    elif choice.kind == "fixed":
+        click.echo(f"{label:<18} fixed tree: {tree.nodes} nodes, depth {tree.depth}, width {tree.width} ({needed})")
     else:
         click.echo(
-            f"{label:<18} dynamic tree: width {tree.width}, {replay.nodes / replay.rounds:.1f} nodes and "
+            f"{label:<18} adaptive tree: width {tree.width}, {replay.nodes / replay.rounds:.1f} nodes and "
             f"{replay.levels / replay.rounds:.1f} levels on average ({needed})"
         )
-    gain = decision.compared[choice.policy].over(decision.compared["plain"])[0]
+    gain = decision.compared[choice.kind].over(decision.compared["plain"])[0]
     click.echo(
         f"{'':<18} {choice.predicted:.1f} tokens/s foretold, {choice.measured:.1f} measured; over plain decoding "
         f"{choice.predicted / choice.plain_predicted:.2f} foretold, {gain:.2f} measured; accept length "

@@ -13,8 +13,8 @@ import numpy as np
 from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs
-from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.evaluation.likelihood import CHUNK, Divergence, chunks, log_probs
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 
 WINDOW = 256
 MAX_TOKENS = 8192
@@ -54,7 +54,7 @@ def compare_targets(
             f"--text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
         )
     ours, theirs = (
-        TargetModel(path, described, numerics="exact", threads=threads, cache_tokens=window)
+        OpenVinoTarget(path, described, numerics="exact", threads=threads, capacity=window + CHUNK)
         for path, described in ((artifact.file(TARGET_MODEL), info), _reference(reference, info))
     )
     divergence = Divergence()

@@ -44,10 +44,14 @@ class PassLoad:
         return [self.prices.pass_ms(self.rows + count, self.texts) for count in range(nodes + 1)]
 
     def draft_ms(self, levels: int, width: int, texts: int) -> float:
-        """One text's share of the draft's calls, of `texts` that draft levels of `width`."""
+        """One text's share of the draft's calls, of `texts` that draft levels of `width`. Behind them the target finds
+        the processor's caches cold, which plain decoding does not.
+        """
         if not levels:
             return 0.0
-        return (self.prices.first_ms(texts) + (levels - 1) * self.prices.level_ms(width * texts)) / texts
+        prices = self.prices
+        calls_ms = prices.first_ms(texts) + (levels - 1) * prices.level_ms(width * texts)
+        return (calls_ms + prices.passes[1] - prices.plain) / texts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
