@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
@@ -31,6 +32,8 @@ from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
+_log = logging.getLogger(__name__)
+
 DEFAULT_NEW_TOKENS = 256
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -42,7 +45,6 @@ def load(
     config: EngineConfig | None = None,
     *,
     trust: bool = False,
-    notice: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> Pipeline:
     """Open the artifact at `path` and load its target and draft.
@@ -51,11 +53,11 @@ def load(
 
     >>> pipe = load("artifacts/pystd", numerics="exact", threads=2)
 
-    `trust` skips the hashes. `notice` is told, a line each, what was chosen and what went wrong with the draft. Raises
-    `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
+    `trust` skips the hashes. What was chosen is logged (logger `dovetail`, level INFO), what went wrong with the draft
+    too (WARNING). Raises `ArtifactError`, `DeviceError`, `ProfileError`, `UserError`.
     """
     config = (config or EngineConfig()).with_changes(**changes)
-    return Pipeline(open_artifact(path, trust=trust), config, notice=notice)
+    return Pipeline(open_artifact(path, trust=trust), config)
 
 
 class Pipeline:
@@ -63,7 +65,7 @@ class Pipeline:
     refused.
     """
 
-    def __init__(self, artifact: Artifact, config: EngineConfig, *, notice: Callable[[str], None]) -> None:
+    def __init__(self, artifact: Artifact, config: EngineConfig) -> None:
         manifest = artifact.manifest
         draft, draft_device, tree = config.draft, config.draft_device, config.tree
         threads, draft_threads = config.threads, config.draft_threads
@@ -74,7 +76,7 @@ class Pipeline:
         self.profile: Profile | None = None
         wanted = manifest.draft if draft in ("auto", "artifact") else None
         if wanted is not None and tree is None:
-            self.profile = profile_for(artifact.digest, config.profile, draft_device, config.numerics, threads, notice)
+            self.profile = profile_for(artifact.digest, config.profile, draft_device, config.numerics, threads)
         elif config.profile not in ("auto", None):
             raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
         self.mixes = draft == "auto" and wanted is not None  # matches beside the model
@@ -83,11 +85,10 @@ class Pipeline:
             wanted = wanted if self.profile.drafts else None
             self.mixes = self.mixes and self.profile.looks_up
         self.threads = threads or default_threads()
-        self._notice = notice
         self._chat_template = config.chat_template
         self._turns = Turns()
         self._closed = False
-        notice(f"target: CPU, threads {self.threads}, numerics {config.numerics}, context {self.ctx_size}")
+        _log.info(f"target: CPU, threads {self.threads}, numerics {config.numerics}, context {self.ctx_size}")
         self.draft: DraftGraph | None = None  # a loaded graph
         self.draft_kind = "lookup" if draft == "lookup" or (self.mixes and wanted is None) else "none"
         self.draft_device = "none"
@@ -99,7 +100,6 @@ class Pipeline:
                 threads=draft_threads or self.threads,
                 context_length=self.ctx_size,
                 memory_limit=config.draft_memory_limit,
-                notice=notice,
             )
             self.draft_kind, self.draft_device = wanted.kind, self.draft.device
         elif self.profile is not None:
@@ -108,13 +108,13 @@ class Pipeline:
                 if self.mixes
                 else "plain decoding is faster"
             )
-            notice(f"draft: {self.draft_kind}, {how} here (dovetail calibrate)")
+            _log.info(f"draft: {self.draft_kind}, {how} here (dovetail calibrate)")
         elif draft_device not in ("auto", "cpu"):
             raise DeviceError(
                 f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
             )
         else:
-            notice("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
+            _log.info("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
         default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
         self.policy: Policy | None = None  # the profile's, by the text's temperature
         if self.profile is None:
@@ -255,7 +255,7 @@ class Pipeline:
         if self._closed:
             raise UserError("expected an open pipeline, got a closed one; load the artifact again")
         lookup = LookupDraft() if self.mixes else None
-        return Conversation(self.target, self._draft_of_a_text(), self._notice, lookup=lookup)
+        return Conversation(self.target, self._draft_of_a_text(), lookup=lookup)
 
     def _policy(self, temperature: float) -> Policy:
         if self.policy is not None:

@@ -159,7 +159,7 @@ def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_thread
         profile=None,
     )
     with waiting("loading the models"):
-        return Pipeline(opened, config, notice=notice)
+        return Pipeline(opened, config)
 
 
 def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,13 +29,14 @@ from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import DraftInfo, FileEntry, Manifest
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.text import tokenizer_check as tokenizer_file
 from dovetail.runtime.trees.shape import TreeShape
 
 if TYPE_CHECKING:
     from dovetail.export.draft.graph_builder import WeightFormat
     from dovetail.export.draft.writing import DraftPlan, ExportedDraft
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_TREE = TreeShape(nodes=12, depth=5, width=4)
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
@@ -100,7 +102,7 @@ def write_artifact(
         exported: ExportedDraft | None = None
         scratch = folder / "scratch"
         if found.is_ir:
-            notice(f"target: taking the IR in {found.folder}, weights as they are")
+            _log.info(f"target: taking the IR in {found.folder}, weights as they are")
             if plan is not None:
                 exported = _draft_of_ir(found.folder, folder, ids, plan)
             info, taps = (None, None) if exported is None else (exported.info, exported.taps)
@@ -110,7 +112,7 @@ def write_artifact(
             reading = checks.Reading(ids, length, draft_agreement=agreement)
         else:
             parameters, exported, reading = _torch_side(found, folder, ids, plan, scratch)
-            notice(f"target: exporting {found.folder} as {how.weight_format}")
+            _log.info(f"target: exporting {found.folder} as {how.weight_format}")
             info, taps = (None, None) if exported is None else (exported.info, exported.taps)
             target = export_target(found.folder, folder, how, allow_pickle, taps)
             target = dataclasses.replace(target, parameters=parameters)
@@ -174,7 +176,7 @@ def _torch_side(
             read: checks.Logits = target_features(model, torch.from_numpy(ids)[None], layers)[0].numpy()
             return read
 
-        notice("draft: exporting to ONNX")
+        _log.info("draft: exporting to ONNX")
         target = Target(found.folder, model.config, *body_and_head(model)[1:])
         exported = write_draft(plan, folder / manifests.DRAFT_MODEL, target, features, ids)
     agreement = None if exported is None else exported.agreement
@@ -193,7 +195,7 @@ def _draft_of_ir(source: Path, folder: Path, ids: checks.Ids, plan: DraftPlan) -
 
     model = read_source_ir(source)
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    notice("draft: exporting to ONNX")
+    _log.info("draft: exporting to ONNX")
     target = Target(source, config, *map(torch.from_numpy, embedding_and_head(model)))
     return write_draft(
         plan, folder / manifests.DRAFT_MODEL, target, lambda ids, layers: features(model, ids, layers), ids

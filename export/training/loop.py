@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.terminal.progress import stage
+
+_log = logging.getLogger(__name__)
 
 WARMUP_STEPS = 30
 DECAY_FROM = 0.3  # of the stage: constant until here, then linearly down
@@ -224,7 +226,7 @@ def _look(task: Task, step: int, spent: float) -> dict[str, float]:
         figures = task.held_out()
     task.model.train()
     entry = {"step": float(step), "minutes": spent / 60, **figures}
-    notice(
+    _log.info(
         f"{task.name}: held out after {spent / 60:.1f} min, step {step}: "
         + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
     )
@@ -265,5 +267,7 @@ def _load(task: Task, checkpoint: Path) -> tuple[int, float, list[dict[str, floa
     for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     task.load_state_dict(state["task"])
-    notice(f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}")
+    _log.info(
+        f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}"
+    )
     return state["step"], state["seconds"], state["history"]

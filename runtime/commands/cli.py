@@ -14,7 +14,7 @@ from dovetail.runtime.commands.answers import Printer, report
 from dovetail.runtime.commands.chat import chat
 from dovetail.runtime.commands.doctor import doctor
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice, print_json, run
+from dovetail.runtime.terminal.console import print_json, run
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -103,7 +103,7 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     examples = options.replay_chat_examples(opened) if verify else None
     from dovetail.runtime.policies.host_profile import profiles_of  # only now: the artifact's own faults come first
 
-    profiles = profiles_of(opened.digest, notice)
+    profiles = profiles_of(opened.digest)
     if as_json:
         kept = [dataclasses.asdict(profile) for profile in profiles]
         about = {"profiles": kept, "digest": opened.digest, "verified": not trust, "chat_examples": examples}

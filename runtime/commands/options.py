@@ -143,4 +143,4 @@ def open_pipeline(path: str, controls: dict[str, Any], engine: dict[str, Any]) -
         default = LOOKUP_TREE if config.draft == "lookup" else opened.manifest.default_tree
         config = config.with_changes(tree=dataclasses.replace(default, **shape))
     with waiting("loading the models"):
-        return Pipeline(opened, config, notice=notice)
+        return Pipeline(opened, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from dovetail.runtime.drafts.base import Draft, NoDraft, RewindableDraft
@@ -21,13 +21,12 @@ class Conversation:
         self,
         target: TargetModel,
         draft: RewindableDraft | None,
-        warn: Callable[[str], None],
         *,
         lookup: LookupDraft | None = None,
     ) -> None:
-        """`lookup` offers matches before `draft` is asked. `warn`: see `GuardedDraft`."""
+        """`lookup` offers matches before `draft` is asked."""
         self.target = target.sequence()
-        self.guard = GuardedDraft(draft or NoDraft(), warn)
+        self.guard = GuardedDraft(draft or NoDraft())
         self.draft: Draft = self.guard if lookup is None else MixedDraft(self.guard, lookup)
         self._sequence, self._lookup = draft, lookup
         self._tokens: list[int] = []

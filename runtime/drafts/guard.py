@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
 
 from dovetail.runtime.drafts.base import Draft, Foresight, blind
 from dovetail.runtime.policies.base import NO_GROWTH, Growth
 from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+
+_log = logging.getLogger(__name__)
 
 WINDOW = 64  # rounds that are judged together
 FLOOR = 0.05  # of these, the share in which the target must have agreed with a first drafted token
@@ -21,10 +23,9 @@ class GuardedDraft:
     twenty times cheaper than a pass of the target.
     """
 
-    def __init__(self, draft: Draft, warn: Callable[[str], None]) -> None:
-        """`warn` is told once why the draft was given up, or first put to rest."""
+    def __init__(self, draft: Draft) -> None:
+        """Why the draft was given up, or first put to rest, is logged once."""
         self._draft = draft
-        self._warn = warn
         self._agreed: deque[bool] = deque(maxlen=WINDOW)
         self._rest = 0  # rounds left to go without the draft
         self._next_rest = REST
@@ -62,7 +63,7 @@ class GuardedDraft:
             tree = self._draft.propose(tokens, features, NO_GROWTH if self._resting() else growth, foresight)
         except Exception as error:  # the draft is only a guess: nothing it does may end the text
             self.failure = f"{type(error).__name__}: {error}"
-            self._warn(f"warning: the draft failed ({self.failure:.200}); the text goes on, the same without it")
+            _log.warning(f"the draft failed ({self.failure:.200}); the text goes on, the same without it")
             return root_only(int(tokens[-1]))
         self._drafted = len(tree) > 1
         return tree
@@ -74,8 +75,8 @@ class GuardedDraft:
         if len(self._agreed) == WINDOW and sum(self._agreed) < FLOOR * WINDOW:
             share = sum(self._agreed) / WINDOW
             if not self.rests:
-                self._warn(
-                    f"warning: the target agrees with the draft in {share:.0%} of rounds, so the draft rests for "
+                _log.warning(
+                    f"the target agrees with the draft in {share:.0%} of rounds, so the draft rests for "
                     f"{self._next_rest} rounds. Was it trained for this target?"
                 )
             self._rest, self._next_rest = self._next_rest - 1, 2 * self._next_rest

@@ -6,8 +6,8 @@ What counts is the provider that a session really got: ONNX Runtime lists CUDA a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dovetail.runtime.errors import DeviceError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # names of devices are checked before numpy is imported
     from dovetail.runtime.artifact.manifest import DraftInfo
     from dovetail.runtime.drafts.graph_contract import DraftGraph
 
+_log = logging.getLogger(__name__)
 NAMES = "auto, cpu, cuda, cuda:INDEX, openvino:CPU or openvino:GPU"
 _CUDA_WORKSPACE_BYTES = 64 << 20  # what cuBLAS and the arena want besides weights and caches
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?\Z")
@@ -62,9 +63,8 @@ def load_draft(
     threads: int,
     context_length: int,
     memory_limit: int | None = None,
-    notice: Callable[[str], None] = lambda line: None,
 ) -> DraftGraph:
-    """Load the draft graph at `path` on `device`; `notice` is told where, and for `auto` why.
+    """Load the draft graph at `path` on `device`; where, and for `auto` why, is logged.
 
     `auto` is the first NVIDIA GPU that the session really gets, else the CPU by ONNX Runtime, which was faster there
     than OpenVINO (docs/performance.md). `memory_limit` bounds the draft's bytes on its device. Raises `DeviceError`.
@@ -76,7 +76,7 @@ def load_draft(
         return _load(path, info, name, threads, context_length, memory_limit)
 
     if device != "auto":
-        notice(f"draft: {info.kind} on {device}")
+        _log.info(f"draft: {info.kind} on {device}")
         return on(device)
     why = why_no_cuda(0)
     if why is None:
@@ -85,9 +85,9 @@ def load_draft(
         except DeviceError as error:
             why = str(error)
         else:
-            notice(f"draft: {info.kind} on cuda:0 (auto: an NVIDIA GPU that runs it)")
+            _log.info(f"draft: {info.kind} on cuda:0 (auto: an NVIDIA GPU that runs it)")
             return model
-    notice(f"draft: {info.kind} on cpu (auto: {why})")
+    _log.info(f"draft: {info.kind} on cpu (auto: {why})")
     return on("cpu")
 
 

@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +25,8 @@ from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.policies.lookup_or_model import MixedPolicy
 from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
 from dovetail.runtime.trees.shape import TreeShape
+
+_log = logging.getLogger(__name__)
 
 PROFILE_VERSION = 3  # 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
 _MAX_BYTES = 1 << 20
@@ -236,10 +238,9 @@ def profile_for(
     draft_device: str,
     numerics: str,
     threads: int | None,
-    notice: Callable[[str], None],
 ) -> Profile | None:
     """The profile to run `artifact` by, `threads` as the user wants them: the file `given`, `auto` for the cached one,
-    None for none. `notice` is told what it says. Raises `ProfileError` when the file is not for this.
+    None for none. Raises `ProfileError` when the file is not for this.
     """
     if given is None:
         return None
@@ -247,9 +248,9 @@ def profile_for(
 
     machine, device = this_machine(), likely_device(draft_device)
     if given == "auto":
-        found = find(artifact, machine, device, numerics, notice)
+        found = find(artifact, machine, device, numerics)
         if found is not None and threads not in (None, found.engines.threads):
-            notice(f"profile: not used, it was made with {found.engines.threads} threads; run dovetail calibrate")
+            _log.info(f"profile: not used, it was made with {found.engines.threads} threads; run dovetail calibrate")
             return None
     else:
         found = read(Path(given))
@@ -257,11 +258,11 @@ def profile_for(
         ours = Engines(device, numerics, threads or theirs.threads, theirs.draft_threads)
         found.check(artifact, machine, ours)
     if found is not None:
-        notice(f"profile: {found.summary}")
+        _log.info(f"profile: {found.summary}")
     return found
 
 
-def profiles_of(artifact: str, notice: Callable[[str], None]) -> list[Profile]:
+def profiles_of(artifact: str) -> list[Profile]:
     """All cached profiles of `artifact` for this machine, however it is run."""
     machine, found = this_machine(), []
     for path in sorted(_folder().glob(f"{artifact[:16]}-*.json")):
@@ -271,14 +272,12 @@ def profiles_of(artifact: str, notice: Callable[[str], None]) -> list[Profile]:
                 one.check(artifact, machine, one.engines)
                 found.append(one)
         except ProfileError as error:
-            notice(f"warning: {path} is ignored: {error}")
+            _log.warning(f"{path} is ignored: {error}")
     return found
 
 
-def find(
-    artifact: str, machine: Machine, draft_device: str, numerics: str, notice: Callable[[str], None]
-) -> Profile | None:
-    """The cached profile for these, or None. A damaged or misplaced one is ignored, and `notice` told."""
+def find(artifact: str, machine: Machine, draft_device: str, numerics: str) -> Profile | None:
+    """The cached profile for these, or None. A damaged or misplaced one is ignored, with a warning."""
     path = cache_path(artifact, machine, draft_device, numerics)
     if not path.is_file():
         return None
@@ -286,6 +285,6 @@ def find(
         found = read(path)
         found.check(artifact, machine, dataclasses.replace(found.engines, draft_device=draft_device, numerics=numerics))
     except ProfileError as error:
-        notice(f"warning: {path} is ignored: {error}")
+        _log.warning(f"{path} is ignored: {error}")
         return None
     return found
