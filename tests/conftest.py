@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,13 @@ def no_look_at_what_stays() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Everything that the library logs; a command would print it on stderr."""
+    caplog.set_level(logging.INFO, "dovetail")
+    return caplog
 
 
 @pytest.fixture(scope="session")

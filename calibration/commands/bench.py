@@ -116,7 +116,7 @@ def bench(
         return models.load_options(runner, config)
 
     with _progress(groups, tasks) as advance:
-        measured = measure(groups, tasks, load_options, timeout_s=timeout, notice=notice, advance=advance)
+        measured = measure(groups, tasks, load_options, timeout_s=timeout, advance=advance)
     if not measured.samples:
         raise UserError("expected a runner that works, got none: " + "; ".join(measured.failed.values()))
     document = {

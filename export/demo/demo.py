@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from dovetail.export.training.draft import DraftRecipe, train_draft
 from dovetail.export.training.target import train_target
 from dovetail.runtime.artifact.manifest import Manifest
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.trees.shape import TreeShape
+
+_log = logging.getLogger(__name__)
 
 # At this size the paper's weight of 0.1 on the soft cross-entropy is too little, and on a CPU a second block costs more
 # than it brings (docs/drafts.md).
@@ -64,7 +66,7 @@ def make_demo(
     work.mkdir(parents=True, exist_ok=True)
     _same_recipe(work, recipe)
     corpus = corpora.standard_library()
-    notice(f"standard library: {len(corpus.train)} files to train on, {len(corpus.held_out)} held out")
+    _log.info(f"standard library: {len(corpus.train)} files to train on, {len(corpus.held_out)} held out")
     source, target_report = train_target(
         corpus,
         work,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,11 @@ from dovetail.export.target.compression import Compression, compress, stored_for
 from dovetail.export.target.ir_graph import add_features_result, check_decoder, check_windows, paged_windows, width
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.terminal.console import notice
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
+
+_log = logging.getLogger(__name__)
 
 # optimum-intel's own limit for these is transformers 5.0. Their graphs are right beside newer ones, which the checks of
 # every export prove anew.
@@ -59,7 +61,7 @@ def export_target(
     if taps is not None:
         model = taps.add(model)
     if how.weight_format != "fp32":
-        notice(f"target: compressing {parameters / 1e6:.1f} M weights to {how.weight_format}")
+        _log.info(f"target: compressing {parameters / 1e6:.1f} M weights to {how.weight_format}")
     with quiet_torch(), _bars_on_stderr():
         model = compress(model, how, matrix_widths(config))
     info = _save(model, folder, config.to_dict(), windows, parameters, how.weight_format)

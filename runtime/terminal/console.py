@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -23,7 +24,8 @@ def run(command: click.Command, name: str) -> None:
     keep their traceback.
     """
     try:
-        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+        with logged_as_notices():
+            sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -49,6 +51,28 @@ def _fail(message: str, hint: str = "") -> None:
 def notice(line: str) -> None:
     """Tell the person, not the pipe."""
     click.echo(line, err=True)
+
+
+class _Notices(logging.Handler):
+    """What is logged, as lines on stderr; warnings say that they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        notice(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
+
+
+@contextlib.contextmanager
+def logged_as_notices() -> Iterator[None]:
+    """While a command runs, tell the person what the library logs: what was chosen, and what went wrong."""
+    logger, handler = logging.getLogger("dovetail"), _Notices()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def stderr_console() -> Console:

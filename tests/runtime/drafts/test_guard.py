@@ -61,18 +61,19 @@ def tokens(made: list[Round]) -> list[int]:
 
 @pytest.mark.parametrize("error", [RuntimeError("device lost"), MemoryError(), DraftError("not numbers")])
 @pytest.mark.parametrize("when", [1, 5])
-def test_a_draft_that_fails_is_given_up_and_the_text_goes_on(when: int, error: Exception) -> None:
-    warnings: list[str] = []
+def test_a_draft_that_fails_is_given_up_and_the_text_goes_on(
+    when: int, error: Exception, told: pytest.LogCaptureFixture
+) -> None:
     guarded: list[GuardedDraft] = []
 
     def make(target: FakeTarget) -> Draft:
-        guarded.append(GuardedDraft(Breaking(fakes.good(target), when, error), warnings.append))
+        guarded.append(GuardedDraft(Breaking(fakes.good(target), when, error)))
         return guarded[0]
 
     made = run(make, 60)
     assert tokens(made) == tokens(run(lambda target: NoDraft(), 60))
-    assert len(warnings) == 1
-    assert type(error).__name__ in warnings[0]
+    assert len(told.messages) == 1
+    assert type(error).__name__ in told.messages[0]
     assert guarded[0].failure is not None
     assert not any(drafted(made)[when - 1 :])
     assert all(drafted(made)[: when - 1])
@@ -80,19 +81,18 @@ def test_a_draft_that_fails_is_given_up_and_the_text_goes_on(when: int, error: E
 
 def test_ctrl_c_is_not_a_failure_of_the_draft() -> None:
     def make(target: FakeTarget) -> Draft:
-        return GuardedDraft(Breaking(fakes.good(target), 2, KeyboardInterrupt()), lambda line: None)  # type: ignore[arg-type]
+        return GuardedDraft(Breaking(fakes.good(target), 2, KeyboardInterrupt()))  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
         run(make, 60)
 
 
-def test_a_draft_that_never_agrees_rests_and_is_tried_again() -> None:
-    warnings: list[str] = []
+def test_a_draft_that_never_agrees_rests_and_is_tried_again(told: pytest.LogCaptureFixture) -> None:
     greedy = GenerationConfig()
-    made = run(lambda target: GuardedDraft(fakes.never(target), warnings.append), 1000, greedy)
+    made = run(lambda target: GuardedDraft(fakes.never(target)), 1000, greedy)
     assert tokens(made) == tokens(run(lambda target: NoDraft(), 1000, greedy))
-    assert len(warnings) == 1
-    assert "0%" in warnings[0]
+    assert len(told.messages) == 1
+    assert "0%" in told.messages[0]
     with_draft = drafted(made)[:-1]
     first = with_draft.index(False)
     assert first == guard.WINDOW
@@ -103,6 +103,7 @@ def test_a_draft_that_never_agrees_rests_and_is_tried_again() -> None:
     assert with_draft.index(True, second) - second == 2 * guard.REST
 
 
-def test_a_draft_worth_its_time_never_rests() -> None:
-    made = run(lambda target: GuardedDraft(fakes.good(target), pytest.fail), 600)
+def test_a_draft_worth_its_time_never_rests(told: pytest.LogCaptureFixture) -> None:
+    made = run(lambda target: GuardedDraft(fakes.good(target)), 600)
     assert all(drafted(made)[:-1])
+    assert not told.messages

@@ -181,7 +181,9 @@ def test_the_text_is_the_same_as_without(tiny_artifact: Path, temperature: float
     assert done.drafted_tokens > 0
 
 
-def test_matches_go_on_where_the_model_fails(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matches_go_on_where_the_model_fails(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+) -> None:
     settings = {"temperature": 0.0, **BIASED}
     with load(tiny_artifact, numerics="exact", ctx_size=256, draft="none") as pipe:
         expected = pipe.generate(PROMPT, **settings).token_ids
@@ -195,14 +197,13 @@ def test_matches_go_on_where_the_model_fails(tiny_artifact: Path, monkeypatch: p
         def truncate(self, known: int) -> None:
             assert known == 0
 
-    told: list[str] = []
-    with load(tiny_artifact, numerics="exact", ctx_size=256, profile=None, notice=told.append) as pipe:
+    with load(tiny_artifact, numerics="exact", ctx_size=256, profile=None) as pipe:
         monkeypatch.setattr(pipe, "_draft_of_a_text", Failing)
         done = pipe.generate(PROMPT, **settings)
     assert done.token_ids == expected
     assert done.drafted_tokens > 0
     assert done.draft_failure == "DraftError: broken"
-    assert sum(line.startswith("warning: the draft failed") for line in told) == 1
+    assert sum(line.startswith("the draft failed") for line in told.messages) == 1
 
 
 def test_the_model_alone_is_asked_where_that_is_wanted(tiny_artifact: Path) -> None:
@@ -214,6 +215,6 @@ def test_the_model_alone_is_asked_where_that_is_wanted(tiny_artifact: Path) -> N
 def test_an_artifact_without_a_model_decodes_plainly(tiny_artifact: Path) -> None:
     whole = open_artifact(tiny_artifact)
     bare = dataclasses.replace(whole, manifest=dataclasses.replace(whole.manifest, draft=None))
-    with Pipeline(bare, EngineConfig(ctx_size=256), notice=lambda line: None) as pipe:
+    with Pipeline(bare, EngineConfig(ctx_size=256)) as pipe:
         assert (pipe.draft, pipe.draft_kind, pipe.mixes) == (None, "none", False)
         assert pipe.generate(PROMPT, temperature=0.0, **BIASED).drafted_tokens == 0

@@ -23,12 +23,11 @@ from dovetail.runtime.hardware.devices import CudaDriver, Gpu, check_device, why
 GPU = Gpu(0, "NVIDIA Quadro P2000", 5 << 30)
 
 
-def load(artifact: Path, **settings: Any) -> tuple[Any, list[str]]:
-    lines: list[str] = []
+def load(artifact: Path, **settings: Any) -> Any:
     info = loads((artifact / "dovetail.json").read_bytes()).draft
     assert info is not None
     settings = {"device": "auto", "threads": 1, "context_length": 256, **settings}
-    return load_draft(artifact / DRAFT_MODEL, info, notice=lines.append, **settings), lines
+    return load_draft(artifact / DRAFT_MODEL, info, **settings)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, built_for: int | None = 13000, driver: CudaDriver | None) -> None:
@@ -81,15 +80,17 @@ def test_an_older_minor_version_of_the_driver_will_do(monkeypatch: pytest.Monkey
     assert why_no_cuda(0) is None
 
 
-def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> None:
+def test_auto_says_what_it_chose_and_why(
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     pretend(monkeypatch, driver=None)
-    model, lines = load(tiny_artifact)
+    model = load(tiny_artifact)
     assert model.device == "cpu"
-    assert lines == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
+    assert told.messages == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
 
 
 def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
     """A driver without cuBLAS and cuDNN: ONNX Runtime gives a session on the CPU and only logs a line."""
     pretend(monkeypatch, driver=CudaDriver(13000, [GPU]))
@@ -101,9 +102,9 @@ def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
     monkeypatch.setattr(ort, "InferenceSession", on_cpu)
     with pytest.raises(DeviceError, match="expected the session on CUDAExecutionProvider, got CPUExecutionProvider"):
         load(tiny_artifact, device="cuda")
-    model, lines = load(tiny_artifact)
+    model = load(tiny_artifact)
     assert model.device == "cpu"
-    assert "expected the session on CUDAExecutionProvider" in lines[0]
+    assert "expected the session on CUDAExecutionProvider" in told.messages[-1]
 
 
 def test_an_operator_that_the_gpu_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> None:

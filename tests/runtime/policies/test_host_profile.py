@@ -164,41 +164,41 @@ def keep(found: Profile) -> Path:
     return path
 
 
-def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path) -> None:
-    told: list[str] = []
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
+def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, told: pytest.LogCaptureFixture) -> None:
+    assert profile.find("a" * 64, this_machine(), "cpu", "fast") is None
     path = keep(made())
     assert path.is_relative_to(cache)
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) == made()
-    assert profile.find("a" * 64, this_machine(), "cpu", "exact", told.append) is None
-    assert profile.find("a" * 64, this_machine(), "cuda:0", "fast", told.append) is None
-    assert profile.profiles_of("a" * 64, told.append) == [made()]
-    assert not told
+    assert profile.find("a" * 64, this_machine(), "cpu", "fast") == made()
+    assert profile.find("a" * 64, this_machine(), "cpu", "exact") is None
+    assert profile.find("a" * 64, this_machine(), "cuda:0", "fast") is None
+    assert profile.profiles_of("a" * 64) == [made()]
+    assert not told.messages
     path.write_text(path.read_text()[:-40])
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
-    assert profile.profiles_of("a" * 64, told.append) == []
-    assert len(told) == 2
-    assert all("is ignored" in line and "\n" not in line for line in told)
+    assert profile.find("a" * 64, this_machine(), "cpu", "fast") is None
+    assert profile.profiles_of("a" * 64) == []
+    assert len(told.messages) == 2
+    assert all("is ignored" in line and "\n" not in line for line in told.messages)
     profile.write(made("b" * 64), path)  # a file under another's name
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
-    assert len(told) == 3
+    assert profile.find("a" * 64, this_machine(), "cpu", "fast") is None
+    assert len(told.messages) == 3
 
 
-def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_the_runtime_picks_it_up(
+    cache: Path, tiny_artifact: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
     digest = open_artifact(tiny_artifact).digest
-    told: list[str] = []
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.profile is None
         expected = pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids
-    assert not any("profile" in line for line in told)
+    assert not any("profile" in line for line in told.messages)
     keep(made(digest))
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.profile == made(digest)
         assert isinstance(of_the_model(pipe._policy(0.0)), MarginalPolicy)
         assert pipe._policy(1.0) == FixedPolicy(PLAIN)
         assert pipe.generate("def main(", max_new_tokens=12, ignore_eos=True, temperature=1.0).drafted_tokens == 0
         assert len(pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids) == len(expected)
-    assert sum(line.startswith("profile: at temperature 0 dynamic") for line in told) == 1
+    assert sum(line.startswith("profile: at temperature 0 dynamic") for line in told.messages) == 1
     with load(tiny_artifact, tree=TreeShape(4, 2, 2)) as pipe:
         assert pipe.profile is None
     with load(tiny_artifact, profile=None) as pipe:
@@ -207,27 +207,29 @@ def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, tmp_path: Pat
         assert pipe.profile is None
 
 
-def test_where_the_draft_never_pays_it_is_not_loaded(cache: Path, tiny_artifact: Path) -> None:
+def test_where_the_draft_never_pays_it_is_not_loaded(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest, greedy="plain"))
-    told: list[str] = []
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.draft is None
         assert pipe.generate("x", max_new_tokens=4, ignore_eos=True).drafted_tokens == 0
-    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told
+    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told.messages
 
 
-def test_where_matches_alone_pay_only_they_are_taken(cache: Path, tiny_artifact: Path) -> None:
+def test_where_matches_alone_pay_only_they_are_taken(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest, greedy="lookup"))
-    told: list[str] = []
     repeated = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {7: 100.0}}
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert (pipe.draft, pipe.draft_kind) == (None, "lookup")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens > 0
         assert pipe.generate([7, 7, 7, 7], temperature=1.0, **repeated).drafted_tokens == 0
     with load(tiny_artifact, draft="artifact") as pipe:  # the same profile, which says that this draft is of no use
         assert (pipe.draft, pipe.draft_kind) == (None, "none")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens == 0
-    assert any(line.startswith("draft: lookup, matches in the text") for line in told)
+    assert any(line.startswith("draft: lookup, matches in the text") for line in told.messages)
 
 
 def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_path: Path) -> None:
@@ -251,12 +253,13 @@ def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_pat
         load(tiny_artifact, profile=tmp_path / "nothing.json")
 
 
-def test_other_threads_than_the_cached_profiles_do_without_it(cache: Path, tiny_artifact: Path) -> None:
+def test_other_threads_than_the_cached_profiles_do_without_it(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest))
-    told: list[str] = []
-    with load(tiny_artifact, threads=default_threads() + 1, notice=told.append) as pipe:
+    with load(tiny_artifact, threads=default_threads() + 1) as pipe:
         assert pipe.profile is None
-    assert sum(line.startswith("profile: not used") for line in told) == 1
+    assert sum(line.startswith("profile: not used") for line in told.messages) == 1
 
 
 def test_a_place_that_can_not_be_written_to(tmp_path: Path) -> None:
