@@ -60,33 +60,34 @@ class Compression:
             )
 
 
-def compress(model: Any, how: Compression, widths: Sequence[int]) -> Any:
+def compress(model: Any, compression: Compression, widths: Sequence[int]) -> Any:
     """The OpenVINO `model` with its weights stored as asked. `widths` are the matrices' input sizes. Raises `UserError`
     for a group size that does not divide them.
     """
-    if how.weight_format == "fp32":
+    if compression.weight_format == "fp32":
         return model
-    if how.weight_format == "fp16":
+    if compression.weight_format == "fp16":
         return _halved(model)
     import nncf
 
     mode = nncf.CompressWeightsMode
     nncf.set_log_level(40)  # errors
-    if how.weight_format == "int4":
-        data = _calibration(model, how.calibration_ids)
+    if compression.weight_format == "int4":
+        data = _calibration(model, compression.calibration_ids)
         model = nncf.compress_weights(
             model,
             mode=mode.INT4_SYM,
-            ratio=1 - how.int8_share,
-            group_size=_group_size(how, widths),
+            ratio=1 - compression.int8_share,
+            group_size=_group_size(compression, widths),
             dataset=data,
             awq=True if data else None,
             scale_estimation=True if data else None,
         )
     else:
-        model = nncf.compress_weights(model, mode=mode.INT8_SYM if how.weight_format == "int8" else mode.INT8_ASYM)
+        symmetric = compression.weight_format == "int8"
+        model = nncf.compress_weights(model, mode=mode.INT8_SYM if symmetric else mode.INT8_ASYM)
     stored = {_STORED.get(name, name) for name in weight_elements(model)}
-    assert how.weight_format in stored, f"no {how.weight_format} weights after compression, only {sorted(stored)}"
+    assert compression.weight_format in stored, f"expected {compression.weight_format} weights, got {sorted(stored)}"
     return model
 
 
@@ -120,16 +121,16 @@ def _is_constant(node: Any, kind: str) -> bool:
     return bool(node.get_type_name() == "Constant" and node.get_output_element_type(0).to_string() == kind)
 
 
-def _group_size(how: Compression, widths: Sequence[int]) -> int:
-    if how.group_size is None:
+def _group_size(compression: Compression, widths: Sequence[int]) -> int:
+    if compression.group_size is None:
         return next((g for g in (_DEFAULT_GROUP, 64, 32, 16) if all(width % g == 0 for width in widths)), -1)
-    odd = [width for width in widths if how.group_size != -1 and width % how.group_size]
+    odd = [width for width in widths if compression.group_size != -1 and width % compression.group_size]
     if odd:
         raise UserError(
-            f"expected a --group-size that divides every matrix's input size, got {how.group_size} for {odd[0]}; "
-            f"choose a smaller one"
+            f"expected a --group-size that divides every matrix's input size, got {compression.group_size} for "
+            f"{odd[0]}; choose a smaller one"
         )
-    return how.group_size
+    return compression.group_size
 
 
 def _calibration(model: Any, ids: tuple[int, ...] | None) -> Any:
