@@ -214,11 +214,11 @@ def _heat_plot(decision: Decision, result: Calibration) -> str:
     """Foretold speed of every static tree, of the best one's width."""
     import numpy as np
 
-    found = decision.candidates.static
-    best = found.tree
+    static = decision.candidates.static
+    best = static.tree
     nodes = [count for count in _SWEEP_NODES if count <= result.latency.costs.nodes[-1]]
     depths = [depth for depth in _SWEEP_DEPTHS if depth <= len(decision.choice.chances.by_rank)]
-    speeds = budget.sweep(decision.texts, result.latency.costs, nodes, depths, best.width, found.replay)
+    speeds = budget.sweep(decision.texts, result.latency.costs, nodes, depths, best.width, static.replay)
     grid = np.array([[speeds[count, depth] for count in nodes] for depth in depths])
     grid /= decision.candidates.plain.replay.tokens_per_second
     figure, panel = _panel(f"Static trees of width {best.width}: times plain decoding, foretold", "nodes", "depth")

@@ -44,12 +44,12 @@ class Compression:
             raise UserError(f"expected --group-size as a power of two from 16, or -1 for whole rows, got {group}")
         if not 0 <= self.int8_share < 1:
             raise UserError(f"expected --int8-share from 0 to below 1, got {self.int8_share:g}; for all use int8")
-        for name, given in (
+        for name, present in (
             ("--group-size", group is not None),
             ("--int8-share", self.int8_share > 0),
             ("--calibration-text", self.calibration_ids is not None),
         ):
-            if given and self.weight_format != "int4":
+            if present and self.weight_format != "int4":
                 raise UserError(
                     f"expected {name} with --weight-format int4, got {self.weight_format}; drop one of them"
                 )
@@ -109,10 +109,10 @@ def _halved(model: Any) -> Any:
     for node in model.get_ops():
         name = node.get_friendly_name()
         if name in small and node.get_type_name() == "Convert" and _is_constant(node.input_value(0).get_node(), "f16"):
-            kept = opset13.constant(small[name])
-            kept.set_friendly_name(name)
+            exact = opset13.constant(small[name])
+            exact.set_friendly_name(name)
             for port in node.output(0).get_target_inputs():
-                port.replace_source_output(kept.output(0))
+                port.replace_source_output(exact.output(0))
     model.validate_nodes_and_infer_types()
     return model
 
@@ -163,12 +163,12 @@ def weight_elements(model: Any) -> Counter[str]:
     """
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
     scales = {name for node in constants if _is_integer(node) for name in _scales_of(node)}
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in constants:
         kind, size = node.get_output_element_type(0), _size(node)
         if size > 1 and node.get_friendly_name() not in scales and (kind.is_real() or _is_integer(node)):
-            found[kind.to_string()] += size
-    return found
+            counts[kind.to_string()] += size
+    return counts
 
 
 def stored_format(model: Any) -> str:

@@ -179,9 +179,9 @@ def _without_limit(config: Any) -> dict[str, Any]:
         model_type=config.model_type,
         library_name="transformers",
     )
-    made = make(config, use_past=True, use_past_in_inputs=True)
-    made.MAX_TRANSFORMERS_VERSION = None
-    return {"model": made}
+    export_config = make(config, use_past=True, use_past_in_inputs=True)
+    export_config.MAX_TRANSFORMERS_VERSION = None
+    return {"model": export_config}
 
 
 def matrix_widths(config: Any) -> list[int]:
