@@ -260,7 +260,8 @@ def test_the_support_table(documented: Callable[[str, str, list[str]], None], re
     rows = [f"| family | {' | '.join(columns)} | trees |", "|---" * (len(columns) + 2) + "|"]
     for name in FAMILIES:
         trees = "within the window, then chains" if name in WINDOWED else "everywhere"
-        rows.append(f"| {name} {'| yes ' * len(columns)}| {trees} |")
+        label = f"{name}, {families.PUBLISHED[name]}" if name in families.PUBLISHED else name
+        rows.append(f"| {label} {'| yes ' * len(columns)}| {trees} |")
     documented("support.md", "families", rows)
     every = f"{', '.join(WEIGHT_FORMATS)} | {', '.join(f'`{kind}`' for kind in KINDS)}"
     rows = [f"| {name} | {every} |" for name in WHOLE]
