@@ -234,8 +234,8 @@ def _growth(growth: list[dict[str, Any]]) -> list[str]:
     contexts = sorted({context for _, context in rows})
     table = []
     for runner in dict.fromkeys(name for name, _ in rows):
-        found = [rows.get((runner, context)) for context in contexts]
-        table.append([runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in found)])
+        by_context = [rows.get((runner, context)) for context in contexts]
+        table.append([runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in by_context)])
     return ["ms a token by tokens of context:", "", *_table(["runner", *map(str, contexts)], table), ""]
 
 

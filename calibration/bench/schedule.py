@@ -91,7 +91,7 @@ def memory_groups(
     if sum(map(needs, runners)) <= available:
         return [list(runners)], {}
     reference = [runner for runner in runners if runner.name == REFERENCE]
-    taken = sum(map(needs, reference))
+    shared = sum(map(needs, reference))
     groups: list[list[Runner]] = []
     rooms: list[int] = []
     refused = {}
@@ -99,7 +99,7 @@ def memory_groups(
         need = needs(runner)
         if runner in reference and need <= available:
             continue
-        if (0 if runner in reference else taken) + need > available:
+        if (0 if runner in reference else shared) + need > available:
             beside = f" beside {REFERENCE}" if reference and runner not in reference else ""
             refused[runner.name] = (
                 f"expected about {need / 1e9:.1f} GB of memory{beside}, got {available / 1e9:.1f} GB free; close "
@@ -109,7 +109,7 @@ def memory_groups(
         place = next((i for i, room in enumerate(rooms) if need <= room), None)
         if place is None:
             groups.append([*reference])
-            rooms.append(available - taken)
+            rooms.append(available - shared)
             place = -1
         groups[place].append(runner)
         rooms[place] -= need

@@ -186,8 +186,8 @@ def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], 
     return groups, missing
 
 
-def _checked_temperatures(given: tuple[float, ...]) -> list[float]:
-    temperatures = list(dict.fromkeys(given)) or [0.0, 1.0]
+def _checked_temperatures(values: tuple[float, ...]) -> list[float]:
+    temperatures = list(dict.fromkeys(values)) or [0.0, 1.0]
     for value in temperatures:
         if not 0 <= value <= 100:
             raise UserError(f"--temperature: expected a number from 0 to 100, got {value:g}")
@@ -285,7 +285,7 @@ def _progress(groups: list[list[Runner]], tasks: list[Task]) -> Iterator[Callabl
     with stage("texts") as bar:
 
         def advance() -> None:
-            done = next(number)
-            bar.update(done / total, f"{done} of {total}")
+            count = next(number)
+            bar.update(count / total, f"{count} of {total}")
 
         yield advance

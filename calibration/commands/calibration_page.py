@@ -214,8 +214,8 @@ def _heat_plot(decision: Decision, result: Calibration) -> str:
     """Foretold speed of every fixed tree, of the best one's width."""
     import numpy as np
 
-    found = decision.candidates.fixed
-    best = found.tree
+    fixed = decision.candidates.fixed
+    best = fixed.tree
     nodes = [count for count in _SWEEP_NODES if count <= result.latency.costs.nodes[-1]]
     depths = [depth for depth in _SWEEP_DEPTHS if depth <= len(decision.choice.chances.by_rank)]
     speeds = search.sweep(
@@ -224,7 +224,7 @@ def _heat_plot(decision: Decision, result: Calibration) -> str:
         nodes,
         depths,
         best.width,
-        found,
+        fixed,
         decision.candidates.plain.replay,
     )
     grid = np.array([[speeds[count, depth] for count in nodes] for depth in depths])

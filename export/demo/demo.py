@@ -98,9 +98,9 @@ def _same_recipe(work: Path, recipe: DemoRecipe) -> None:
     start = str(recipe.warm_start.resolve()) if recipe.warm_start is not None else None
     wanted = {"seed": recipe.seed, "warm_start": start}
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept != wanted:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier != wanted:
             raise UserError(
-                f"expected the recipe that {work} was begun with, {kept}, got {wanted}; choose another --work folder"
+                f"expected the recipe that {work} was begun with, {earlier}, got {wanted}; choose another --work folder"
             )
     path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

@@ -35,8 +35,8 @@ def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[
     counts = count_tokens(Tokenizer.from_file(str(source / "tokenizer.json")), documents, vocab_size)
     note = source / INFLATION_NOTE
     real = json.loads(note.read_text(encoding="utf-8"))["source_shape"]["vocab_size"] if note.is_file() else vocab_size
-    kept = max(MIN_TOKENS, round(size * real / vocab_size))
-    return np.concatenate([most_frequent(counts[:real], kept), np.arange(real, real + size - kept)])
+    real_size = max(MIN_TOKENS, round(size * real / vocab_size))
+    return np.concatenate([most_frequent(counts[:real], real_size), np.arange(real, real + size - real_size)])
 
 
 def check_size(size: int, vocab_size: int, option: str) -> None:

@@ -278,12 +278,12 @@ def cached(
     shape, marker = (len(ids), (len(layers) + 1) * embedding.shape[1]), path.with_suffix(".done")
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted_bytes = shape[0] * shape[1] * 2
-    done = int(marker.read_text()) if marker.exists() and path.exists() and path.stat().st_size == wanted_bytes else 0
+    begin = int(marker.read_text()) if marker.exists() and path.exists() and path.stat().st_size == wanted_bytes else 0
     try:
-        store = np.memmap(path, np.float16, "r+" if done else "w+", shape=shape)
+        store = np.memmap(path, np.float16, "r+" if begin else "w+", shape=shape)
         source = on_the_fly(target, layers)
         with stage("features") as bar:
-            for start in range(done, len(ids), window):
+            for start in range(begin, len(ids), window):
                 part = torch.from_numpy(ids[start : start + window].astype(np.int64))
                 store[start : start + window] = source(np.array([start]), part[None])[0].half().numpy()
                 if start // window % 64 == 63:

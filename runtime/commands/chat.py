@@ -25,9 +25,9 @@ HELP = "/reset forgets all, /stats tells what the last answer cost, /exit or Ctr
 @options.controls
 @options.engine
 @click.option("--show-draft", is_flag=True, help="Colour the tokens that the draft had guessed.")
-def chat(artifact: str, system: str | None, show_draft: bool, **given: Any) -> None:
+def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -> None:
     """Talk with the model in ARTIFACT, whose chat template frames the messages."""
-    controls, engine = options.split(given)
+    controls, engine = options.split(settings)
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)

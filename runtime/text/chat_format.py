@@ -87,5 +87,5 @@ def _read_examples(artifact: Artifact) -> dict[str, Any]:
     )
     if not good:
         raise ArtifactError(f"{CHAT_EXAMPLES}: expected special_tokens and examples, got another shape; export again")
-    found: dict[str, Any] = document
-    return found
+    examples: dict[str, Any] = document
+    return examples

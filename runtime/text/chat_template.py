@@ -99,8 +99,8 @@ class ChatTemplate:
                 "kind": "failed",
                 "error": f"no text below {MAX_TEXT_BYTES} bytes and {MAX_MEMORY_BYTES} of memory",
             }
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        document: dict[str, Any] = json.loads(answer)
+        return document
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the folder that the user stands in must not provide modules. A session of its own: Ctrl-C is not for it.

@@ -7,12 +7,12 @@ from __future__ import annotations
 import numpy as np
 import planted
 import pytest
+from dovetail.runtime.policies.marginal import SCORE_STEP
 
 from dovetail.calibration.measure import acceptance
 from dovetail.calibration.measure.acceptance import MAX_DEPTH, Matched, Record
 from dovetail.runtime.drafts.graph_contract import Children
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.policies.marginal import SCORE_STEP
 
 PAIR = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import planted
 import pytest
+from dovetail.runtime.policies.lookup_or_model import MixedPolicy, unmeasured
+from dovetail.runtime.policies.marginal import Chances, MarginalPolicy, best_count
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +19,6 @@ from dovetail.calibration.choose import search as budget
 from dovetail.calibration.measure import acceptance
 from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy, unmeasured
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy, best_count
 from dovetail.runtime.trees.shape import TreeShape
 
 FREE = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0, looks_up=True)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import fakes
 import numpy as np
 import pytest
+from dovetail.runtime.decoding.rounds import Round, rounds
+from dovetail.runtime.drafts.lookup_or_model import MixedDraft
 
 from dovetail.calibration.measure.pair import Run, Text
-from dovetail.runtime.decoding.rounds import Round, rounds
 from dovetail.runtime.drafts.base import Draft, Foresight, blind
 from dovetail.runtime.drafts.graph_contract import Children
-from dovetail.runtime.drafts.lookup_or_model import MixedDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.policies.base import Growth, Policy
 from dovetail.runtime.sampling.config import GenerationConfig

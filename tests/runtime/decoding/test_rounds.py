@@ -9,12 +9,12 @@ from collections.abc import Callable
 import fakes
 import numpy as np
 import pytest
+from dovetail.runtime.decoding.rounds import rounds
 from fakes import FakeDraft, FakeTarget
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.decoding.rounds import rounds
 from dovetail.runtime.drafts.base import Draft, NoDraft
 from dovetail.runtime.errors import NothingAllowedError
 from dovetail.runtime.policies.base import FixedPolicy

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import fakes
 import numpy as np
 import pytest
+from dovetail.runtime.decoding.rounds import Round, rounds
 from fakes import FakeTarget
 
-from dovetail.runtime.decoding.rounds import Round, rounds
 from dovetail.runtime.drafts import guard
 from dovetail.runtime.drafts.base import Draft, Foresight, NoDraft, blind
 from dovetail.runtime.drafts.guard import GuardedDraft

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dovetail.runtime.drafts.lookup_or_model import MixedDraft
+from dovetail.runtime.policies.lookup_or_model import MatchGrowth, MixedPolicy, unmeasured
 from fakes import D, chain
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.decoding.engine_config import EngineConfig
 from dovetail.runtime.drafts.base import Foresight, NoDraft, blind
-from dovetail.runtime.drafts.lookup_or_model import MixedDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policies.base import NO_GROWTH, PLAIN, FixedGrowth, FixedPolicy, Growth
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.lookup_or_model import MatchGrowth, MixedPolicy, unmeasured
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
 

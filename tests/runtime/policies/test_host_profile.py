@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dovetail.runtime.policies.lookup_or_model import MixedPolicy
+from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
@@ -21,8 +23,6 @@ from dovetail.runtime.policies import host_profile as profile
 from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
 from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.policies.host_profile import Choice, Engines, Profile
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
 from dovetail.runtime.trees.shape import TreeShape
 
 COSTS = Costs(

@@ -8,17 +8,17 @@ import fakes
 import numpy as np
 import planted
 import pytest
+from dovetail.runtime.decoding.rounds import rounds
+from dovetail.runtime.drafts.lookup_or_model import MixedDraft
+from dovetail.runtime.policies.lookup_or_model import MixedPolicy
+from dovetail.runtime.policies.marginal import SCORE_STEP, Chances, MarginalPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.runtime.decoding.rounds import rounds
 from dovetail.runtime.drafts.base import Draft, NoDraft
-from dovetail.runtime.drafts.lookup_or_model import MixedDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.policies.base import NO_GROWTH, PLAIN, FixedPolicy, Growth, Policy
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy
-from dovetail.runtime.policies.marginal import SCORE_STEP, Chances, MarginalPolicy
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.trees.shape import TreeShape
