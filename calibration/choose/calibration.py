@@ -212,7 +212,11 @@ def as_dict(result: Calibration, primary: float) -> dict[str, Any]:
         "reference_context": reference,
         "costs": dataclasses.asdict(costs),
         "error": result.latency.error,
-        "spread": {str(nodes): result.latency.verify[reference, nodes].spread for nodes in costs.nodes},
+        "spread": {
+            str(nodes): timing.spread
+            for (context, nodes), timing in result.latency.verify.items()
+            if context == reference
+        },
         "too_noisy": result.too_noisy,
         "by_temperature": [_decision_dict(decision) for decision in result.decisions],
     }

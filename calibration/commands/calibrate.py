@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT_BYTES = 4 << 20
 _TEXT_CHARACTERS = 100_000  # that are read: far more than the passages that are picked
-_SEQUENCES = 3  # room in the cache for texts of all contexts beside each other
+_SEQUENCES = 16  # contexts that the cache holds: all that is timed stays open, up to eight texts of each
 _PATH = click.Path(path_type=Path)
 
 

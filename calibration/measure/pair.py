@@ -223,7 +223,11 @@ class PipelineRounds:
             self._sequences.append(sequence)
             self._engine.add(sequence, self._ignore, _nothing)
         while any(sequence.unread > 1 for sequence in self._sequences):
-            self._engine.step()
+            waiting = sum(sequence.unread for sequence in self._sequences)
+            updates = self._engine.step()
+            assert all(update.sequence.error is None for update in updates), updates[0].sequence.error
+            idle = waiting == sum(sequence.unread for sequence in self._sequences)
+            assert not idle, "the cache has no room for all that is measured"
         # A round in which the drafts read the prompts is no sample.
         self._round(TreeShape(2, 1, 1))
 
