@@ -179,13 +179,14 @@ def _panel(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 def _verify_plot(result: Calibration) -> str:
     costs = result.latency.costs
-    figure, panel = _panel("One pass of the target", "nodes verified", "ms")
+    figure, panel = _panel("One pass of the target", "rows of the pass", "ms")
     for row, context in enumerate(costs.contexts):
         shade = 0.35 + 0.65 * (row + 1) / len(costs.contexts)
         panel.plot(costs.nodes, costs.verify_ms[row], color=_BLUE, alpha=shade, label=f"{context} tokens of context")
-        timings = [result.latency.verify[context, count] for count in costs.nodes]
+        alone = [count for count in costs.nodes if (context, count) in result.latency.verify]
+        timings = [result.latency.verify[context, count] for count in alone]
         panel.errorbar(
-            costs.nodes,
+            alone,
             [timing.median for timing in timings],
             [timing.median * timing.error for timing in timings],
             fmt=".",
