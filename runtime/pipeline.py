@@ -110,9 +110,7 @@ class Pipeline:
             )
             _log.info(f"draft: {self.draft_kind}, {how} here (dovetail calibrate)")
         elif draft_device not in ("auto", "cpu"):
-            raise DeviceError(
-                f"--draft-device {draft_device}: expected a draft to put there, got none; drop the option"
-            )
+            raise DeviceError(f"draft_device {draft_device!r}: expected a draft to put there, got none; leave it out")
         else:
             _log.info("draft: lookup, matches in the text" if draft == "lookup" else "draft: none, plain decoding")
         default = LOOKUP_TREE if draft == "lookup" else manifest.default_tree
@@ -284,6 +282,6 @@ class Pipeline:
             longest = self.artifact.manifest.target.context_length
             raise ContextOverflowError(
                 f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
-                f"prompt and {wanted} to generate; shorten them or raise --ctx-size (the model's limit: {longest})"
+                f"prompt and {wanted} to generate; shorten them or raise ctx_size (the model's limit: {longest})"
             )
         return wanted

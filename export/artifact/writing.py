@@ -86,7 +86,7 @@ def write_artifact(
         how = dataclasses.replace(how, calibration_ids=tuple(ids))
     if found.is_ir and weight_format is not None:
         raise UserError(
-            f"expected no --weight-format with an IR, got one for {found.folder}; give the checkpoint instead"
+            f"expected no `weight_format` with an IR, got one for {found.folder}; give the checkpoint instead"
         )
     plan = None
     if draft is not None:

@@ -67,7 +67,7 @@ def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> 
     `more` are further fields of `DraftConfig`.
     """
     if num_blocks < 1:
-        raise UserError(f"expected at least one block, got --blocks {num_blocks}; the paper uses 1 to 5")
+        raise UserError(f"expected at least one block, got `blocks` {num_blocks}; the paper uses 1 to 5")
     if kind == "eagle3" and "feature_layers" not in more:
         more["feature_layers"] = default_feature_layers(target.num_hidden_layers)
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads

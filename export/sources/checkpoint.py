@@ -42,7 +42,7 @@ def check_checkpoint(source: Path, allow_pickle: bool = False) -> None:
         if not allow_pickle:
             raise UserError(
                 f"expected safetensors weights in {source}, got pickles, which may run code when opened; convert them, "
-                f"or give --allow-pickle if you trust their maker"
+                f"or give `allow_pickle` if you trust their maker"
             )
         return
     if not weights:
@@ -88,7 +88,7 @@ def _check_config(config: Mapping[str, Any], architectures: Sequence[Any], sourc
 def _quantised(how: str, source: Path) -> UserError:
     return UserError(
         f"expected weights in floating point, got a checkpoint {how} in {source}; export the original one, "
-        f"--weight-format compresses it"
+        f"`weight_format` compresses it"
     )
 
 

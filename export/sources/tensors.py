@@ -23,7 +23,7 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
     if not paths and pickles and not allow_pickle:
         raise UserError(
             f"expected safetensors weights in {folder}, got the pickle {pickles[0].name}, which may run code; convert "
-            f"it, or give --allow-pickle if you trust its maker"
+            f"it, or give `allow_pickle` if you trust its maker"
         )
     if not paths and not pickles:
         raise UserError(f"expected safetensors weights in {folder}, got none; copy or download the folder again")

@@ -88,7 +88,7 @@ def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
     for given in paths:
         if not given.exists():
             raise UserError(
-                f"expected a text file or a folder of text files, got {given}, which does not exist; check --text"
+                f"expected a text file or a folder of text files, got {given}, which does not exist; check `text`"
             )
         for path in sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]:
             text = read_text(path)

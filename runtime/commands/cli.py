@@ -14,7 +14,7 @@ from dovetail.runtime.commands.answers import Printer, report
 from dovetail.runtime.commands.chat import chat
 from dovetail.runtime.commands.doctor import doctor
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import print_json, run
+from dovetail.runtime.terminal.console import Program, print_json, run
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -25,7 +25,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 MAX_PROMPT_FILE_BYTES = 16 << 20
 
 
-class Commands(click.Group):
+class Commands(Program):
     """Finds further commands by entry point, so that the runtime never imports calibration."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

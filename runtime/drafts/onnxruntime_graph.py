@@ -80,8 +80,8 @@ class OnnxDraft:
             reason = " ".join(str(error).split())[:200]
             if self.device_type == "cuda":
                 raise DeviceError(
-                    f"--draft-device {device}: expected a GPU that loads the draft, got: {reason}; "
-                    "free its memory, raise --draft-memory-limit, or use --draft-device cpu"
+                    f"draft_device {device!r}: expected a GPU that loads the draft, got: {reason}; "
+                    "free its memory, raise draft_memory_limit, or use draft_device cpu"
                 ) from None
             raise ArtifactError(
                 f"{path}: expected a draft that ONNX Runtime loads, got: {reason}; export again"
@@ -89,8 +89,8 @@ class OnnxDraft:
         got = self.session.get_providers()[0]
         if got != name:
             raise DeviceError(
-                f"--draft-device {device}: expected the session on {name}, got {got}; "
-                "run dovetail doctor for what is missing, or use --draft-device cpu"
+                f"draft_device {device!r}: expected the session on {name}, got {got}; "
+                "run dovetail doctor for what is missing, or use draft_device cpu"
             )
         shapes = {port.name: port.shape[-1] for port in self.session.get_inputs()}
         check_inputs({port: size if isinstance(size, int) else None for port, size in shapes.items()}, info, path)
@@ -254,6 +254,6 @@ def _require_operators(session: Any, device: str) -> None:
     lacking = sorted(on_host & HEAVY_OPERATORS)
     if lacking:
         raise DeviceError(
-            f"--draft-device {device}: expected a CUDA provider with every operator of the draft, it lacks "
-            f"{', '.join(lacking)}; install a newer onnxruntime-gpu, or use --draft-device cpu"
+            f"draft_device {device!r}: expected a CUDA provider with every operator of the draft, it lacks "
+            f"{', '.join(lacking)}; install a newer onnxruntime-gpu, or use draft_device cpu"
         )

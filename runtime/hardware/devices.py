@@ -163,7 +163,7 @@ def _load(
         usable = openvino_devices()
         if not any(found == name or found.startswith(f"{name}.") for found in usable):
             raise DeviceError(
-                f"--draft-device {device}: expected one of OpenVINO's devices ({', '.join(usable)}), got {name}; "
+                f"draft_device {device!r}: expected one of OpenVINO's devices ({', '.join(usable)}), got {name}; "
                 "run dovetail doctor for what is usable"
             )
         return OpenVinoDraft(
@@ -177,7 +177,7 @@ def _load(
         index = int(on_cuda[1] or 0)
         why = why_no_cuda(index)
         if why is not None:
-            raise DeviceError(f"--draft-device {device}: {why}; or use --draft-device cpu")
+            raise DeviceError(f"draft_device {device!r}: {why}; or use draft_device cpu")
         provider = ("CUDAExecutionProvider", _cuda_settings(index, memory_limit))
     return OnnxDraft(path, info, device=device, threads=threads, context_length=context_length, provider=provider)
 
@@ -200,7 +200,7 @@ def _check_memory(path: Path, info: DraftInfo, context_length: int, memory_limit
     need = weights + 4 * rows * width * len(cache_names(info)) + _CUDA_WORKSPACE_BYTES
     if memory_limit is not None and memory_limit < need:
         raise DeviceError(
-            f"--draft-memory-limit: expected at least {need / 2**20:.0f} MiB ({weights / 2**20:.0f} of weights, the "
+            f"draft_memory_limit: expected at least {need / 2**20:.0f} MiB ({weights / 2**20:.0f} of weights, the "
             f"rest cache for {context_length} tokens and workspace), got {memory_limit / 2**20:.0f} MiB; "
-            "raise it, or lower --ctx-size"
+            "raise it, or lower ctx_size"
         )

@@ -96,7 +96,7 @@ class TargetModel:
         except MemoryError:
             size = np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize / 1e9
             raise ContextOverflowError(
-                f"expected memory for a cache of {size:.1f} GB ({cache_tokens} tokens), got none; lower --ctx-size"
+                f"expected memory for a cache of {size:.1f} GB ({cache_tokens} tokens), got none; lower ctx_size"
             ) from None
         self._feeds: dict[Layout, Feeds] = {}
         self._bound: Layout | None = None
