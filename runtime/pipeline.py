@@ -150,7 +150,7 @@ class Pipeline:
             _log.info("draft: %s, %s here (dovetail calibrate)", self.draft_kind, why)
         elif config.draft_device not in ("auto", "cpu"):
             raise DeviceError(
-                f"draft_device {config.draft_device}: expected a draft to put there, got none; drop the option"
+                f"draft_device {config.draft_device!r}: expected a draft to put there, got none; leave it out"
             )
         else:
             _log.info("draft: %s", "lookup, matches in the text" if self.looks_up else "none, plain decoding")

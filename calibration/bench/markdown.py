@@ -249,9 +249,9 @@ def report(out: Path, documents: tuple[Path, ...]) -> None:
         try:
             document = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
         except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"expected the output of dovetail bench --json, got {path}: {error}") from None
+            raise UserError(f"expected the JSON document of dovetail bench, got {path}: {error}") from None
         if not isinstance(document, dict) or document.get("benchmark") != "dovetail bench":
-            raise UserError(f"expected the output of dovetail bench --json, got another document in {path}")
+            raise UserError(f"expected the JSON document of dovetail bench, got another document in {path}")
         read.append(document)
     out.write_text(markdown(read), encoding="utf-8")
 

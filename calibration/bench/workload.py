@@ -60,7 +60,7 @@ def standard_prompts(encode: Encode, sizes: Sizes, room: int) -> list[Prompt]:
     long_files = [(name, text) for name, text in files if len(text) > 3 * LONG_TOKENS]
     if not functions or not long_files:
         raise UserError(
-            "expected the held-out files of Python's standard library, got none; install its sources or give --prompts"
+            "expected the held-out files of Python's standard library, got none; install its sources or give `prompts`"
         )
     prompts = []
     for name, node, source in _spread(functions, sizes.complete):
@@ -90,16 +90,20 @@ def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> 
     """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UserError(f"--prompts {path}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it")
+            raise UserError(
+                f"prompts {str(path)!r}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it"
+            )
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"--prompts {path}: expected a readable file, got {error.strerror}; check the path") from None
+        raise UserError(
+            f"prompts {str(path)!r}: expected a readable file, got {error.strerror}; check the path"
+        ) from None
     asked = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            asked.append((f"{path.name}:{number}", *_question(line, f"--prompts {path}, line {number}")))
+            asked.append((f"{path.name}:{number}", *_question(line, f"prompts {str(path)!r}, line {number}")))
     if not asked:
-        raise UserError(f"--prompts {path}: expected a JSON object a line, got an empty file; give some prompts")
+        raise UserError(f"prompts {str(path)!r}: expected a JSON object a line, got an empty file; give some prompts")
     return [
         Prompt(layout, source, _cut(encode(text, is_said), room))
         for source, layout, text, is_said in _spread(asked, count or len(asked))

@@ -17,7 +17,7 @@ import click
 
 from dovetail.runtime.commands import options as runtime_options
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice, print_json
+from dovetail.runtime.terminal.console import in_flags, notice, print_json
 
 if TYPE_CHECKING:
     from dovetail.calibration.bench.runners import Models, Runner
@@ -172,7 +172,8 @@ def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], 
     from dovetail.calibration.bench.schedule import memory_groups
     from dovetail.runtime.hardware.cpu import available_memory
 
-    missing = {runner.name: why for runner in chosen if (why := models.lacking(runner)) is not None}
+    command = click.get_current_context().command
+    missing = {runner.name: in_flags(why, command) for runner in chosen if (why := models.lacking(runner)) is not None}
     ready = [runner for runner in chosen if runner.name not in missing]
     if not ready:
         raise UserError(f"expected a runner that can run, got none: {'; '.join(missing.values())}")

@@ -146,8 +146,8 @@ def passages(tokens: Sequence[int], count: int, length: int) -> list[list[int]]:
     needed = count * length
     if len(tokens) < needed:
         raise UserError(
-            f"--text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
-            f"{len(tokens)}; give a longer text, or leave the option out"
+            f"text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
+            f"{len(tokens)}; give a longer text, or leave it out"
         )
     step = (len(tokens) - length) // max(count - 1, 1)
     return [list(tokens[i * step : i * step + length]) for i in range(count)]

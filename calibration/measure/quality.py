@@ -51,7 +51,7 @@ def compare_targets(
     tokens = tokens[:MAX_TOKENS]
     if len(tokens) < _ENOUGH:
         raise UserError(
-            f"--text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
+            f"text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
         )
     ours, theirs = (
         OpenVinoTarget(path, described, numerics="exact", threads=threads, capacity=window + CHUNK)
@@ -81,11 +81,11 @@ def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:
         opened = open_artifact(path)
         if opened.manifest.target.vocab_size != info.vocab_size:
             raise UserError(
-                f"--reference {path}: expected a vocabulary of {info.vocab_size}, got "
+                f"reference {str(path)!r}: expected a vocabulary of {info.vocab_size}, got "
                 f"{opened.manifest.target.vocab_size}; give the same model with float weights"
             )
         return opened.file(TARGET_MODEL), opened.manifest.target
     model = path / "openvino_model.xml" if path.is_dir() else path
     if not model.is_file():
-        raise UserError(f"--reference {path}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
+        raise UserError(f"reference {str(path)!r}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
     return model, info

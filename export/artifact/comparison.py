@@ -66,7 +66,7 @@ def held_out_ids(folder: Path, text: str | None) -> Ids:
         ids = tokenizer.encode(text).ids
     if len(ids) < _MIN_TOKENS:
         raise UserError(
-            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text"
+            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer `check_text`"
         )
     return np.asarray(ids[: TOKENS + 1], np.int64)
 

@@ -83,7 +83,7 @@ def write_artifact(
         compression = dataclasses.replace(compression, calibration_ids=tuple(ids))
     if origin.is_ir and weight_format is not None:
         raise UserError(
-            f"expected no --weight-format with an IR, got one for {origin.folder}; give the checkpoint instead"
+            f"expected no `weight_format` with an IR, got one for {origin.folder}; give the checkpoint instead"
         )
     settings = None
     if draft is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice, print_json, run
+from dovetail.runtime.terminal.console import Program, notice, print_json, run
 
 if TYPE_CHECKING:
     from dovetail.runtime.artifact.manifest import Manifest
@@ -22,7 +22,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace what is there, at t
 _PATH = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dovetail")
 def dovetail_export() -> None:
     """Compile a checkpoint and its draft to an artifact that `dovetail` runs without PyTorch."""

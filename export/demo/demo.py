@@ -42,13 +42,13 @@ class DemoRecipe:
     warm_start_minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, minutes in (("--minutes-target", self.minutes_target), ("--minutes-draft", self.minutes_draft)):
+        for name, minutes in (("minutes_target", self.minutes_target), ("minutes_draft", self.minutes_draft)):
             if not 0 < minutes < 1e6:
-                raise UserError(f"expected {name} above 0, got {minutes:g}; give the time the stage may take")
+                raise UserError(f"expected `{name}` above 0, got {minutes:g}; give the time the stage may take")
         if self.warm_start is not None and not (self.warm_start / "tokenizer.json").is_file():
             raise UserError(
                 f"expected a checkpoint folder with tokenizer.json to start from, got {self.warm_start}; check "
-                f"--warm-start"
+                f"`warm_start`"
             )
 
 
@@ -101,6 +101,6 @@ def _same_recipe(work: Path, recipe: DemoRecipe) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier != wanted:
             raise UserError(
-                f"expected the recipe that {work} was begun with, {earlier}, got {wanted}; choose another --work folder"
+                f"expected the recipe that {work} was begun with, {earlier}, got {wanted}; choose another `work` folder"
             )
     path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

@@ -299,7 +299,7 @@ def _normed(x: Tensor, eps: float) -> Tensor:
 def _rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = weight.to(dtype).contiguous()
     if not rounded.isfinite().all():
-        raise UserError(f"expected weights that {dtype} holds, got too large ones in {name}; use --dtype float32")
+        raise UserError(f"expected weights that {dtype} holds, got too large ones in {name}; use `dtype` float32")
     return rounded
 
 

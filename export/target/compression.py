@@ -41,17 +41,17 @@ class Compression:
             )
         group = self.group_size
         if group not in (None, -1) and (group < 16 or group & (group - 1)):
-            raise UserError(f"expected --group-size as a power of two from 16, or -1 for whole rows, got {group}")
+            raise UserError(f"expected `group_size` as a power of two from 16, or -1 for whole rows, got {group}")
         if not 0 <= self.int8_share < 1:
-            raise UserError(f"expected --int8-share from 0 to below 1, got {self.int8_share:g}; for all use int8")
+            raise UserError(f"expected `int8_share` from 0 to below 1, got {self.int8_share:g}; for all use int8")
         for name, present in (
-            ("--group-size", group is not None),
-            ("--int8-share", self.int8_share > 0),
-            ("--calibration-text", self.calibration_ids is not None),
+            ("group_size", group is not None),
+            ("int8_share", self.int8_share > 0),
+            ("calibration_text", self.calibration_ids is not None),
         ):
             if present and self.weight_format != "int4":
                 raise UserError(
-                    f"expected {name} with --weight-format int4, got {self.weight_format}; drop one of them"
+                    f"expected `{name}` with `weight_format` int4, got {self.weight_format}; drop one of them"
                 )
         ids = self.calibration_ids
         if ids is not None and len(ids) < _MIN_CALIBRATION_TOKENS:
@@ -127,7 +127,7 @@ def _group_size(compression: Compression, widths: Sequence[int]) -> int:
     odd = [width for width in widths if compression.group_size != -1 and width % compression.group_size]
     if odd:
         raise UserError(
-            f"expected a --group-size that divides every matrix's input size, got {compression.group_size} for "
+            f"expected a `group_size` that divides every matrix's input size, got {compression.group_size} for "
             f"{odd[0]}; choose a smaller one"
         )
     return compression.group_size

@@ -88,7 +88,7 @@ def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
     for root in paths:
         if not root.exists():
             raise UserError(
-                f"expected a text file or a folder of text files, got {root}, which does not exist; check --text"
+                f"expected a text file or a folder of text files, got {root}, which does not exist; check `text`"
             )
         for path in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
             text = read_text(path)

@@ -66,12 +66,12 @@ class DraftRecipe:
 
     def __post_init__(self) -> None:
         if self.kind not in TRAINED_KINDS:
-            raise UserError(f"expected --kind {', '.join(TRAINED_KINDS)}, got {self.kind!r}; choose one of them")
+            raise UserError(f"expected `kind` {', '.join(TRAINED_KINDS)}, got {self.kind!r}; choose one of them")
         if self.vocab is not None and not KINDS[self.kind].own_head:
             others = " or ".join(name for name in TRAINED_KINDS if KINDS[name].own_head)
             raise UserError(
-                f"expected --vocab with --kind {others}, whose LM head is its own, got {self.kind}; give "
-                f"dovetail-export model --draft-vocab instead"
+                f"expected `vocab` with `kind` {others}, whose LM head is its own, got {self.kind}; give "
+                f"dovetail-export model `draft_vocab` instead"
             )
         if min(self.windows, self.unroll, self.blocks) < 1 or self.window < 4 * self.unroll:
             raise UserError(
@@ -347,7 +347,7 @@ def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vo
         return DraftModel(config, embedding, lm_head)
     tokens = None
     if recipe.vocab is not None:
-        check_size(recipe.vocab, len(lm_head), "--vocab")
+        check_size(recipe.vocab, len(lm_head), "vocab")
         tokens = torch.from_numpy(most_frequent(np.bincount(train_ids, minlength=len(lm_head)), recipe.vocab))
         lm_head = lm_head[tokens]
     more = {"head_size": len(lm_head), "vocabulary_sha256": vocabulary}

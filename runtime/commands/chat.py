@@ -11,7 +11,7 @@ import click
 from dovetail.runtime.commands import options
 from dovetail.runtime.commands.answers import Printer, report
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
+from dovetail.runtime.terminal.console import in_flags, notice
 
 if TYPE_CHECKING:
     from dovetail.runtime.decoding.generation import Generation
@@ -56,7 +56,7 @@ def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -
                 try:
                     stream = pipe.stream(asked, config, conversation=conversation, sequence=len(asked))
                 except UserError as error:
-                    notice(f"error: {error}")
+                    notice(f"error: {in_flags(str(error), click.get_current_context().command)}")
                     continue
                 last = Printer(show_draft).show(stream)
                 messages = [*asked, {"role": "assistant", "content": last.text}]

@@ -10,7 +10,7 @@ from dovetail.runtime.commands.chat import chat
 from dovetail.runtime.commands.doctor import doctor
 from dovetail.runtime.commands.generate import generate
 from dovetail.runtime.commands.inspect import inspect
-from dovetail.runtime.terminal.console import run
+from dovetail.runtime.terminal.console import Program, run
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-class Commands(click.Group):
+class Commands(Program):
     """Finds further commands by entry point, so that the runtime never imports calibration."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

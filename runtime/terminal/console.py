@@ -1,4 +1,6 @@
-"""What every command shares: errors as one line, results on stdout, notices on stderr, bars only on a terminal."""
+"""What every command shares: errors as one line that names flags, results on stdout, notices on stderr, bars only on a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +43,35 @@ def run(command: click.Command, name: str) -> None:
     except BrokenPipeError:  # the reader went away: nobody to tell, and nothing left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+class Program(click.Group):
+    """Commands whose users read of flags where the library's errors name parameters."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            raise UserError(in_flags(str(error), command)) from error
+
+
+def in_flags(message: str, command: click.Command | None) -> str:
+    """`message` with the flags of `command` for the parameters that it names: at its beginning, in backquotes, or
+    anywhere if it is no plain word.
+
+        draft_device 'cuda': no GPU; lower ctx_size      ->  --draft-device 'cuda': no GPU; lower --ctx-size
+        text: expected 100 tokens; give a longer `text`  ->  --text: expected 100 tokens; give a longer --text
+    """
+    for parameter in () if command is None else command.params:
+        if not isinstance(parameter, click.Option) or parameter.name is None:
+            continue
+        name, flag = parameter.name, max(parameter.opts, key=len)
+        message = re.sub(f"`{name}`|^{name}(?=: | ')", flag, message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w./'-]){name}(?![\w/'=-]|\.\w)", flag, message)
+    return message
 
 
 def _fail(message: str, hint: str = "") -> None:

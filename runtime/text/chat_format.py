@@ -24,7 +24,7 @@ class ChatFormat:
             if not artifact.has(CHAT_TEMPLATE):
                 raise UserError(
                     f"{artifact.path}: expected a model with a chat template, got one without; it continues text "
-                    "(dovetail generate), or pass --chat-template FILE"
+                    "(dovetail generate), or pass a chat_template"
                 )
             try:
                 template = artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")

@@ -59,9 +59,7 @@ class ChatTemplate:
             return str(answer["text"])
         if answer["kind"] == "refused":
             raise UserError(f"messages: refused by the chat template: {answer['error']:.300}")
-        raise ArtifactError(
-            f"chat template: expected a prompt, got {answer['error']:.300}; pass another --chat-template"
-        )
+        raise ArtifactError(f"chat template: expected a prompt, got {answer['error']:.300}; pass another chat_template")
 
     def close(self) -> None:
         """End the worker."""

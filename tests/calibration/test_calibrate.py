@@ -226,7 +226,7 @@ MISTAKES = [
     (["--quality"], "expected --quality and --reference together"),
     (["--reference", "{tmp}"], "expected --quality and --reference together"),
     (["--quality", "--reference", "{tmp}/nothing"], "expected an artifact or an OpenVINO IR"),
-    (["--draft-device", "toaster"], "draft_device: expected auto"),
+    (["--draft-device", "toaster"], "--draft-device: expected auto"),
 ]
 
 

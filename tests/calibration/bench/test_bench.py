@@ -173,19 +173,19 @@ def test_checkpoints_must_fit(tiny_artifact: Path, tiny_checkpoint: Path, tmp_pa
 
     artifact = open_artifact(tiny_artifact)
     models = Models(artifact, tiny_artifact, None, None, tmp_path)
-    assert "--checkpoint" in str(models.lacking(RUNNERS["llamacpp"]))
-    assert "--assistant" in str(models.lacking(RUNNERS["genai-draft"]))
+    assert "`checkpoint`" in str(models.lacking(RUNNERS["llamacpp"]))
+    assert "`assistant`" in str(models.lacking(RUNNERS["genai-draft"]))
     assert models.lacking(RUNNERS["genai"]) is None
-    with pytest.raises(UserError, match=r"--checkpoint: expected a checkpoint folder"):
+    with pytest.raises(UserError, match=r"^checkpoint: expected a checkpoint folder"):
         Models(artifact, tiny_artifact, tmp_path, None, tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 600}))
-    with pytest.raises(UserError, match="--assistant: expected a model of 512 tokens"):
+    with pytest.raises(UserError, match=r"^assistant: expected a model of 512 tokens"):
         Models(artifact, tiny_artifact, tiny_checkpoint, other, tmp_path)
     (other / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
-    with pytest.raises(UserError, match="--checkpoint: expected the artifact's own checkpoint"):
+    with pytest.raises(UserError, match=r"^checkpoint: expected the artifact's own checkpoint"):
         Models(artifact, tiny_artifact, other, None, tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_the_command_on_a_real_artifact(
         (["--temperature", "-1"], "--temperature"),
         (["--checkpoint", "/nowhere"], "--checkpoint: expected a checkpoint folder"),
         (["--runners", "llamacpp"], "give --checkpoint"),
-        (["--prompts", "/nowhere"], "--prompts /nowhere: expected a readable file"),
+        (["--prompts", "/nowhere"], "--prompts '/nowhere': expected a readable file"),
         (["-n", "4000"], "--max-new-tokens"),
         (["--num-prompts", "2"], "--num-prompts"),
     ],

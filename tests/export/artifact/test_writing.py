@@ -163,7 +163,7 @@ def test_a_folder_that_is_no_draft(tiny_checkpoint: Path, tmp_path: Path) -> Non
 def test_out_exists(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="`force`"):
         write_artifact(tiny_checkpoint, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 

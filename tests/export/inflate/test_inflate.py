@@ -344,7 +344,7 @@ def test_other_bad_input(
             _refused(found, tiny_checkpoint, good, tmp_path, **other_draft)
     with monkeypatch.context() as patch:
         patch.setattr(enlarged_weights, "PADDED_ROW", -1e5)
-        _refused("use --dtype float32", tiny_checkpoint, good, tmp_path)
+        _refused("use `dtype` float32", tiny_checkpoint, good, tmp_path)
 
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="which exists"):

@@ -140,9 +140,9 @@ def test_compressing_shows_how_far_it_is(
     ("settings", "named"),
     [
         ({"weight_format": "int3"}, "weight format"),
-        ({"group_size": 64}, "--group-size with --weight-format int4"),
-        ({"int8_share": 0.5}, "--int8-share with --weight-format int4"),
-        ({"calibration_text": TEXT}, "--calibration-text with --weight-format int4"),
+        ({"group_size": 64}, "`group_size` with `weight_format` int4"),
+        ({"int8_share": 0.5}, "`int8_share` with `weight_format` int4"),
+        ({"calibration_text": TEXT}, "`calibration_text` with `weight_format` int4"),
         ({"weight_format": "int4", "group_size": 48}, "power of two"),
         ({"weight_format": "int4", "group_size": 256}, "divides every matrix"),
         ({"weight_format": "int4", "int8_share": 1.0}, "below 1"),

@@ -323,7 +323,7 @@ def test_bad_settings_are_refused(tiny_artifact: Path, settings: dict[str, Any])
 def test_a_draft_device_that_is_not_there_is_refused(tiny_artifact: Path, device: str) -> None:
     if device.startswith("cuda") and cuda_driver():
         pytest.skip("this machine has an NVIDIA driver")
-    with pytest.raises(DeviceError, match=r"draft[-_]device"):
+    with pytest.raises(DeviceError, match=r"^draft_device"):
         make(tiny_artifact, draft_device=device)
 
 

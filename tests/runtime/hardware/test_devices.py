@@ -70,7 +70,7 @@ def test_why_cuda_is_not_usable(
     pretend(monkeypatch, built_for=built_for, driver=driver)
     with pytest.raises(DeviceError, match=why):
         raise DeviceError(why_no_cuda(index) or "nothing")
-    with pytest.raises(DeviceError, match=f"--draft-device cuda:{index}: "):
+    with pytest.raises(DeviceError, match=f"^draft_device 'cuda:{index}': "):
         load(tiny_artifact, device=f"cuda:{index}")
 
 
@@ -135,7 +135,7 @@ def test_an_openvino_device_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_a_limit_too_small_for_the_draft_is_refused_with_what_it_needs(tiny_artifact: Path) -> None:
-    with pytest.raises(DeviceError, match=r"expected at least \d+ MiB .* got 10 MiB; raise it, or lower --ctx-size"):
+    with pytest.raises(DeviceError, match=r"expected at least \d+ MiB .* got 10 MiB; raise it, or lower ctx_size"):
         load(tiny_artifact, memory_limit=10 << 20)
     load(tiny_artifact, memory_limit=1 << 30)
 
