@@ -46,8 +46,9 @@ def load_draft(
         return _load(path, info, name, threads, max_rows, memory_limit)
 
     if device != "auto":
+        graph = on(device)
         _log.info("draft: %s on %s", info.kind, device)
-        return on(device)
+        return graph
     why = why_no_cuda(0)
     if why is None:
         try:
