@@ -16,6 +16,7 @@ from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
 from dovetail.runtime.decoding.text_cache import TextCache
 from dovetail.runtime.drafts.base import Draft, Foresight, blind
+from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.joint_calls import JointCalls
 from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.policies.base import Policy, TreeBudget
@@ -23,7 +24,7 @@ from dovetail.runtime.policies.costs import ASSUMED
 from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
-from dovetail.runtime.targets.base import Step, read
+from dovetail.runtime.targets.base import Step, TargetEngine, read
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import CandidateTree, Float32s, Int64s, root_only
 from dovetail.runtime.trees.verified import Verified
@@ -114,9 +115,9 @@ class PipelinePair:
         self.context_length = pipe.ctx_size
         self.looks_up = pipe.looks_up
 
-    def rounds(self, prompt: Sequence[int], texts: int, room: int) -> PipelineRounds:
+    def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
         """See `Pair`."""
-        return PipelineRounds(self._pipe, prompt, texts, room)
+        return EngineRounds(self._pipe.target, self._graph, prompt, texts, room)
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         """See `Pair`. Up to eight texts share a pass."""
@@ -183,15 +184,13 @@ class DraftReader:
         self._draft.close()
 
 
-class PipelineRounds:
-    """An engine of its own over the pipeline's two models. See `Rounds`."""
+class EngineRounds:
+    """An engine of its own over the two models. See `Rounds`."""
 
-    def __init__(self, pipe: Pipeline, prompt: Sequence[int], texts: int, room: int) -> None:
-        assert pipe.draft is not None
-        self._pipe, self._prompt, self._room = pipe, list(prompt), room
-        self._engine = Engine(pipe.target, RoundPlanner(ASSUMED), pipe.draft, texts)
-        graph = pipe.draft
-        self._caches = [TextCache(pipe.target.sequence(), ModelDraft(graph), None) for _ in range(texts)]
+    def __init__(self, target: TargetEngine, graph: DraftGraph, prompt: Sequence[int], texts: int, room: int) -> None:
+        self._target, self._prompt, self._room = target, list(prompt), room
+        self._engine = Engine(target, RoundPlanner(ASSUMED), graph, texts)
+        self._caches = [TextCache(target.sequence(), ModelDraft(graph), None) for _ in range(texts)]
         self._sequences: list[TextSequence] = []
 
     def next(self, shape: TreeShape) -> PassCost:
@@ -210,7 +209,7 @@ class PipelineRounds:
         texts = [sequence.text for sequence in self._end()] or [[] for _ in self._caches]
         for text, cache in zip(texts, self._caches, strict=True):
             cache.roll_back(text, self._prompt)
-            sampler = Sampler(GenerationConfig(), self._prompt, self._pipe.target.info.vocab_size)
+            sampler = Sampler(GenerationConfig(), self._prompt, self._target.info.vocab_size)
             sequence = TextSequence(
                 self._prompt,
                 cache,
@@ -218,7 +217,7 @@ class PipelineRounds:
                 pace=Pace(Policy("plain")),
                 max_new_tokens=self._room,
                 foresight=blind,
-                window=self._pipe.target.window,
+                window=self._target.window,
             )
             self._sequences.append(sequence)
             self._engine.add(sequence, self._ignore, _nothing)
