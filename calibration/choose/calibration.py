@@ -127,6 +127,7 @@ def calibrate(
             latency.costs,
             width=pair.width,
             default=default,
+            most_nodes=effort.nodes[-1],
             progress=functools.partial(progress, f"choosing {at}"),
         )
         compared = compare(

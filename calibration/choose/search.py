@@ -31,7 +31,6 @@ from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import CandidateTree
 from dovetail.runtime.trees.verified import Verified
 
-MOST_NODES = 64  # of one text's tree
 _SETTLED = 0.01  # relative change of the rate at which it counts as found
 _SETTLING = 3  # replays for it, at most
 
@@ -257,14 +256,16 @@ def candidates(
     *,
     width: int,
     default: TreeShape,
+    most_nodes: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Candidates:
-    """The best of each kind on `texts`. `width`: the most children that the draft gives; `default`: a tree beside."""
+    """The best of each kind on `texts`. `width`: the most children that the draft gives; `default`: a tree beside;
+    `most_nodes`: of one text's tree.
+    """
     widths = [w for w in WIDTHS if w <= width]
     chances = acceptance.chances(texts)
     contexts = [record.context for text in texts for record in text]
     prices = costs.at(sum(contexts) // len(contexts))
-    most_nodes = min(costs.nodes[-1], MOST_NODES)
     optimum = best_by_rank(chances.by_rank, functools.partial(_round_ms, prices), prices.plain, most_nodes, widths)
     plain = _candidate(Policy("plain"), texts, costs)
     lookup = _settled(Policy("lookup"), texts, costs, plain.replay, plain.replay)

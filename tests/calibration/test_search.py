@@ -160,7 +160,7 @@ def test_a_replay_is_what_decoding_does(
 
 def test_the_best_of_each_kind_beats_what_it_began_with(texts: list[acceptance.TextRecords]) -> None:
     default = TreeShape(16, 7, 4)
-    found = search.candidates(texts, COSTS, width=4, default=default)
+    found = search.candidates(texts, COSTS, width=4, default=default, most_nodes=16)
     fixed, adaptive = found.fixed.replay.tokens_per_second, found.adaptive.replay.tokens_per_second
     begun = search.replay(texts, Policy("fixed", found.by_rank.tree, found.chances), COSTS).tokens_per_second
     assert fixed >= begun
@@ -173,7 +173,7 @@ def test_the_best_of_each_kind_beats_what_it_began_with(texts: list[acceptance.T
 
 def test_a_dear_draft_leaves_plain_decoding_the_best(texts: list[acceptance.TextRecords]) -> None:
     dear = dataclasses.replace(COSTS, first_ms=(90.0, 90.0), level_ms=((90.0,) * 3, (90.0,) * 3))
-    found = search.candidates(texts, dear, width=4, default=TreeShape(16, 7, 4))
+    found = search.candidates(texts, dear, width=4, default=TreeShape(16, 7, 4), most_nodes=16)
     plain = found.plain.replay.tokens_per_second
     assert plain > found.fixed.replay.tokens_per_second
     assert plain > found.default.replay.tokens_per_second
