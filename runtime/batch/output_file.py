@@ -109,7 +109,7 @@ class OutputFile:
         else:
             self.seed = fallback_seed if seed is None else seed
             self._write_progress({"format": _FORMAT, **origin, "seed": self.seed})
-        self.batch_id = f"{origin['input']}:{self.seed}"
+        self.batch_id = f"{origin['input_sha256']}:{self.seed}"
 
     def write(self, number: int, document: Mapping[str, Any]) -> None:
         """The line for line `number` of the input."""

@@ -115,7 +115,7 @@ def _origin(source: InputFile, digest: str, controls: dict[str, Any], engine: di
     values = {name: getattr(config, name) for name in controls if name != "seed"}
     template = engine.get("chat_template")
     return {
-        "input": source.sha256,
+        "input_sha256": source.sha256,
         "artifact": digest,
         "controls": {
             name: repr(sorted(value) if isinstance(value, frozenset) else value) for name, value in values.items()

@@ -250,7 +250,7 @@ def test_an_output_of_another_batch_is_left_alone(
     template.write_text("{{ messages[0].content }}")
     words: tuple[Any, ...]
     for words, name in (
-        ((other, *CONTROLS), "(input '"),
+        ((other, *CONTROLS), "(input_sha256 '"),
         ((lines, *CONTROLS, "--seed", 12), "(seed 12), got one of another (seed 11)"),
         ((lines, *CONTROLS, "--top-k", 5), "(controls {"),
         ((lines, *CONTROLS, "--ctx-size", 64), "(ctx_size 64), got one of another (ctx_size 128)"),
