@@ -59,6 +59,8 @@ class OutputFile:
 
     def __enter__(self) -> OutputFile:
         """Raises `UserError` where it can't be written, or another process writes it."""
+        if str(self._path) == "-":
+            raise self._refusal("a file, which can be gone on with", "stdout", "choose another -o")
         self._is_new = not self._path.exists()
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
@@ -101,7 +103,7 @@ class OutputFile:
         size = os.fstat(self._file).st_size
         known = self._read_progress()
         if size and known is None:
-            raise self._refusal("no file yet, or the output of a batch that was stopped", "another file")
+            raise self._refusal("no file yet, or the output of a stopped batch", "a finished or another one")
         if size and known is not None:
             self.seed = int(known["seed"])
             self._check(known, {**origin, "seed": self.seed if seed is None else seed})

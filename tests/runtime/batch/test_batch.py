@@ -406,6 +406,7 @@ def test_stdin_is_taken_and_goes_on_too(
         (["good.jsonl", "-o", "nowhere/out.jsonl"], "nowhere/out.jsonl: expected a file to write, got No such file"),
         (["good.jsonl", "-o", "."], "expected a file to write, got Is a directory"),
         (["good.jsonl", "-o", "/dev/null"], "/dev/null: expected a regular file"),
+        (["good.jsonl", "-o", "-"], "-: expected a file, which can be gone on with, got stdout"),
         (["good.jsonl", "-o", "good.jsonl"], "good.jsonl: expected no file yet"),
         (["good.jsonl", "-o", "out.jsonl", "--sequences", "0"], "sequences: expected an integer from 1 to 4096, got 0"),
         (["good.jsonl", "-o", "out.jsonl", "--temperature", "-1"], "temperature: expected a number from 0"),
