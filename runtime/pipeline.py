@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
@@ -15,6 +15,7 @@ from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.engine import Engine
 from dovetail.runtime.decoding.engine_config import EngineConfig
+from dovetail.runtime.decoding.feed import Feed, Outcome, Request
 from dovetail.runtime.decoding.generation import Generation, RunSetup
 from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
@@ -84,8 +85,8 @@ class Pipeline:
         self.policies = self._policies()
         kinds = {policy.kind for policy in self.policies.values()}
         self.looks_up = config.draft in ("auto", "lookup") and kinds != {"plain"}
-        max_texts = config.sequences or MAX_TEXTS
-        self.draft = self._load_draft(max_texts) if kinds & {"fixed", "adaptive"} else None
+        self.max_texts = config.sequences or MAX_TEXTS
+        self.draft = self._load_draft(self.max_texts) if kinds & {"fixed", "adaptive"} else None
         self.draft_kind, self.draft_device = ("lookup" if self.looks_up else "none"), "none"
         if self.draft is not None:
             self.draft_kind, self.draft_device = self.draft.info.kind, self.draft.device
@@ -101,7 +102,7 @@ class Pipeline:
             at_most=None if config.sequences else tokens * MAX_TEXTS,
         )
         costs: Costs = ASSUMED if self.profile is None else self.profile.costs
-        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, max_texts)
+        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, self.max_texts)
 
     def _profile(self) -> HostProfile | None:
         """What calibration found for this machine and this way to run the artifact."""
@@ -218,6 +219,19 @@ class Pipeline:
                 streams += answers
             generations = [stream.finish() for stream in streams]
         return generations if many or config.num_return_sequences > 1 else generations[0]
+
+    def generate_many(
+        self, requests: Iterable[Request | UserError], *, look_ahead: int | None = None
+    ) -> Iterator[Outcome]:
+        """Answer any number of `requests`, taken one by one while the passes have room, in their order:
+
+        >>> for outcome in pipe.generate_many(Request(line, config) for line in file):
+        ...     print(outcome.error or outcome.generations[0].text)
+
+        What is wrong with one request is its outcome's `error`, and the others go on. See `Feed`, which can be stopped
+        between two passes, for `look_ahead`.
+        """
+        return iter(Feed(self, requests, look_ahead=look_ahead))
 
     def stream(
         self,

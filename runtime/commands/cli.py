@@ -1,4 +1,4 @@
-"""The `dovetail` command: generate, inspect, and whatever the entry points `dovetail.commands` add."""
+"""The `dovetail` command: generate, batch, inspect, ..., and whatever the entry points `dovetail.commands` add."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dovetail.runtime.commands.batch import batch
 from dovetail.runtime.commands.chat import chat
 from dovetail.runtime.commands.doctor import doctor
 from dovetail.runtime.commands.generate import generate
@@ -44,7 +45,7 @@ def dovetail() -> None:
     """Run large language models on a CPU, several tokens per pass over the weights, without changing a single one."""
 
 
-for command in (generate, chat, inspect, doctor):
+for command in (generate, chat, batch, inspect, doctor):
     dovetail.add_command(command)
 
 
