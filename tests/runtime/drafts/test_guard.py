@@ -149,8 +149,8 @@ def test_ctrl_c_is_not_a_failure_of_the_draft(target: NumpyTarget, plain: list[i
 
 def test_a_draft_worth_its_time_never_rests(target: NumpyTarget) -> None:
     greedy = Texts(target)
-    text = greedy.make([PROMPT], 600, [None])[0].text
-    (made,) = greedy.make([PROMPT], 600, [FakeDraft(knows(text))])
+    text = greedy.make([PROMPT], 150, [None])[0].text
+    (made,) = greedy.make([PROMPT], 150, [FakeDraft(knows(text))])
     assert made.text == text
     assert min(made.nodes[:-1]) > 1
     assert made.sequence.pace.rests == 0
