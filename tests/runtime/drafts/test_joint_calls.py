@@ -275,6 +275,42 @@ def begun_at(graph: DraftGraph, one: DraftedText, begin: int) -> dict[tuple[int,
     return scores_of(growth.candidates)
 
 
+def tell_no_numbers(one: DraftedText) -> None:
+    """Two more tokens, whose features are none."""
+    begin = len(one.features)
+    new = np.full((2, one.features.shape[1]), np.nan, np.float32)
+    one.tokens += [5, 6]
+    one.features = np.concatenate([one.features, new])
+    one.draft.tell(Verified(begin, np.array(one.tokens[begin:]), new))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["dgf", "eagle3"])
+def test_no_numbers_end_the_draft_of_one_text(
+    exported: ExportedDrafts, kind: str, device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that share its call, and those that get its rows afterwards, draft as ever: a mask does not keep out what
+    is no number, so all of them call alone from then on.
+    """
+    company = Company(exported, kind, device)
+    company.begin(12, 30, 7)
+    texts = [twins.ours for twins in company.twins]
+    grow_together(company.joint, texts)
+    for _ in range(2):
+        for one in (texts[0], texts[2]):
+            one.go_on(2)
+        tell_no_numbers(texts[1])
+        trees, _ = grow_together(company.joint, texts)
+    assert caplog.text.count("they call alone from now on") == 1
+    assert [failure(one) is None for one in texts] == [True, False, True]
+    assert [len(tree) > 0 for tree in trees] == [True, False, True]
+    company.twins.clear()
+    for one in texts:
+        one.draft.close()
+    company.begin(12, 30, 7)
+    assert company.compare() >= BUDGET.depth - 1
+
+
 # No room.
 
 
