@@ -1,8 +1,11 @@
 """Runs a Dovetail artifact: numpy, OpenVINO and ONNX Runtime, no torch.
 
-from dovetail import load
-pipe = load("artifacts/pystd")
-print(pipe.generate("def main():", temperature=0.8, seed=1).text)
+>>> from dovetail import load
+>>> pipe = load("artifacts/pystd")
+>>> print(pipe.generate("def main():", temperature=0.8, seed=1).text)
+
+`pipeline` is where everything is put together, and `decoding` where texts are made. docs/architecture.md follows a
+token through all of it.
 """
 
 from typing import TYPE_CHECKING, Any
