@@ -61,7 +61,8 @@ class Ours:
         def counted(running: list[Any]) -> list[Any]:
             updates = forward(running)
             if updates and updates[0].cost is not None:
-                self.costs.append((updates[0].cost, sum(len(update.tokens) for update in updates if update.nodes)))
+                made = sum(len(update.tokens) for update in updates) if all(update.nodes for update in updates) else 0
+                self.costs.append((updates[0].cost, made))
             return updates
 
         self.pipe.engine._round = counted  # type: ignore[method-assign]  # a tool that looks inside
