@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 
 import pytest
 from decoding_text import Text, rounds
@@ -203,6 +204,22 @@ def test_speed_is_measured_against_plain_decoding() -> None:
     for _ in range(400):
         slow.observe(Verdict("model", 0, 2.0, 3.0, 1.0))
     assert speed_gain([slow]) == 1.0, "plain decoding is to be had"
+
+
+@pytest.mark.parametrize(("policy", "costs"), [(UNMEASURED, ASSUMED), (UNMEASURED, priced(2.0))])
+def test_a_stranger_is_told_of_once(policy: Policy, costs: Costs, caplog: pytest.LogCaptureFixture) -> None:
+    rounds(text(policy), costs, 600, lambda tree: 0)
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "the target agrees with the draft in" in warning.getMessage()
+    assert warning.getMessage().endswith("Was it trained for this target?")
+
+
+def test_a_draft_that_is_too_dear_is_no_stranger(caplog: pytest.LogCaptureFixture) -> None:
+    turn, one = itertools.count(), text()
+    rounds(one, priced(8.0), 600, lambda tree: int(next(turn) % 3 == 0))
+    assert one.pace.rests > 0
+    assert not caplog.records
 
 
 def test_a_copy_learns_on_its_own() -> None:
