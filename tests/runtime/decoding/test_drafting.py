@@ -199,6 +199,15 @@ def test_several_texts_share_what_a_pass_has_room_for() -> None:
     assert alone[0] == 3
 
 
+@pytest.mark.parametrize("is_wish", [False, True])
+def test_in_company_a_fixed_tree_must_earn_its_place_unless_it_was_asked_for(is_wish: bool) -> None:
+    policy = dataclasses.replace(FIXED, is_wish=is_wish)
+    hopeless: Guess = lambda before: [(1, 0.01)]  # noqa: E731
+    assert round_of([Text(policy, NEW, FakeDraft(hopeless))], costs(2))[0].count == 3
+    made = round_of([Text(policy, NEW, FakeDraft(hopeless)) for _ in range(2)], costs(2))
+    assert [drafted.count for drafted in made] == ([3, 3] if is_wish else [0, 0])
+
+
 # With a target.
 
 
