@@ -14,7 +14,7 @@ from dovetail.runtime.decoding.engine import Engine, Update
 from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
 from dovetail.runtime.decoding.text_cache import TextCache
-from dovetail.runtime.drafts.base import Draft, Foresight, blind
+from dovetail.runtime.drafts.base import Draft, Foresight, Grown, TreeGrowth, blind
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.policies.base import Policy, TreeBudget
@@ -68,7 +68,9 @@ class FakeDraft:
         assert overlap == verified.tokens[: len(overlap)].tolist(), "another text than before"
         self.text[verified.begin :] = verified.tokens.tolist()
 
-    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> FakeGrowth:
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> TreeGrowth:
+        if not self.text:  # a prompt of one token: nothing was verified yet
+            return Grown(CandidateTree(root))
         assert root == self.text[-1], "the root was told of"
         self.asked += 1
         return FakeGrowth(self, root, budget, foresight)

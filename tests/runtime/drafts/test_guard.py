@@ -11,7 +11,7 @@ import pytest
 from fake_drafts import FakeDraft, FakeGraph, FakeGrowth, Guess, Texts, knows
 from numpy_target import NumpyTarget
 
-from dovetail.runtime.drafts.base import Foresight, blind
+from dovetail.runtime.drafts.base import Foresight, TreeGrowth, blind
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.errors import DraftError
 from dovetail.runtime.policies.base import TreeBudget
@@ -45,7 +45,7 @@ class Breaking(FakeDraft):
         self.at("tell")
         super().tell(verified)
 
-    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> BreakingGrowth:
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> TreeGrowth:
         self.at("grow")
         return BreakingGrowth(self, root, budget, foresight)
 
