@@ -24,6 +24,7 @@ from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.targets.base import Step, TargetEngine, read
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.terminal.progress import stage
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Tree, root_only
 
 TOKENS = 2048
@@ -65,7 +66,7 @@ def held_out_ids(folder: Path, text: str | None) -> Ids:
         ids = tokenizer.encode(text).ids
     if len(ids) < _MIN_TOKENS:
         raise UserError(
-            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text"
+            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer `check_text`"
         )
     return np.asarray(ids[: TOKENS + 1], np.int64)
 
@@ -108,7 +109,9 @@ def compare(folder: Path, target: TargetInfo, reading: Reading) -> ExportChecks:
     """
     ids, length, reference = reading.ids, reading.length, reading.logits
     own = None if reference is not None else _stateful_logits(folder / TARGET_MODEL, ids[:length])
-    model = OpenVinoTarget(folder / TARGET_MODEL, target, numerics="exact", threads=default_threads(), capacity=length)
+    model = OpenVinoTarget(
+        folder / TARGET_MODEL, target, numerics="exact", threads=default_threads(), capacity=length + MAX_TREE_NODES
+    )
     _check_tree(model, ids)
     divergence, row = Divergence(), 0
     with stage("checking the target on held-out text") as bar:

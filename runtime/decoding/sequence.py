@@ -12,6 +12,7 @@ import numpy as np
 from dovetail.runtime.decoding.drafting import DraftedTree
 from dovetail.runtime.decoding.text_cache import TextCache
 from dovetail.runtime.drafts.base import Draft, Foresight
+from dovetail.runtime.errors import CacheFullError
 from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.targets.base import Step, StepOutput
@@ -178,7 +179,10 @@ class Sequence:
             return
         kept = self.prompt_length - 1
         for sibling in self.siblings:
-            fork = self.cache.target.fork()
+            try:
+                fork = self.cache.target.fork()
+            except CacheFullError:  # it reads the prompt itself, when there is room
+                continue
             fork.truncate(kept)
             sibling.cache.target.close()
             sibling.cache.target = fork

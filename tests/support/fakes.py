@@ -1,21 +1,45 @@
 """Targets and drafts without a model: the target's rows are a fixed function of the text, so every answer can be
 computed by hand.
+
+Letters: N nodes of a tree, V vocabulary, D feature size, R rows of candidates, K children per row.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dovetail.runtime.drafts.base import Foresight, blind
-from dovetail.runtime.policies.base import Growth
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+from dovetail.runtime.artifact.manifest import DraftInfo, TargetInfo
+from dovetail.runtime.drafts.base import Foresight, Grown, TreeGrowth, blind
+from dovetail.runtime.drafts.graph_contract import Children, DraftCall
+from dovetail.runtime.drafts.row_pool import RowPool
+from dovetail.runtime.errors import CacheFullError
+from dovetail.runtime.policies.base import TreeBudget
+from dovetail.runtime.policies.costs import Costs
+from dovetail.runtime.targets.base import Numerics, Step, StepOutput
+from dovetail.runtime.trees.tree import CandidateTree, Float32s, Tree
+from dovetail.runtime.trees.verified import Verified
 
 D = 4  # feature size
 ENOUGH = 64  # candidates of a fake tree, about
+PAGE = 4  # tokens
+
+FREE = Costs(
+    contexts=(1,),
+    nodes=(1, 128),
+    widths=(1, 64),
+    plain_ms=(1.0,),
+    verify_ms=((1.0, 1.0),),
+    first_ms=(1e-9,),
+    level_ms=((1e-9, 1e-9),),
+    text_ms=(0.0,),
+    host_ms=0.0,
+    host_level_ms=0.0,
+    host_node_ms=0.0,
+)
+"""Prices by which drafting costs nothing: no draft rests, and every tree grows as far as it may."""
 
 
 def row(context: Sequence[int], vocab: int, salt: int = 0) -> Float32s:
@@ -28,10 +52,9 @@ def _row(last: tuple[int, ...], vocab: int, salt: int) -> Float32s:
     return np.random.default_rng([salt, *last]).normal(0, 2, vocab).astype(np.float32)
 
 
-@dataclasses.dataclass
-class Output:
-    logits: Float32s
-    features: Float32s
+def feature(context: Sequence[int]) -> list[float]:
+    """[D] what the target's last layer says of the last token of `context`: where it stands, and the last three."""
+    return [len(context), *([-1, -1, -1, *context][-3:])]
 
 
 def chain(root: int, drafted: list[int]) -> Tree:
@@ -40,87 +63,304 @@ def chain(root: int, drafted: list[int]) -> Tree:
 
 
 class FakeTarget:
-    """Keeps the text itself where the real one keeps a cache."""
+    """See `TargetEngine`. Keeps the texts themselves where the real one keeps a cache, in pages that are not shared.
 
-    native_s = 0.0
-    window: int | None = None
+    What a pass gave is spoilt by the next one, as the protocol allows: who keeps a view of it reads NaN.
+    """
 
-    def __init__(self, vocab: int = 12, salt: int = 0) -> None:
-        self.vocab, self.salt = vocab, salt
-        self.text: list[int] = []
-        self.tree = root_only(0)
+    numerics: Numerics = "exact"
+
+    def __init__(
+        self,
+        vocab: int = 12,
+        salt: int = 0,
+        *,
+        capacity: int = 4096,
+        window: int | None = None,
+        remembers: bool = False,
+    ) -> None:
+        """`remembers`: every token of the text counts, and not only the last three."""
+        self.vocab, self.salt, self.window = vocab, salt, window
+        self.info = TargetInfo("fake", D, 1, vocab, 1 << 20, 1, "fp32", window)
+        self.capacity = self.free = capacity // PAGE * PAGE
+        self.watch: Callable[[Sequence[Step]], None] = lambda steps: None  # called before and behind every pass
+        self._remembers = remembers
+        self._lent: list[StepOutput] = []
+
+    def row(self, context: Sequence[int]) -> Float32s:
+        """[V] logits for the token after `context`."""
+        logits = row(context, self.vocab, self.salt)
+        if self._remembers:  # of numbers Python's hash is the same in every process
+            logits = logits + 0.5 * row([hash(tuple(context)) % 1009], self.vocab, self.salt + 1)
+        return logits
+
+    def sequence(self) -> FakeSequence:
+        """See `TargetEngine`."""
+        return FakeSequence(self)
+
+    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+        """See `TargetEngine`."""
+        for out in self._lent:
+            out.logits.fill(np.nan)
+            out.features.fill(np.nan)
+        assert steps, "a pass of nothing"
+        assert len({id(step.sequence) for step in steps}) == len(steps), "a sequence twice in a pass"
+        self.watch(steps)
+        self._lent = [self._output(step) for step in steps]
+        self.watch(steps)
+        return self._lent
+
+    def close(self) -> None:
+        """See `TargetEngine`."""
+
+    def _output(self, step: Step) -> StepOutput:
+        sequence, tree = step.sequence, step.tree
+        assert isinstance(sequence, FakeSequence)
+        beyond = self.window is not None and sequence.length + len(tree) > self.window
+        assert tree.is_chain() or not beyond, "siblings beyond the attention window"
+        sequence.feed(tree)
+        paths: list[list[int]] = []
+        for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
+            paths.append([*(sequence.tokens if parent < 0 else paths[parent]), token])
+        logits = np.empty((len(step.logit_rows), self.vocab), np.float32)
+        for i, node in enumerate(step.logit_rows):
+            logits[i] = self.row(paths[node])
+        return StepOutput(logits, np.array([feature(path) for path in paths], np.float32))
+
+
+class FakeSequence:
+    """See `TargetSequence`."""
+
+    def __init__(self, engine: FakeTarget) -> None:
+        self.tokens: list[int] = []
+        self._engine = engine
+        self._room = 0  # tokens that its pages hold
+        self._fed: Tree | None = None  # may be committed
 
     @property
     def length(self) -> int:
-        return len(self.text)
+        """See `TargetSequence`."""
+        return len(self.tokens)
 
-    def _feature(self, context: Sequence[int]) -> list[float]:
-        return [len(context), *([-1, -1, -1, *context][-3:])]
+    def reserve(self, num_tokens: int) -> None:
+        """See `TargetSequence`."""
+        lacking = max(_in_pages(self.length + num_tokens) - self._room, 0)
+        if lacking > self._engine.free:
+            raise CacheFullError(f"expected {lacking} free tokens in the cache, got {self._engine.free}")
+        self._engine.free -= lacking
+        self._room += lacking
 
-    def prefill(self, tokens: Int64s) -> Output:
-        features = []
-        for token in tokens.tolist():
-            self.text.append(token)
-            features.append(self._feature(self.text))
-        logits = row(self.text, self.vocab, self.salt)
-        return Output(logits[None], np.array(features, np.float32))
-
-    def verify(self, tree: Tree) -> Output:
-        self.tree = tree
-        paths: list[list[int]] = []
-        for node in range(len(tree)):
-            before = paths[tree.parents[node]] if node else self.text
-            paths.append([*before, int(tree.tokens[node])])
-        logits = np.stack([row(path, self.vocab, self.salt) for path in paths])
-        return Output(logits, np.array([self._feature(path) for path in paths], np.float32))
+    def feed(self, tree: Tree) -> None:
+        """The engine's pass has `tree` behind the tokens."""
+        self.reserve(len(tree))
+        self._fed = tree
 
     def commit(self, path: Sequence[int]) -> None:
-        self.text += self.tree.tokens[list(path)].tolist()
+        """See `TargetSequence`."""
+        assert self._fed is not None, "no tree was fed since the last commit or truncate"
+        tokens, parents = self._fed.tokens.tolist(), self._fed.parents.tolist()
+        assert [parents[node] for node in path] == [-1, *path][: len(path)], "a path begins at the root"
+        self.tokens += [tokens[node] for node in path]
+        self._fed = None
+
+    def truncate(self, length: int) -> None:
+        """See `TargetSequence`."""
+        assert 0 <= length <= self.length
+        del self.tokens[length:]
+        self._engine.free += self._room - _in_pages(length)
+        self._room, self._fed = _in_pages(length), None
+
+    def fork(self) -> FakeSequence:
+        """See `TargetSequence`."""
+        other = FakeSequence(self._engine)
+        other.reserve(self.length)
+        other.tokens = self.tokens.copy()
+        return other
+
+    def close(self) -> None:
+        """See `TargetSequence`."""
+        self.truncate(0)
+
+
+def _in_pages(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE) * PAGE
+
+
+Guess = Callable[[list[int]], list[int]]
+"""A text, or what a draft knows of it -> the tokens that may come next, the best first."""
 
 
 class FakeDraft:
-    """Proposes trees from `children(context) -> tokens`, and checks that it is fed the right features."""
+    """See `Draft`. Grows trees from `guess`, and checks that it is told the right features."""
 
-    native_s = 0.0
-    bytes_in = bytes_out = 0
+    def __init__(self, guess: Guess) -> None:
+        self._guess = guess
+        self._begin = 0  # of what it knows
+        self.text: list[int] = []  # from there on
 
-    def __init__(self, children: Callable[[list[int]], list[int]]) -> None:
-        self._children = children
-        self.text: list[int] = []
+    @property
+    def known(self) -> int:
+        """See `Draft`."""
+        return max(self._begin + len(self.text) - 1, 0)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        """Breadth first, `growth.width` children a node, those that are foreseen first; all are as good as certain."""
-        first = not self.text
-        assert len(features) == len(tokens) - first
-        for i, feature in enumerate(features):
-            before = self.text + tokens[: i + first].tolist()
-            assert feature.tolist() == [len(before), *([-1, -1, -1, *before][-3:])], "the feature of the token before"
-        self.text += tokens.tolist()
-        nodes, parents, paths = [self.text[-1]], [-1], [self.text]
-        depth, level = 0, range(1)
-        while level and len(nodes) < ENOUGH and growth.goes_on(depth, [0.0] * len(level)):
-            for node in level:
-                children = np.array(self._children(paths[node]))
-                order = np.argsort(-foresight(depth + 1, children[None], np.zeros((1, len(children)), np.float32))[0])
-                for token in children[order[: growth.width]].tolist():
-                    nodes.append(token)
-                    parents.append(node)
-                    paths.append([*paths[node], token])
-            depth, level = depth + 1, range(level.stop, len(nodes))
-        kept = slice(0, 1 + growth.drafted([0.0] * (len(nodes) - 1)))
-        return Tree(np.array(nodes[kept], np.int64), np.array(parents[kept], np.int64))
+    def tell(self, verified: Verified) -> None:
+        """See `Draft`. Behind a gap it begins anew."""
+        if verified.begin > self.known:
+            self.text, self._begin = [], verified.begin
+        begin, tokens = verified.begin, verified.tokens.tolist()
+        if begin < self._begin:
+            self.text, self._begin = [], begin
+        kept = begin - self._begin
+        common = list(zip(self.text[kept:], tokens, strict=False))
+        assert all(a == b for a, b in common), "another text than the one that it knows"
+        if len(tokens) > len(common):
+            self.text = self.text[:kept] + tokens
+        for i, got in enumerate(verified.features.tolist()):
+            end = kept + i + 1  # of the feature's token
+            known = self.text[max(end - 3, 0) : end]
+            assert got[0] == begin + i + 1, "a feature of another position"
+            assert got[D - len(known) :] == known, "a feature of other tokens"
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> TreeGrowth:
+        """See `Draft`. Breadth first, `budget.width` children a node, those that are foreseen first; all are as good as
+        certain.
+        """
+        text = self.text or [root]
+        assert text[-1] == root, "the last token that it was told of"
+        candidates = CandidateTree(root)
+        level = range(1)
+        while len(candidates) < ENOUGH and budget.wants_level(candidates.levels):
+            parents, tokens = [], []
+            for candidate in level:
+                path = candidates.path_of(candidate)
+                guesses = np.array(self._guess([*text, *path]))
+                foreseen = foresight([path], guesses[None], np.zeros((1, len(guesses)), np.float32))[0]
+                chosen = guesses[np.argsort(-foreseen, kind="stable")[: budget.width]].tolist()
+                tokens += chosen
+                parents += [candidate] * len(chosen)
+            if not tokens:
+                break
+            first = candidates.add_level(parents, tokens, [0.0] * len(tokens))
+            level = range(first, first + len(tokens))
+        return Grown(candidates)
+
+    def truncate(self, known: int) -> None:
+        """See `Draft`."""
+        assert 0 <= known <= self.known
+        if known <= self._begin:
+            self.text, self._begin = [], 0
+            if known:  # it knows that there was something
+                self._begin = known + 1
+        else:
+            del self.text[known + 1 - self._begin :]
+
+    def close(self) -> None:
+        """See `Draft`."""
+        self.truncate(0)
 
 
 def good(target: FakeTarget) -> FakeDraft:
     """Knows the target's most likely tokens."""
-    return FakeDraft(lambda context: np.argsort(-row(context, target.vocab, target.salt))[:4].tolist())
+    return FakeDraft(best(target))
 
 
 def never(target: FakeTarget) -> FakeDraft:
     """Offers only the token that the target likes least."""
-    return FakeDraft(lambda context: [int(row(context, target.vocab, target.salt).argmin())])
+    return FakeDraft(worst(target))
 
 
 def sometimes(target: FakeTarget) -> FakeDraft:
     """Tokens at random, repeated siblings included."""
-    return FakeDraft(lambda context: np.random.default_rng([7, *context[-2:]]).integers(0, target.vocab, 3).tolist())
+    return FakeDraft(random(target))
+
+
+def best(target: FakeTarget) -> Guess:
+    """The target's most likely tokens, as far as the last three say."""
+    return lambda context: np.argsort(-row(context, target.vocab, target.salt))[:4].tolist()
+
+
+def worst(target: FakeTarget) -> Guess:
+    """Only the token that the target likes least."""
+    return lambda context: [int(row(context, target.vocab, target.salt).argmin())]
+
+
+def random(target: FakeTarget) -> Guess:
+    """Tokens at random, repeated siblings included."""
+    return lambda context: _random(tuple(context[-2:]), target.vocab)
+
+
+@functools.cache
+def _random(last: tuple[int, ...], vocab: int) -> list[int]:
+    tokens: list[int] = np.random.default_rng([7, *last]).integers(0, vocab, 3).tolist()
+    return tokens
+
+
+class FakeGraph:
+    """See `DraftGraph`. Remembers which token each row of the pool holds, so that it knows the text of every pair from
+    what the mask shows, and checks that this is a text, and the pair's feature that of its end.
+    """
+
+    device = "fake"
+    native_s = 0.0
+    bytes_in = bytes_out = 0
+
+    def __init__(self, guess: Guess, vocab: int = 12, *, max_rows: int = 4096, kind: str = "dgf") -> None:
+        """`guess` gets what a text's draft has read of it, which may be its end alone."""
+        self.info = DraftInfo(kind, D, vocab, 1, 1, 1, 4, 1, "float32")
+        self.pool = RowPool(max_rows)
+        self.watch: Callable[[Sequence[DraftCall]], None] = lambda calls: None  # called before and behind every call
+        self._guess = guess
+        self._rows: dict[int, tuple[int, int]] = {}  # row of the pool -> position, token
+        self._predicted: list[list[int]] = []  # by the last call's wanted pairs: the text up to there
+        self._lent: list[Children] = []
+
+    def run(self, calls: Sequence[DraftCall]) -> list[Children]:
+        """See `DraftGraph`."""
+        for children in self._lent:
+            children.log_probs.fill(np.nan)
+            children.tokens.fill(-1)
+        self.watch(calls)
+        written = [row for call in calls for row in call.rows]
+        assert len(set(written)) == len(written), "two pairs in one row"
+        for call in calls:
+            for row, position, token in zip(call.rows, call.positions, call.tokens, strict=True):
+                self._rows[row] = position, token
+        predicted, self._lent, first = [], [], 0
+        for call in calls:
+            texts = [self._text(visible) for visible in call.visible]
+            if self.info.reads_features:
+                self._check_features(call, texts)
+            wanted = texts[len(texts) - call.wanted :]
+            self._lent.append(self._children(wanted, call.children, first))
+            predicted += wanted
+            first += len(wanted)
+        self._predicted = predicted
+        self.watch(calls)
+        return self._lent
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `DraftGraph`."""
+        for row in rows:
+            self._rows.pop(row, None)
+
+    def _text(self, visible: bytes) -> list[int]:
+        rows = sorted(self._rows[row] for row, sees in enumerate(visible) if sees)
+        assert [position for position, _ in rows] == list(range(len(rows))), "a pair sees no text"
+        return [token for _, token in rows]
+
+    def _check_features(self, call: DraftCall, texts: list[list[int]]) -> None:
+        for i, text in enumerate(texts):
+            if call.features is None:
+                assert self._predicted[call.feature_rows[i]] == text[:-1], "the predicted feature of another pair"
+            else:
+                before = text[-4:-1]
+                end = call.features[call.feature_rows[i]].tolist()[D - len(before) :]
+                assert end == before, "the feature of another token"
+
+    def _children(self, texts: list[list[int]], count: int, first: int) -> Children:
+        tokens = np.empty((len(texts), count), np.int32)
+        for i, text in enumerate(texts):
+            guesses = self._guess(text)
+            tokens[i] = (guesses * count)[:count]
+        log_probs = np.log(0.6 * 0.4 ** np.arange(count, dtype=np.float32))[None].repeat(len(texts), axis=0)
+        return Children(tokens, log_probs.astype(np.float32), first)

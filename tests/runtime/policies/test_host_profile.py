@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,7 +184,7 @@ def test_one_of_a_newer_version_asks_for_a_newer_program() -> None:
         profile.loads(data)
 
 
-def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, told: pytest.LogCaptureFixture) -> None:
     def found(draft_device: str = "cpu", numerics: str = "fast") -> HostProfile | None:
         return profile.find("a" * 64, this_machine(), draft_device, numerics)
 
@@ -196,24 +195,23 @@ def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, caplog: 
     assert found(numerics="exact") is None
     assert found("cuda:0") is None
     assert profile.profiles_of("a" * 64) == [made()]
-    assert not caplog.records
+    assert not told.records
     path.write_text(path.read_text()[:-40])
     assert found() is None
     assert profile.profiles_of("a" * 64) == []
-    assert len(caplog.messages) == 2
-    assert all("is ignored" in line and "\n" not in line for line in caplog.messages)
+    assert len(told.messages) == 2
+    assert all("is ignored" in line and "\n" not in line for line in told.messages)
     profile.write(made("b" * 64), path)  # a file under another's name
     assert found() is None
-    assert len(caplog.messages) == 3
+    assert len(told.messages) == 3
 
 
-def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "dovetail")
+def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture) -> None:
     digest = open_artifact(tiny_artifact).digest
     with load(tiny_artifact) as pipe:
         assert pipe.profile is None
         expected = pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids
-    assert not any("profile" in line for line in caplog.messages)
+    assert not any("profile" in line for line in told.messages)
     keep(made(digest))
     with load(tiny_artifact) as pipe:
         assert pipe.profile == made(digest)
@@ -221,7 +219,7 @@ def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, caplog: pytes
         assert pipe.policy(1.0).kind == "plain"
         assert pipe.generate("def main(", max_new_tokens=12, ignore_eos=True, temperature=1.0).drafted_tokens == 0
         assert len(pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids) == len(expected)
-    assert sum(line.startswith("profile: at temperature 0 adaptive") for line in caplog.messages) == 1
+    assert sum(line.startswith("profile: at temperature 0 adaptive") for line in told.messages) == 1
     with load(tiny_artifact, tree=TreeShape(4, 2, 2)) as pipe:
         assert pipe.profile is None
     with load(tiny_artifact, profile=None) as pipe:
@@ -231,27 +229,25 @@ def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, caplog: pytes
 
 
 def test_where_the_draft_never_pays_it_is_not_loaded(
-    cache: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dovetail")
     keep(made(open_artifact(tiny_artifact).digest, greedy="plain"))
     with load(tiny_artifact) as pipe:
         assert pipe.draft is None
         assert pipe.generate("x", max_new_tokens=4, ignore_eos=True).drafted_tokens == 0
-    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in caplog.messages
+    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told.messages
 
 
 def test_where_matches_alone_pay_only_they_are_taken(
-    cache: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dovetail")
     keep(made(open_artifact(tiny_artifact).digest, greedy="lookup"))
     repeated = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {7: 100.0}}
     with load(tiny_artifact) as pipe:
         assert (pipe.draft, pipe.draft_kind) == (None, "lookup")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens > 0
         assert pipe.generate([7, 7, 7, 7], temperature=1.0, **repeated).drafted_tokens == 0
-    assert any(line.startswith("draft: lookup, matches in the text") for line in caplog.messages)
+    assert any(line.startswith("draft: lookup, matches in the text") for line in told.messages)
     with load(tiny_artifact, draft="artifact") as pipe:  # the same profile, which says that this draft is of no use
         assert (pipe.draft, pipe.draft_kind) == (None, "none")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens == 0
@@ -279,13 +275,12 @@ def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_pat
 
 
 def test_other_threads_than_the_cached_profiles_do_without_it(
-    cache: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dovetail")
     keep(made(open_artifact(tiny_artifact).digest))
     with load(tiny_artifact, threads=default_threads() + 1) as pipe:
         assert pipe.profile is None
-    assert sum(line.startswith("profile: not used") for line in caplog.messages) == 1
+    assert sum(line.startswith("profile: not used") for line in told.messages) == 1
 
 
 def test_a_place_that_can_not_be_written_to(tmp_path: Path) -> None:

@@ -1,64 +1,118 @@
-"""Proves the first law on the loop itself: with any draft and any tree the tokens are those of plain decoding, greedy
-or sampled; and that a broken acceptance rule would be noticed.
+"""Proves the first law on the engine with one text: with any draft and any tree the tokens are those of plain decoding,
+greedy or sampled; and that a broken acceptance rule would be noticed. What many texts do to one another is in
+tests/laws/test_batching.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import fakes
 import numpy as np
 import pytest
+from fake_pipeline import FakePipeline
 from fakes import FakeDraft, FakeTarget
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.decoding.rounds import rounds
-from dovetail.runtime.drafts.base import Draft, NoDraft
+from dovetail.runtime.decoding import sequence as decoding
+from dovetail.runtime.decoding.engine import Update
+from dovetail.runtime.decoding.sequence import Sequence as TextSequence
+from dovetail.runtime.drafts.base import Draft, blind
 from dovetail.runtime.errors import NothingAllowedError
-from dovetail.runtime.policies.base import FixedPolicy
+from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.targets.base import Step
 from dovetail.runtime.trees.acceptance import Accepted
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Tree
 
 DRAFTS = [fakes.good, fakes.never, fakes.sometimes]
-PROMPT = np.array([1, 2, 3, 4], np.int64)
+PROMPT = [1, 2, 3, 4]
+MakeDraft = Callable[[FakeTarget], Draft]
 
 
-def run(
-    make_draft: Callable[[FakeTarget], Draft],
+class Reader:
+    """Hears of one text's updates."""
+
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+
+    def hear(self, update: Update) -> None:
+        self.updates.append(update)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for update in self.updates for token in update.tokens]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Accept lengths of all rounds but those that read the prompt."""
+        return [update.accept_length for update in self.updates if update.nodes]
+
+
+def decode(
+    target: FakeTarget,
+    make_draft: MakeDraft | None,
     shape: TreeShape,
     params: GenerationConfig,
     count: int,
-    prompt: np.ndarray = PROMPT,
+    prompt: Sequence[int] = PROMPT,
+) -> tuple[Reader, Exception | None]:
+    """What a reader heard of one text, and the error that ended it, if one did."""
+    pipe = FakePipeline(target, costs=fakes.FREE)
+    conversation = pipe.conversation(None if make_draft is None else make_draft(target))
+    sampler = Sampler(params, prompt, target.vocab)
+    sequence = TextSequence(
+        prompt,
+        conversation.cache,
+        sampler=sampler,
+        pace=Pace(Policy("plain") if make_draft is None else Policy("fixed", shape, is_wish=True)),
+        max_new_tokens=count,
+        ends=params.eos_token_id,
+        foresight=sampler.foresee if params.temperature > 0 else blind,
+        window=target.window,
+    )
+    reader, ended = Reader(), []
+    pipe.engine.add(sequence, reader.hear, lambda: ended.append(1))
+    while not pipe.engine.is_idle:
+        pipe.engine.step()
+        kept = conversation.cache.target
+        assert isinstance(kept, fakes.FakeSequence)
+        assert kept.tokens == [*prompt, *reader.tokens][:-1], "the last emitted token is never in the cache"
+    assert ended == [1]
+    assert conversation.cache.model is None or conversation.cache.model.failure is None
+    conversation.cache.close()
+    assert target.free == target.capacity
+    return reader, sequence.error
+
+
+def run(
+    make_draft: MakeDraft | None,
+    shape: TreeShape,
+    params: GenerationConfig,
+    count: int,
+    prompt: Sequence[int] = PROMPT,
     salt: int = 0,
 ) -> tuple[list[int], list[int]]:
     """(tokens, accept lengths behind the token that comes with the prompt)"""
-    target = FakeTarget(salt=salt)
-    tokens: list[int] = []
-    lengths = []
-    for done in rounds(
-        target, make_draft(target), FixedPolicy(shape), Sampler(params, prompt.tolist(), 12).draw, prompt, count
-    ):
-        tokens += done.tokens
-        if done.nodes:
-            lengths.append(done.accept_length)
-        assert target.text == [*prompt.tolist(), *tokens[:-1]], "the last emitted token is never in the cache"
-    return tokens, lengths
+    reader, error = decode(FakeTarget(salt=salt), make_draft, shape, params, count, prompt)
+    assert error is None
+    return reader.tokens, reader.lengths
 
 
-def plain(params: GenerationConfig, count: int, prompt: np.ndarray = PROMPT, salt: int = 0) -> list[int]:
-    """One token at a time, without the loop."""
-    text = prompt.tolist()
+def plain(params: GenerationConfig, count: int, prompt: Sequence[int] = PROMPT, salt: int = 0) -> list[int]:
+    """One token at a time, without the engine."""
+    text = list(prompt)
     sampler = Sampler(params, text, 12)
     for _ in range(count):
         text.append(sampler.draw(fakes.row(text, 12, salt)))
     return text[len(prompt) :]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(DRAFTS),
     st.builds(TreeShape, nodes=st.integers(1, 20), depth=st.integers(0, 6), width=st.integers(1, 4)),
@@ -74,16 +128,15 @@ def plain(params: GenerationConfig, count: int, prompt: np.ndarray = PROMPT, sal
     st.integers(0, 1000),
 )
 def test_first_law(
-    make_draft: Callable[[FakeTarget], Draft],
+    make_draft: MakeDraft,
     shape: TreeShape,
     params: GenerationConfig,
     count: int,
     prompt: list[int],
     salt: int,
 ) -> None:
-    text = np.array(prompt, np.int64)
-    tokens, _ = run(make_draft, shape, params, count, text, salt)
-    assert tokens == plain(params, count, text, salt)
+    tokens, _ = run(make_draft, shape, params, count, prompt, salt)
+    assert tokens == plain(params, count, prompt, salt)
 
 
 def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
@@ -96,9 +149,7 @@ def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
 
 
 def test_no_draft_is_one_token_a_round() -> None:
-    tokens, lengths = run(
-        lambda target: NoDraft(), TreeShape(nodes=8, depth=4, width=4), GenerationConfig(temperature=1.0, seed=3), 20
-    )
+    tokens, lengths = run(None, TreeShape(nodes=8, depth=4, width=4), GenerationConfig(temperature=1.0, seed=3), 20)
     assert tokens == plain(GenerationConfig(temperature=1.0, seed=3), 20)
     assert lengths == [0] * 19
 
@@ -136,7 +187,7 @@ def always_accept_the_runner_up(
 def test_the_first_law_test_notices_a_broken_accept(
     mutant: Callable[..., Accepted], make_draft: Callable[[FakeTarget], FakeDraft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "accept", mutant)
+    monkeypatch.setattr(decoding, "accept", mutant)
     tokens, _ = run(make_draft, TreeShape(nodes=12, depth=4, width=3), GenerationConfig(temperature=1.0, seed=1), 60)
     assert tokens != plain(GenerationConfig(temperature=1.0, seed=1), 60)
 
@@ -152,6 +203,7 @@ def plain_until(config: GenerationConfig, prompt: list[int], count: int) -> tupl
     return text[len(prompt) :], False
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(DRAFTS),
     st.sets(st.integers(0, 11), max_size=3),
@@ -159,40 +211,30 @@ def plain_until(config: GenerationConfig, prompt: list[int], count: int) -> tupl
     st.integers(1, 20),
 )
 def test_ends_and_failing_draws_come_where_plain_decoding_meets_them(
-    make_draft: Callable[[FakeTarget], Draft], ends: set[int], prompt: list[int], count: int
+    make_draft: MakeDraft, ends: set[int], prompt: list[int], count: int
 ) -> None:
     """No token may occur twice, so texts run out of tokens: a draw behind the end of a text must not be missed."""
     config = GenerationConfig(no_repeat_ngram_size=1, eos_token_id=frozenset(ends))
-    target, tokens, failed = FakeTarget(), [], False
-    draw, shape = Sampler(config, prompt, 12).draw, FixedPolicy(TreeShape(16, 4, 4))
-    try:
-        for done in rounds(target, make_draft(target), shape, draw, np.array(prompt), count, config.eos_token_id):
-            tokens += done.tokens
-    except NothingAllowedError:
-        failed = True
-    assert (tokens, failed) == plain_until(config, prompt, count)
+    reader, error = decode(FakeTarget(), make_draft, TreeShape(16, 4, 4), config, count, prompt)
+    assert error is None or isinstance(error, NothingAllowedError)
+    assert (reader.tokens, error is not None) == plain_until(config, prompt, count)
 
 
+@settings(deadline=None)
 @given(window=st.integers(1, 40), shape=st.builds(TreeShape, st.integers(1, 12), st.integers(0, 5), st.integers(1, 3)))
 def test_trees_have_no_siblings_where_they_reach_beyond_the_window(window: int, shape: TreeShape) -> None:
     """And only there; the tokens are the same, and drafting goes on."""
-    target = FakeTarget()
-    target.window = window
+    target = FakeTarget(window=window)
     trees: list[tuple[int, Tree]] = []
-    verify = target.verify
 
-    def watched(tree: Tree) -> fakes.Output:
-        trees.append((target.length, tree))
-        return verify(tree)
+    def watch(steps: Sequence[Step]) -> None:
+        (step,) = steps
+        if step.wanted is None and (not trees or trees[-1][1] is not step.tree):
+            trees.append((step.sequence.length, step.tree))
 
-    target.verify = watched  # type: ignore[method-assign]  # to look at what comes by
-    sampler = Sampler(GenerationConfig(), PROMPT.tolist(), 12)
-    done = [
-        token
-        for made in rounds(target, fakes.good(target), FixedPolicy(shape), sampler.draw, PROMPT, 40)
-        for token in made.tokens
-    ]
-    assert done == plain(GenerationConfig(), 40)
+    target.watch = watch
+    reader, _ = decode(target, fakes.good, shape, GenerationConfig(), 40)
+    assert reader.tokens == plain(GenerationConfig(), 40)
     beyond = [tree for past, tree in trees if past + len(tree) > window]
     assert all(tree.is_chain() for tree in beyond)
     before = [tree for past, tree in trees[:-6] if past + shape.nodes <= window]
