@@ -191,6 +191,7 @@ def test_several_texts_share_what_a_pass_has_room_for() -> None:
         Text(Policy("adaptive", SHAPE, OWN_ESTIMATES, gain=2.0), NEW, FakeDraft(lambda before, p=p: [(1, p)]))
         for p in guesses
     ]
+<<<<<<< HEAD
     cheap = costs(8, first_ms=0.02)
     made = round_of(texts, cheap)
     counts = [drafted.count for drafted in made]
@@ -198,6 +199,26 @@ def test_several_texts_share_what_a_pass_has_room_for() -> None:
     assert counts[0] == counts[3] == 2
     alone = [round_of([one], cheap)[0].count for one in texts]
     assert alone[0] == 3
+=======
+    prices = costs(8, first_ms=0.1)
+    counts = [drafted.count for drafted in round_of(texts, prices)]
+    assert sum(counts) == 4
+    assert counts[0] == counts[3] == 2
+    alone = [round_of([one], prices)[0].count for one in texts]
+    assert (alone[0], alone[3]) == (3, 3), "alone each has room for its tree"
+
+
+@pytest.mark.parametrize(("first_ms", "step_at", "asked_together"), [(0.1, 8, 2), (60.0, 8, 0), (0.1, 2, 0)])
+def test_in_company_a_model_is_asked_where_it_is_expected_to_earn_its_calls(
+    first_ms: float, step_at: int, asked_together: int
+) -> None:
+    """Alone a text finds that out by itself, and rests."""
+    texts = [Text(FIXED, NEW, FakeDraft(SAME)) for _ in range(2)]
+    round_of(texts, costs(step_at, first_ms=first_ms))
+    assert sum(map(asked, texts)) == asked_together
+    round_of(texts[:1], costs(step_at, first_ms=first_ms))
+    assert sum(map(asked, texts)) == asked_together + 1
+>>>>>>> drafttests
 
 
 @pytest.mark.parametrize("is_wish", [False, True])

@@ -5,7 +5,6 @@ it can't, memory limits, and `dovetail doctor`.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +83,17 @@ def test_an_older_minor_version_of_the_driver_will_do(monkeypatch: pytest.Monkey
 
 
 def test_auto_says_what_it_chose_and_why(
-    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dovetail")
     pretend(monkeypatch, driver=None)
     assert load(tiny_artifact).device == "cpu"
-    assert caplog.messages == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
+    assert told.messages == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
 
 
 def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
     """A driver without cuBLAS and cuDNN: ONNX Runtime gives a session on the CPU and only logs a line."""
-    caplog.set_level(logging.INFO, "dovetail")
     pretend(monkeypatch, driver=CudaDriver(13000, [GPU]))
     real = ort.InferenceSession
 
@@ -106,9 +103,9 @@ def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
     monkeypatch.setattr(ort, "InferenceSession", on_cpu)
     with pytest.raises(DeviceError, match="expected the session on CUDAExecutionProvider, got CPUExecutionProvider"):
         load(tiny_artifact, device="cuda")
-    assert not caplog.messages, "nothing is said of a device that it is not on"
+    assert not told.messages, "nothing is said of a device that it is not on"
     assert load(tiny_artifact).device == "cpu"
-    assert "expected the session on CUDAExecutionProvider" in caplog.messages[0]
+    assert "expected the session on CUDAExecutionProvider" in told.messages[0]
 
 
 def test_an_operator_that_the_gpu_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail.runtime.decoding.round_planner import Offer, PassLoad, RoundPlanner
-from dovetail.runtime.policies.adaptive import AdaptiveBudget
+from dovetail.runtime.policies.adaptive import AdaptiveBudget, promised_gain
 from dovetail.runtime.policies.base import ChainBudget, DepthBudget, TreeBudget
 from dovetail.runtime.policies.chances import SCORE_STEP, Chances, best_count
 from dovetail.runtime.policies.costs import Costs, PriceList
@@ -94,14 +94,16 @@ def test_chances_drop_what_is_not_worth_a_look() -> None:
     found = CHANCES.of(scores, 0.005)
     assert found == [HONEST[0], HONEST[0], HONEST[1], HONEST[3]]
     assert CHANCES.of(scores, 0.8) == found[:3]
-    assert len(CHANCES.of([-SCORE_STEP * step for step in range(100)], 0.0)) >= 69
+    assert len(CHANCES.of([-SCORE_STEP * step for step in range(100)], 1e-9)) >= 69
+    every = CHANCES.of([-SCORE_STEP * (step + 0.5) for step in range(100)], 0.0)
+    assert every == [*HONEST, *[HONEST[-1]] * 30], "of all, where all are wanted"
 
 
 def test_levels_stop_where_they_no_longer_pay() -> None:
     assert budget(costs()).grown(LEVELS)[0] == len(LEVELS)
     assert budget(costs(draft_ms=1.5)).grown(LEVELS)[0] < len(LEVELS)
     hopeless = [[1e-4] * 4] * 4
-    assert budget(costs()).grown(hopeless) == (1, 0)
+    assert budget(costs()).grown(hopeless)[0] == 1
 
 
 def test_confidence_decides_this_round() -> None:
@@ -151,6 +153,43 @@ def test_best_count_is_the_best_of_all(chances: list[float], steps: list[float],
     count, gain = best_count(chances, passes, rate, trust)
     assert gain == pytest.approx(max(gains), abs=1e-9)
     assert gain == pytest.approx(gains[count], abs=1e-9)
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 0.9), min_size=3, max_size=3), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.floats(0, 0.5),
+    st.floats(0, 0.3),
+    st.floats(0.3, 2),
+)
+def test_what_a_tree_promises_is_the_best_of_all_depths(
+    by_rank: list[list[float]], width: int, depth: int, rate: float, level_ms: float, trust: float
+) -> None:
+    """Against all nodes of every depth, each path's chance by its ranks."""
+    ranks = [sorted(row, reverse=True) for row in by_rank]
+    passes = [10.0 + (0.0 if nodes <= 4 else 0.7 * nodes) for nodes in range(40)]
+    gains = [0.0]
+    level, nodes = [1.0], list[float]()
+    for levels in range(1, depth + 1):
+        row = ranks[min(levels, len(ranks)) - 1]
+        level = sorted([parent * row[rank] for parent in level for rank in range(width)])[::-1][:width]
+        nodes += level
+        best = max(
+            trust * sum(sorted(nodes)[::-1][:count]) - rate * (passes[count] - passes[0])
+            for count in range(len(nodes) + 1)
+        )
+        gains.append(best - rate * level_ms * levels)
+    found = promised_gain(
+        Chances(HONEST, tuple(map(tuple, ranks))),
+        width=width,
+        depth=depth,
+        passes=passes,
+        draft_ms=lambda levels: level_ms * levels,
+        rate=rate,
+        trust=trust,
+    )
+    assert found == pytest.approx(max(gains), abs=1e-2)
 
 
 @given(st.lists(st.lists(st.floats(-9, 0), min_size=1, max_size=8), max_size=6))
