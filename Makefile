@@ -8,14 +8,15 @@ CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Pyth
 	$(PYTHON) -c 'import sys; v = sys.version_info; \
 	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
 
-.PHONY: help install demo test lint types pytest wheel clean
+.PHONY: help install demo test test-fast lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo     install the runtime, then plain decoding beside Dovetail on the artifact that ships"
-	@echo "make test     install everything, then lint, types, tests, and the built wheel without torch"
-	@echo "make install  a virtual environment $(DEV) with all extras"
-	@echo "make clean    remove what these made"
+	@echo "make demo       install the runtime, then plain decoding beside Dovetail on the artifact that ships"
+	@echo "make test       install everything, then lint, types, tests, and the built wheel without torch"
+	@echo "make test-fast  the runtime's tests that need no export, in about a minute"
+	@echo "make install    a virtual environment $(DEV) with all extras"
+	@echo "make clean      remove what these made"
 
 install: $(DEV)/installed
 
@@ -37,6 +38,10 @@ TRAINING := tests/export/training/test_draft_training.py tests/export/training/t
 pytest: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -q --durations=5 $(TRAINING)
 	$(DEV)/bin/python -m pytest -q --durations=10 $(TRAINING:%=--ignore=%)
+
+# While working on the runtime: what needs no model made by torch (tests/conftest.py sets the mark).
+test-fast: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -q -m "not exports" tests/runtime tests/laws/test_architecture.py
 
 # The wheel as a server gets it: in an environment without torch, away from the checkout.
 wheel: $(DEV)/installed $(WHEEL)/installed

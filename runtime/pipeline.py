@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
@@ -15,6 +15,7 @@ from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.engine import Engine
 from dovetail.runtime.decoding.engine_config import EngineConfig
+from dovetail.runtime.decoding.feed import Feed, Outcome, Request
 from dovetail.runtime.decoding.generation import Generation, RunSetup
 from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
@@ -84,8 +85,8 @@ class Pipeline:
         self.policies = self._policies()
         kinds = {policy.kind for policy in self.policies.values()}
         self.looks_up = config.draft in ("auto", "lookup") and kinds != {"plain"}
-        max_texts = config.sequences or MAX_TEXTS
-        self.draft = self._load_draft(max_texts) if kinds & {"fixed", "adaptive"} else None
+        self.max_texts = config.sequences or MAX_TEXTS
+        self.draft = self._load_draft(self.max_texts) if kinds & {"fixed", "adaptive"} else None
         self.draft_kind, self.draft_device = ("lookup" if self.looks_up else "none"), "none"
         if self.draft is not None:
             self.draft_kind, self.draft_device = self.draft.info.kind, self.draft.device
@@ -101,7 +102,7 @@ class Pipeline:
             at_most=None if config.sequences else tokens * MAX_TEXTS,
         )
         costs: Costs = ASSUMED if self.profile is None else self.profile.costs
-        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, max_texts)
+        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, self.max_texts)
 
     def _profile(self) -> HostProfile | None:
         """What calibration found for this machine and this way to run the artifact."""
@@ -150,7 +151,7 @@ class Pipeline:
             _log.info("draft: %s, %s here (dovetail calibrate)", self.draft_kind, why)
         elif config.draft_device not in ("auto", "cpu"):
             raise DeviceError(
-                f"draft_device {config.draft_device}: expected a draft to put there, got none; drop the option"
+                f"draft_device {config.draft_device!r}: expected a draft to put there, got none; leave it out"
             )
         else:
             _log.info("draft: %s", "lookup, matches in the text" if self.looks_up else "none, plain decoding")
@@ -219,6 +220,19 @@ class Pipeline:
             generations = [stream.finish() for stream in streams]
         return generations if many or config.num_return_sequences > 1 else generations[0]
 
+    def generate_many(
+        self, requests: Iterable[Request | UserError], *, look_ahead: int | None = None
+    ) -> Iterator[Outcome]:
+        """Answer any number of `requests`, taken one by one while the passes have room, in their order:
+
+        >>> for outcome in pipe.generate_many(Request(line, config) for line in file):
+        ...     print(outcome.error or outcome.generations[0].text)
+
+        What is wrong with one request is its outcome's `error`, and the others go on. See `Feed`, which can be stopped
+        between two passes, for `look_ahead`.
+        """
+        return iter(Feed(self, requests, look_ahead=look_ahead))
+
     def stream(
         self,
         prompt: Prompt,
@@ -227,20 +241,27 @@ class Pipeline:
         tools: Sequence[Mapping[str, Any]] | None = None,
         conversation: Conversation | None = None,
         sequence: int = 0,
+        policy: Policy | None = None,
         **controls: Any,
     ) -> Stream:
         """Continue `prompt` chunk by chunk. `controls` are `GenerationConfig`'s fields and change `config`, which
         replaces the artifact's own defaults.
 
         A `conversation` keeps its caches for the next turn. `tools` go into the chat template of messages. A stream is
-        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. Raises
-        `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
+        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. `policy` says what trees it
+        gets, in place of what was chosen for this machine and its temperature. Raises `ContextOverflowError` when
+        prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        return self._stream(self.encode(prompt, tools), config, conversation, sequence)
+        return self._stream(self.encode(prompt, tools), config, conversation, sequence, policy)
 
     def _stream(
-        self, ids: list[int], config: GenerationConfig, conversation: Conversation | None, number: int
+        self,
+        ids: list[int],
+        config: GenerationConfig,
+        conversation: Conversation | None,
+        number: int,
+        policy: Policy | None = None,
     ) -> Stream:
         sampler = Sampler(config, ids, self.artifact.manifest.target.vocab_size, number)
         cache_owner = conversation or self.conversation()
@@ -248,7 +269,7 @@ class Pipeline:
             ids,
             cache_owner.cache,
             sampler=sampler,
-            pace=Pace(self.policy(config.temperature)),
+            pace=Pace(policy or self.policy(config.temperature)),
             max_new_tokens=self._room(len(ids), config),
             ends=frozenset() if config.ignore_eos else config.eos_token_id,
             foresight=sampler.foresee if config.temperature > 0 else blind,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tiny_models import write_checkpoint, write_draft
 
+hypothesis.settings.register_profile("dovetail", deadline=None)  # a busy machine is no mistake of ours
+hypothesis.settings.load_profile("dovetail")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores with native runtimes
 _cache = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's decides what a test sees
@@ -18,6 +22,13 @@ os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's deci
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a model made by torch, which is what takes long: `make test-fast` goes without."""
+    for item in items:
+        if "tiny_checkpoint" in getattr(item, "fixturenames", ()):  # all others are made of it
+            item.add_marker("exports")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,6 +40,13 @@ def no_look_at_what_stays() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Everything that the library logs; a command would print it on stderr."""
+    caplog.set_level(logging.INFO, "dovetail")
+    return caplog
 
 
 @pytest.fixture(scope="session")

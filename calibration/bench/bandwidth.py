@@ -58,13 +58,13 @@ def measure_bandwidth(threads: int, *, array_bytes: int | None = None, repeats: 
             )
     parts = np.array_split(np.ones(array_bytes // 8, np.int64), threads)  # written, so that the pages are real
     size = sum(part.nbytes for part in parts)
-    best, chosen = 0.0, ""
+    best, fastest = 0.0, ""
     for name, kernel in KERNELS.items():
         for _ in range(repeats):
             speed = size / _seconds(kernel, parts) / 1e9
             if speed > best:
-                best, chosen = speed, name
-    return Bandwidth(best, chosen, threads, size, repeats)
+                best, fastest = speed, name
+    return Bandwidth(best, fastest, threads, size, repeats)
 
 
 def _seconds(kernel: Callable[[Array], object], parts: list[Array]) -> float:
@@ -89,7 +89,7 @@ def _last_level_cache_bytes() -> int:
     """The largest cache the kernel tells of; 32 MiB where it tells none."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        found = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
-        if found:
-            sizes.append(int(found[1]) << {"K": 10, "M": 20}[found[2]])
+        size = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
+        if size:
+            sizes.append(int(size[1]) << {"K": 10, "M": 20}[size[2]])
     return max(sizes, default=32 << 20)

@@ -234,8 +234,8 @@ def _growth(growth: list[dict[str, Any]]) -> list[str]:
     contexts = sorted({context for _, context in rows})
     table = []
     for runner in dict.fromkeys(name for name, _ in rows):
-        found = [rows.get((runner, context)) for context in contexts]
-        table.append([runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in found)])
+        by_context = [rows.get((runner, context)) for context in contexts]
+        table.append([runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in by_context)])
     return ["ms a token by tokens of context:", "", *_table(["runner", *map(str, contexts)], table), ""]
 
 
@@ -249,9 +249,9 @@ def report(out: Path, documents: tuple[Path, ...]) -> None:
         try:
             document = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
         except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"expected the output of dovetail bench --json, got {path}: {error}") from None
+            raise UserError(f"expected the JSON document of dovetail bench, got {path}: {error}") from None
         if not isinstance(document, dict) or document.get("benchmark") != "dovetail bench":
-            raise UserError(f"expected the output of dovetail bench --json, got another document in {path}")
+            raise UserError(f"expected the JSON document of dovetail bench, got another document in {path}")
         read.append(document)
     out.write_text(markdown(read), encoding="utf-8")
 

@@ -49,16 +49,16 @@ def _speed(document: dict[str, Any], plt: Any) -> Any:
         1, len(temperatures), figsize=(4.6 * len(temperatures), 0.6 + 0.34 * len(runners)), sharey=True, squeeze=False
     )
     for panel, temperature in zip(panels[0], temperatures, strict=True):
-        found = {cell["runner"]: cell for cell in cells if cell["temperature"] == temperature}
+        by_runner = {cell["runner"]: cell for cell in cells if cell["temperature"] == temperature}
         for y, runner in enumerate(runners):
-            if runner not in found:
+            if runner not in by_runner:
                 continue
-            cell = found[runner]
+            cell = by_runner[runner]
             ours = runner.startswith("dovetail")
             ratio = cell["speedup_over_fastest_plain"]
             panel.barh(y, ratio, color=_OURS if ours else _THEIRS if cell["accept_length_mean"] is not None else _PLAIN)
             panel.text(ratio, y, f" {ratio:.2f}   {cell['tokens_per_second']:,.1f}/s", va="center", fontsize=8)
-        panel.set_xlim(0, 1.35 * max(cell["speedup_over_fastest_plain"] for cell in found.values()))
+        panel.set_xlim(0, 1.35 * max(cell["speedup_over_fastest_plain"] for cell in by_runner.values()))
         panel.axvline(1, color="black", linewidth=0.8, linestyle=":")
         panel.set_yticks(range(len(runners)), runners)
         panel.set_xlabel(f"times the fastest plain decoding, temperature {temperature:g}")

@@ -98,17 +98,17 @@ class Child:
             self._process.kill()
             return "closed its output, and was ended"
         self._errors.seek(0)
-        said = self._errors.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
-        how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"{how}: {said[-1].strip()[:200]}" if said else how
+        last_words = self._errors.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
+        ending = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"{ending}: {last_words[-1].strip()[:200]}" if last_words else ending
 
 
 def own_command(words: Sequence[str], timeout_s: float | None = None) -> None:
     """Run a program of ours to its end, for what needs torch. Raises `RunnerError` with its last line."""
     try:
-        done = subprocess.run(words, capture_output=True, check=False, timeout=timeout_s, cwd=Path.cwd())
+        process = subprocess.run(words, capture_output=True, check=False, timeout=timeout_s, cwd=Path.cwd())
     except subprocess.TimeoutExpired:
         raise RunnerError(f"{' '.join(words[1:4])} took over {timeout_s:.0f} s") from None
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no word"]
-        raise RunnerError(said[-1].removeprefix("error: ")[:400])
+    if process.returncode:
+        errors = process.stderr.decode("utf-8", "replace").strip().splitlines() or ["no word"]
+        raise RunnerError(errors[-1].removeprefix("error: ")[:400])

@@ -71,9 +71,9 @@ def chosen_runners(names: str | None) -> list[Runner]:
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in RUNNERS:
-            raise UserError(f"--runners: expected some of {', '.join(RUNNERS)}, got {name!r:.60}; correct the name")
+            raise UserError(f"runners: expected some of {', '.join(RUNNERS)}, got {name!r:.60}; correct the name")
     if len(set(wanted)) < len(wanted):
-        raise UserError(f"--runners: expected every name once, got {names:.200}; drop the repetition")
+        raise UserError(f"runners: expected every name once, got {names:.200}; drop the repetition")
     return [RUNNERS[name] for name in wanted]
 
 
@@ -89,31 +89,31 @@ class Models:
 
     def __post_init__(self) -> None:
         target = self.artifact.manifest.target
-        for option, folder in (("--checkpoint", self.checkpoint), ("--assistant", self.assistant)):
+        for name, folder in (("checkpoint", self.checkpoint), ("assistant", self.assistant)):
             if folder is None:
                 continue
-            vocab_size = checkpoint_config(folder, option).get("vocab_size")
+            vocab_size = checkpoint_config(folder, name).get("vocab_size")
             if vocab_size != target.vocab_size:
                 raise UserError(
-                    f"{option}: expected a model of {target.vocab_size} tokens like the artifact's, got {vocab_size} "
+                    f"{name}: expected a model of {target.vocab_size} tokens like the artifact's, got {vocab_size} "
                     f"in {folder}; give the matching checkpoint"
                 )
         if self.checkpoint is not None:
-            hidden_size = checkpoint_config(self.checkpoint, "--checkpoint").get("hidden_size")
+            hidden_size = checkpoint_config(self.checkpoint, "checkpoint").get("hidden_size")
             if hidden_size != target.hidden_size:
                 raise UserError(
-                    f"--checkpoint: expected the artifact's own checkpoint, hidden size {target.hidden_size}, got "
+                    f"checkpoint: expected the artifact's own checkpoint, hidden size {target.hidden_size}, got "
                     f"{hidden_size} in {self.checkpoint}; give the folder that was exported"
                 )
 
     def lacking(self, runner: Runner) -> str | None:
         """Why `runner` can't run with these, and what would help; None if it can."""
         if "draft" in runner.needs and self.artifact.manifest.draft is None:
-            return "the artifact has no draft; export it with --draft"
+            return "the artifact has no draft; export it with one"
         if "checkpoint" in runner.needs and self.checkpoint is None:
-            return "it needs the torch checkpoint of the target; give --checkpoint"
+            return "it needs the torch checkpoint of the target; give `checkpoint`"
         if "assistant" in runner.needs and self.assistant is None:
-            return "it needs a small language model with the same tokenizer; give --assistant"
+            return "it needs a small language model with the same tokenizer; give `assistant`"
         return None
 
     def memory_bytes(self, runner: Runner) -> int:
@@ -170,7 +170,9 @@ class Models:
             try:
                 self.work.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise RunnerError(f"no room for converted models in {self.work}: {error.strerror}; --work") from None
+                raise RunnerError(
+                    f"no room for converted models in {self.work}: {error.strerror}; give another `work`"
+                ) from None
             own_command([sys.executable, "-m", *words(out)])
         return out
 

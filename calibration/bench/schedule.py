@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from dovetail.calibration.bench.runner_process import Child, RunnerError
 from dovetail.calibration.bench.runners import REFERENCE, Runner
 from dovetail.calibration.bench.workload import GROWTH, Prompt
 from dovetail.runtime.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _SETTLE_S = 0.05  # between two runs: threads of the last engine that still spin, waiting for work, go to sleep
 _WARM_UP_TOKENS = 16
@@ -88,7 +91,7 @@ def memory_groups(
     if sum(map(needs, runners)) <= available:
         return [list(runners)], {}
     reference = [runner for runner in runners if runner.name == REFERENCE]
-    taken = sum(map(needs, reference))
+    shared = sum(map(needs, reference))
     groups: list[list[Runner]] = []
     rooms: list[int] = []
     refused = {}
@@ -96,7 +99,7 @@ def memory_groups(
         need = needs(runner)
         if runner in reference and need <= available:
             continue
-        if (0 if runner in reference else taken) + need > available:
+        if (0 if runner in reference else shared) + need > available:
             beside = f" beside {REFERENCE}" if reference and runner not in reference else ""
             refused[runner.name] = (
                 f"expected about {need / 1e9:.1f} GB of memory{beside}, got {available / 1e9:.1f} GB free; close "
@@ -106,7 +109,7 @@ def memory_groups(
         place = next((i for i, room in enumerate(rooms) if need <= room), None)
         if place is None:
             groups.append([*reference])
-            rooms.append(available - taken)
+            rooms.append(available - shared)
             place = -1
         groups[place].append(runner)
         rooms[place] -= need
@@ -124,18 +127,17 @@ def measure(
     load_options: Callable[[Runner], dict[str, Any]],
     *,
     timeout_s: float,
-    notice: Callable[[str], None],
     advance: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Load the runners of each group, warm each up, run all tasks, the order of the runners turned by one each time.
 
-    A runner that dies, hangs or refuses is told to `notice`, kept in `failed`, and the others go on. `advance` is
+    A runner that dies, hangs or refuses is logged, kept in `failed`, and the others go on. `advance` is
     called after every run.
     """
     measured = Measured(list(tasks), [[runner.name for runner in group] for group in groups])
     for group in groups:
         with contextlib.ExitStack() as stack:
-            _measure_group(group, measured, load_options, timeout_s, notice, advance, stack)
+            _measure_group(group, measured, load_options, timeout_s, advance, stack)
     measured.samples = [sample for sample in measured.samples if sample.runner not in measured.failed]
     return measured
 
@@ -145,7 +147,6 @@ def _measure_group(
     measured: Measured,
     load_options: Callable[[Runner], dict[str, Any]],
     timeout_s: float,
-    notice: Callable[[str], None],
     advance: Callable[[], None],
     stack: contextlib.ExitStack,
 ) -> None:
@@ -153,14 +154,14 @@ def _measure_group(
 
     def give_up(name: str, error: RunnerError) -> None:
         measured.failed[name] = str(error)
-        notice(f"{name}: {error}")
+        _log.warning(f"{name}: {error}")
         if name in children:
             children.pop(name).close()
 
     for runner in group:
         if runner.name in measured.failed:
             continue
-        notice(f"loading {runner.name}")
+        _log.info(f"loading {runner.name}")
         try:
             options = load_options(runner)
             children[runner.name] = child = Child(runner.command, timeout_s)
@@ -191,12 +192,12 @@ def _measure_group(
         try:
             _ask_margins(children[REFERENCE], measured)
         except RunnerError as error:
-            notice(f"margins are missing: {error}")
+            _log.warning(f"margins are missing: {error}")
     for name, child in children.items():
         try:
             measured.peak_rss_mb.setdefault(name, float(child.ask("stats")["peak_rss_mb"]))
         except (RunnerError, KeyError, TypeError) as error:
-            notice(f"{name}: peak memory is missing: {error}")
+            _log.warning(f"{name}: peak memory is missing: {error}")
 
 
 def _request(task: Task, max_new_tokens: int | None = None) -> dict[str, Any]:

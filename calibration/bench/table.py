@@ -106,6 +106,6 @@ def _growth(document: dict[str, Any]) -> Table:
     for context in contexts:
         table.add_column(str(context), justify="right")
     for runner in dict.fromkeys(name for name, _ in rows):
-        found = [rows.get((runner, context)) for context in contexts]
-        table.add_row(runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in found))
+        by_context = [rows.get((runner, context)) for context in contexts]
+        table.add_row(runner, *(DASH if row is None else number(row["ms_per_token"], 2) for row in by_context))
     return table

@@ -32,18 +32,18 @@ def target_bytes_per_pass(artifact: Artifact) -> int | None:
     return whole if config.get("tie_word_embeddings") else round(whole - table)
 
 
-def checkpoint_config(folder: Path, option: str) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder. Raises `UserError` naming the option that gave it."""
+def checkpoint_config(folder: Path, name: str) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder. Raises `UserError` naming the parameter that gave it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"{option}: expected a checkpoint folder with config.json, got {folder}; give the folder of the model"
+            f"{name}: expected a checkpoint folder with config.json, got {folder}; give the folder of the model"
         ) from None
     except ValueError as error:
-        raise UserError(f"{option}: expected JSON in {folder}/config.json, got {error}; copy it again") from None
+        raise UserError(f"{name}: expected JSON in {folder}/config.json, got {error}; copy it again") from None
     if not isinstance(config, dict):
-        raise UserError(f"{option}: expected an object in {folder}/config.json, got a list; copy it again")
+        raise UserError(f"{name}: expected an object in {folder}/config.json, got a list; copy it again")
     return config
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dovetail.runtime.artifact import strict_json
-from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.runtime.batch.layouts import parsed, question
+from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.standard_library import held_out_files, path_hash
 
 COMPLETE, EDIT, LONG, GROWTH = "complete", "copy-edit", "long file", "growth"
@@ -18,7 +18,6 @@ LONG_TOKENS = 1500
 GROWTH_CONTEXTS = (200, 500, 1000, 1500, 2000)
 _MAX_FILE_BYTES = 256 << 20
 _FUNCTION_CHARACTERS = range(300, 2400)
-_LAYOUTS = "turns (MT-bench), prompt (HumanEval), question (GSM8K), or instruction and input (Alpaca)"
 
 Encode = Callable[[str], list[int]]
 Encoders = Callable[[str, bool], list[int]]
@@ -60,7 +59,7 @@ def standard_prompts(encode: Encode, sizes: Sizes, room: int) -> list[Prompt]:
     long_files = [(name, text) for name, text in files if len(text) > 3 * LONG_TOKENS]
     if not functions or not long_files:
         raise UserError(
-            "expected the held-out files of Python's standard library, got none; install its sources or give --prompts"
+            "expected the held-out files of Python's standard library, got none; install its sources or give `prompts`"
         )
     prompts = []
     for name, node, source in _spread(functions, sizes.complete):
@@ -90,45 +89,25 @@ def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> 
     """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UserError(f"--prompts {path}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it")
+            raise UserError(
+                f"prompts {str(path)!r}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it"
+            )
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"--prompts {path}: expected a readable file, got {error.strerror}; check the path") from None
+        raise UserError(
+            f"prompts {str(path)!r}: expected a readable file, got {error.strerror}; check the path"
+        ) from None
     asked = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            asked.append((f"{path.name}:{number}", *_question(line, f"--prompts {path}, line {number}")))
+            where = f"prompts {str(path)!r}, line {number}"
+            asked.append((f"{path.name}:{number}", question(parsed(line, where, _MAX_FILE_BYTES), where)))
     if not asked:
-        raise UserError(f"--prompts {path}: expected a JSON object a line, got an empty file; give some prompts")
+        raise UserError(f"prompts {str(path)!r}: expected a JSON object a line, got an empty file; give some prompts")
     return [
-        Prompt(layout, source, _cut(encode(text, is_said), room))
-        for source, layout, text, is_said in _spread(asked, count or len(asked))
+        Prompt(one.layout, source, _cut(encode(one.text, one.is_said), room))
+        for source, one in _spread(asked, count or len(asked))
     ]
-
-
-def _question(line: bytes, where: str) -> tuple[str, str, bool]:
-    """(layout, text, whether a person says it to an assistant) of one line."""
-    try:
-        entry = strict_json.parse(line, where, _MAX_FILE_BYTES)
-    except ArtifactError as error:  # the strict reader takes every file for an artifact's
-        raise UserError(f"{str(error).removesuffix('; export the artifact again')}; correct the line") from None
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected an object, got {strict_json.shown(entry)}; write one JSON object a line")
-    turns = entry.get("turns")
-    if isinstance(turns, list) and turns and isinstance(turns[0], str):
-        return "mt-bench", turns[0], True
-    if _is_text(entry, "question"):
-        return "gsm8k", entry["question"], True
-    if _is_text(entry, "instruction"):
-        return "alpaca", "\n\n".join(filter(None, [entry["instruction"], str(entry.get("input") or "")])), True
-    if _is_text(entry, "prompt"):
-        return "humaneval" if "entry_point" in entry else "prompt", entry["prompt"], False
-    keys = ", ".join(sorted(map(str, entry))[:8]) or "none"
-    raise UserError(f"{where}: expected the keys {_LAYOUTS} with text, got {keys:.200}; rename them")
-
-
-def _is_text(entry: dict[str, Any], key: str) -> bool:
-    return isinstance(entry.get(key), str) and bool(entry[key].strip())
 
 
 def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dovetail.calibration.choose import search as budget
+from dovetail.calibration.choose import search
 from dovetail.calibration.choose.comparison import Compared, compare
 from dovetail.calibration.choose.search import Candidate, Candidates
 from dovetail.calibration.measure import acceptance
@@ -17,12 +17,12 @@ from dovetail.calibration.measure.acceptance import TextRecords
 from dovetail.calibration.measure.latency import CONTEXTS, NODES, QUICK_CONTEXTS, QUICK_NODES, Latency, measure
 from dovetail.calibration.measure.pair import Pair
 from dovetail.runtime.hardware.machine import Machine
-from dovetail.runtime.policies.host_profile import PROFILE_VERSION, Choice, Engines, Profile
+from dovetail.runtime.policies.host_profile import PROFILE_VERSION, Choice, Engines, HostProfile
 from dovetail.runtime.trees.shape import TreeShape
 
 MAX_ERROR = 0.15  # of the median times: above it nothing can be decided
 GAIN = 1.02  # over plain decoding below which the draft isn't worth its memory
-DYNAMIC_GAIN = 0.97  # over the best tree that is always the same: one that grows follows texts unlike these, too
+ADAPTIVE_GAIN = 0.97  # over the best tree that is always the same: one that grows follows texts unlike these, too
 TEMPERATURES = (0.0, 1.0)
 _MODEL_ERROR = 0.1  # of a foretold ratio: what the model of costs leaves out
 _LEAST_ERROR = 0.02  # of a measured one, however well its texts agree
@@ -106,7 +106,6 @@ def calibrate(
         contexts=effort.contexts,
         progress=functools.partial(progress, "timing the target and the draft"),
     )
-    pair.close()
     if latency.error > MAX_ERROR:
         reason = (
             f"the times of a pass are uncertain by {latency.error:.0%} (at most {MAX_ERROR:.0%} is of use): this "
@@ -123,16 +122,17 @@ def calibrate(
             seconds=effort.records_s,
             progress=functools.partial(progress, f"acceptance {at}"),
         )
-        found = budget.candidates(
+        found = search.candidates(
             texts,
             latency.costs,
             width=pair.width,
             default=default,
+            most_nodes=effort.nodes[-1],
             progress=functools.partial(progress, f"choosing {at}"),
         )
         compared = compare(
             pair,
-            {name: one.make for name, one in found.named().items()},
+            {name: one.policy for name, one in found.named().items()},
             prompts[:: max(len(prompts) // effort.compared_prompts, 1)][: effort.compared_prompts],
             temperature=temperature,
             new_tokens=min(effort.compared_tokens, pair.context_length // 4),
@@ -147,15 +147,15 @@ def decide(temperature: float, texts: list[TextRecords], found: Candidates, comp
     growing tree may be 3 % behind one that is always the same.
     """
     gains = {name: gain(one, found.plain, compared) for name, one in found.named().items() if name != "default"}
-    best = found.dynamic if gains["dynamic"] >= DYNAMIC_GAIN * gains["static"] else found.static
+    best = found.adaptive if gains["adaptive"] >= ADAPTIVE_GAIN * gains["fixed"] else found.fixed
     modest = found.lookup if gains["lookup"] >= GAIN else found.plain
     chosen = best if gains[best.kind] >= GAIN * gains[modest.kind] else modest
     replay, plain = chosen.replay, found.plain.replay
     # Where the draft does not pay, the break-even is that of the trees it would have drafted.
-    rounds = found.static.replay if chosen is modest else replay
+    rounds = found.fixed.replay if chosen is modest else replay
     choice = Choice(
         temperature=temperature,
-        policy=chosen.kind,
+        kind=chosen.kind,
         tree=chosen.tree,
         chances=found.chances,
         accept_length=replay.accept_length,
@@ -181,9 +181,9 @@ def gain(one: Candidate, plain: Candidate, compared: dict[str, Compared]) -> flo
     return min(combined, 1 + compared[one.kind].accept_length)
 
 
-def as_profile(result: Calibration, artifact: str, machine: Machine, engines: Engines) -> Profile:
+def as_profile(result: Calibration, artifact: str, machine: Machine, engines: Engines) -> HostProfile:
     """What `dovetail generate` reads, for the artifact of that digest."""
-    return Profile(
+    return HostProfile(
         profile_version=PROFILE_VERSION,
         artifact=artifact,
         machine=machine,
@@ -213,7 +213,11 @@ def as_dict(result: Calibration, primary: float) -> dict[str, Any]:
         "reference_context": reference,
         "costs": dataclasses.asdict(costs),
         "error": result.latency.error,
-        "spread": {str(nodes): result.latency.verify[reference, nodes].spread for nodes in costs.nodes},
+        "spread": {
+            str(nodes): timing.spread
+            for (context, nodes), timing in result.latency.verify.items()
+            if context == reference
+        },
         "too_noisy": result.too_noisy,
         "by_temperature": [_decision_dict(decision) for decision in result.decisions],
     }

@@ -38,7 +38,7 @@ class Compared:
 
 def compare(
     pair: Pair,
-    policies: Mapping[str, Callable[[], Policy]],
+    policies: Mapping[str, Policy],
     prompts: Sequence[Sequence[int]],
     *,
     temperature: float,
@@ -50,11 +50,10 @@ def compare(
     """
     names = list(policies)
     runs: dict[str, list[Run]] = {name: [] for name in names}
-    made = {name: policies[name]() for name in names}
-    pair.generate(prompts[0], made[names[-1]], temperature, 0, min(new_tokens, 16))  # the first calls are slow
+    pair.generate(prompts[0], policies[names[-1]], temperature, 0, min(new_tokens, 16))  # the first calls are slow
     for seed, prompt in enumerate(prompts):
         for turn in range(len(names)):
             name = names[(seed + turn) % len(names)]
-            runs[name].append(pair.generate(prompt, made[name], temperature, seed, new_tokens))
+            runs[name].append(pair.generate(prompt, policies[name], temperature, seed, new_tokens))
             progress((seed * len(names) + turn + 1) / (len(prompts) * len(names)))
     return {name: Compared(tuple(found)) for name, found in runs.items()}

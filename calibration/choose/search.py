@@ -1,9 +1,9 @@
 """Choosing: the policy that makes most tokens per second out of measured costs and recorded acceptance.
 
-Two kinds of the draft's trees compete with plain decoding and with matches in the text alone. A *static* one has the
+Two kinds of the draft's trees compete with plain decoding and with matches in the text alone. A *fixed* one has the
 same number of nodes, depth and width every round; it begins at the optimum for acceptance by rank alone (Sequoia, Chen
-et al. 2024, arXiv 2402.12374) and moves to the best on the recorded texts. A *dynamic* one is grown by
-`MarginalPolicy`. Both stand behind matches (`MixedPolicy`), and are replayed on the same records with the same code
+et al. 2024, arXiv 2402.12374) and moves to the best on the recorded texts. An *adaptive* one is grown as
+`AdaptiveBudget` says. Both stand behind matches, and are replayed on the same records with the same code
 that decides at run time.
 """
 
@@ -17,13 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from dovetail.calibration.measure import acceptance
-from dovetail.calibration.measure.acceptance import Record, TextRecords
+from dovetail.calibration.measure.acceptance import Matched, Record, TextRecords
 from dovetail.calibration.measure.latency import WIDTHS
-from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Growth, Policy
-from dovetail.runtime.policies.costs import Costs, PriceList
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy, unmeasured
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
+from dovetail.runtime.decoding.drafting import DraftedTree, draft_trees
+from dovetail.runtime.decoding.round_planner import PassLoad, RoundPlanner
+from dovetail.runtime.drafts.base import Draft, Foresight, Grown, blind
+from dovetail.runtime.pipeline import UNMEASURED_GAIN
+from dovetail.runtime.policies.base import PLAIN_TREE, Policy, TreeBudget
+from dovetail.runtime.policies.chances import Chances
+from dovetail.runtime.policies.costs import Costs, Prices
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.trees.tree import CandidateTree
+from dovetail.runtime.trees.verified import Verified
 
 _SETTLED = 0.01  # relative change of the rate at which it counts as found
 _SETTLING = 3  # replays for it, at most
@@ -58,12 +64,20 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy, how to make it anew, and its replay."""
+    """A policy and its replay."""
 
-    kind: str  # plain, lookup, static or dynamic
-    tree: TreeShape
-    make: Callable[[], Policy]
+    policy: Policy
     replay: Replay
+
+    @property
+    def kind(self) -> str:
+        """Of the policy."""
+        return self.policy.kind
+
+    @property
+    def tree(self) -> TreeShape:
+        """Of the policy."""
+        return self.policy.tree
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,15 +86,15 @@ class Candidates:
 
     plain: Candidate
     lookup: Candidate
-    static: Candidate
-    dynamic: Candidate
+    fixed: Candidate
+    adaptive: Candidate
     default: Candidate  # what runs where nothing was calibrated
     by_rank: RankOptimum
     chances: Chances
 
     def named(self) -> dict[str, Candidate]:
         """By the names under which they are compared."""
-        kinds = (self.plain, self.lookup, self.static, self.dynamic)
+        kinds = (self.plain, self.lookup, self.fixed, self.adaptive)
         return {one.kind: one for one in kinds} | {"default": self.default}
 
 
@@ -108,7 +122,7 @@ def best_by_rank(
     a given depth and width the best tree of n nodes is the root and the n - 1 likeliest others: the same optimum that
     Sequoia's dynamic program over (nodes, depth) finds, without its tables.
     """
-    best = RankOptimum(PLAIN, 0.0, 1 / plain_ms)
+    best = RankOptimum(PLAIN_TREE, 0.0, 1 / plain_ms)
     for depth, width in itertools.product(range(1, len(by_rank) + 1), widths):
         accepted = 0.0
         for nodes, reach in enumerate(itertools.islice(_likeliest(by_rank[:depth], width), max_nodes - 1), 2):
@@ -132,56 +146,108 @@ def _likeliest(by_rank: Sequence[Sequence[float]], width: int) -> Iterator[float
 
 
 def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay:
-    """Decode the recorded texts with `policy`: its rounds begin where the last one ended, and the last one ends with
-    the text, as in `engine.rounds`.
+    """Decode the recorded texts with `policy`, by the code that decodes: its rounds begin where the last one ended, and
+    the last one ends with the text.
     """
-    prices = PriceList(costs)
+    planner = RoundPlanner(costs)
     rounds = tokens = nodes = levels = 0
     ms, lengths = 0.0, Counter[int]()
     for text in texts:
-        policy.begin()
+        decoding = RecordedText(Pace(policy))
         position = 0
         while position < len(text):
-            found = text[position]
-            room = len(text) - position
-            growth = policy.growth(room, found.context)
-            accepted, size, depth = match(found, growth) or grow(found, growth)
-            accepted = min(accepted, room - 1)
-            policy.observe(accepted)
-            ms += prices.at(found.context).round_ms(size, depth, growth.width)
-            rounds, tokens, nodes, levels = rounds + 1, tokens + accepted + 1, nodes + size, levels + depth
+            record = text[position]
+            decoding.show(record, room=len(text) - position)
+            load = planner.load([decoding.pace], [record.context], 0)
+            (drafted,), _ = draft_trees(planner, load, [decoding], None)
+            accepted = min(decoding.accepted(drafted), decoding.room - 1)
+            decoding.pace.observe(drafted.verdict(accepted))
+            ms += load.prices.plain_ms() + drafted.extra_ms
+            rounds, tokens, nodes = rounds + 1, tokens + accepted + 1, nodes + drafted.count + 1
+            levels += drafted.candidates.depth if drafted.source == "model" else 0
             lengths[accepted] += 1
             position += accepted + 1
     return Replay(rounds, tokens, ms, nodes, levels, lengths)
 
 
-def match(found: Record, growth: Growth) -> tuple[int, int, int] | None:
-    """(accept length, nodes, 0 levels) of the matches that `growth` takes of those recorded, None if it takes none."""
-    offered, matches = found.matches, growth.matches
-    if matches is None or not offered.scores:
-        return None
-    within = [i for i, depth in enumerate(offered.depths) if matches.goes_on(depth - 1, [0.0])]
-    kept = set(within[: matches.drafted([offered.scores[i] for i in within])])
-    accepted = next((i for i, node in enumerate(offered.path) if node not in kept), len(offered.path))
-    return (accepted, len(kept) + 1, 0) if kept else None
+class RecordedText:
+    """A text whose drafts offer what was recorded. See `DecodingText`."""
+
+    root = 0
+    foresight = staticmethod(blind)
+    only_chains = False
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self.room = 1
+        self.model: Draft = RecordedDraft()
+        self.lookup: Draft = RecordedDraft()
+
+    def show(self, record: Record, room: int) -> None:
+        """The position that is decoded next."""
+        self._record, self.room = record, room
+        self.model = RecordedDraft(record)
+        self.lookup = RecordedDraft(matches=record.matches)
+
+    def accepted(self, drafted: DraftedTree) -> int:
+        """How far the text goes along the tree."""
+        kept = set(drafted.candidates.tokens_of(drafted.candidates.ranked[: drafted.count]))
+        path = [node + 1 for node in self._record.matches.path] if drafted.source == "matches" else self._record.path
+        return next((i for i, node in enumerate(path) if node not in kept), len(path))
 
 
-def grow(found: Record, growth: Growth) -> tuple[int, int, int]:
-    """(accept length, nodes, levels) of the tree that `growth` makes of recorded candidates, as a draft would."""
-    if not growth.goes_on(0, [0.0]):
-        return 0, 1, 0
-    scores, width, depth = found.scores, growth.width, 1
-    level = found.children[0][:width]
-    offered = list(level)
-    while growth.goes_on(depth, [scores[node] for node in level]):
-        expanded = sorted(level, key=scores.__getitem__, reverse=True)[:width]
-        level = [child for node in expanded for child in found.children.get(node, ())[:width]]
-        offered += level
-        depth += 1
-    offered.sort(key=scores.__getitem__, reverse=True)
-    kept = set(offered[: growth.drafted([scores[node] for node in offered])])
-    accepted = next((i for i, node in enumerate(found.path) if node not in kept), len(found.path))
-    return accepted, len(kept) + 1, depth
+class RecordedDraft:
+    """Grows a tree out of recorded candidates, whose numbers stand for their tokens. See `Draft`."""
+
+    known = 0
+
+    def __init__(self, record: Record | None = None, matches: Matched | None = None) -> None:
+        self._record, self._matches = record, matches
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> Grown:
+        """As the draft would have grown it."""
+        candidates = CandidateTree(root)
+        if self._matches is not None:
+            self._grow_matches(candidates, budget)
+        elif self._record is not None:
+            self._grow_model(candidates, self._record, budget)
+        return Grown(candidates)
+
+    def _grow_model(self, candidates: CandidateTree, record: Record, budget: TreeBudget) -> None:
+        scores, width, expanded = record.scores, budget.width, [0]
+        while budget.wants_level(candidates.levels):
+            children = [(i, child) for i in expanded for child in self._children(candidates, record, i)[:width]]
+            if not children:
+                break
+            parents = [i for i, _ in children]
+            nodes = [child for _, child in children]
+            steps = [scores[node] - scores[record.parents[node]] for node in nodes]
+            candidates.add_level(parents, nodes, steps)
+            expanded = candidates.frontier(width)
+
+    @staticmethod
+    def _children(candidates: CandidateTree, record: Record, candidate: int) -> list[int]:
+        node = candidates.tokens_of([candidate])[0] if candidate else 0
+        return record.children.get(node, [])
+
+    def _grow_matches(self, candidates: CandidateTree, budget: TreeBudget) -> None:
+        """Matches keep their scores; which of them hangs on which does not matter to a replay."""
+        assert self._matches is not None
+        depths, scores = self._matches.depths, self._matches.scores
+        for depth in range(1, max(depths, default=0) + 1):
+            level = [i for i, one in enumerate(depths) if one == depth]
+            if not budget.wants_level(candidates.levels):
+                break
+            candidates.add_level([0] * len(level), [i + 1 for i in level], [scores[i] for i in level])
+
+    def tell(self, verified: Verified) -> None:
+        """It knows the text."""
+
+    def truncate(self, known: int) -> None:
+        """It knows the text."""
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 def candidates(
@@ -190,70 +256,62 @@ def candidates(
     *,
     width: int,
     default: TreeShape,
+    most_nodes: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Candidates:
-    """The best of each kind on `texts`. `width`: the most children that the draft gives; `default`: a tree beside."""
+    """The best of each kind on `texts`. `width`: the most children that the draft gives; `default`: a tree beside;
+    `most_nodes`: of one text's tree.
+    """
     widths = [w for w in WIDTHS if w <= width]
     chances = acceptance.chances(texts)
-    contexts = [found.context for text in texts for found in text]
+    contexts = [record.context for text in texts for record in text]
     prices = costs.at(sum(contexts) // len(contexts))
-    optimum = best_by_rank(chances.by_rank, prices.round_ms, prices.plain, costs.nodes[-1], widths)
-    plain = _candidate("plain", PLAIN, lambda: FixedPolicy(PLAIN), texts, costs)
-    lookup = _mixed("lookup", PLAIN, lambda rate: FixedPolicy(PLAIN), texts, costs, plain.replay)
+    optimum = best_by_rank(chances.by_rank, functools.partial(_round_ms, prices), prices.plain, most_nodes, widths)
+    plain = _candidate(Policy("plain"), texts, costs)
+    lookup = _settled(Policy("lookup"), texts, costs, plain.replay, plain.replay)
     # From several places: the optimum by rank knows nothing of what confidence adds, and hills may be in between.
-    starts = [_filled(tree) for tree in (optimum.tree, default, TreeShape(4, 3, 1)) if tree != PLAIN]
-    climbed = [_climb(start, texts, costs, len(chances.by_rank), widths, lookup.replay) for start in starts]
-    static = max(climbed, key=lambda one: one.replay.tokens_per_second)
+    starts = [_filled(tree) for tree in (optimum.tree, default, TreeShape(4, 3, 1)) if tree != PLAIN_TREE]
+    search = _Search(texts, costs, chances, plain.replay)
+    climbed = [search.climb(start, len(chances.by_rank), widths, most_nodes, lookup.replay) for start in starts]
+    fixed = max(climbed, key=lambda one: one.replay.tokens_per_second)
     progress(0.4)
-    dynamic = None
-    for done, rows in enumerate(widths, 1):
-        limit = TreeShape(costs.nodes[-1], len(chances.by_rank), rows)
-        grown = functools.partial(MarginalPolicy, costs, chances, limit)
-        found = _mixed("dynamic", limit, grown, texts, costs, static.replay)
-        if dynamic is None or found.replay.tokens_per_second > dynamic.replay.tokens_per_second:
-            dynamic = found
-        progress(0.4 + 0.6 * done / len(widths))
-    assert dynamic is not None
-    untouched = _candidate("default", default, lambda: unmeasured(FixedPolicy(default)), texts, costs)
-    return Candidates(plain, lookup, static, dynamic, untouched, optimum, chances)
+    adaptive = None
+    for i, rows in enumerate(widths, 1):
+        policy = Policy("adaptive", TreeShape(most_nodes, len(chances.by_rank), rows), chances)
+        candidate = _settled(policy, texts, costs, plain.replay, fixed.replay)
+        if adaptive is None or candidate.replay.tokens_per_second > adaptive.replay.tokens_per_second:
+            adaptive = candidate
+        progress(0.4 + 0.6 * i / len(widths))
+    assert adaptive is not None
+    untouched = _candidate(Policy("fixed", default, gain=UNMEASURED_GAIN), texts, costs)
+    return Candidates(plain, lookup, fixed, adaptive, untouched, optimum, chances)
 
 
-def _candidate(
-    kind: str, tree: TreeShape, make: Callable[[], Policy], texts: Sequence[TextRecords], costs: Costs
-) -> Candidate:
-    return Candidate(kind, tree, make, replay(texts, make(), costs))
+def _round_ms(prices: Prices, nodes: int, depth: int, width: int) -> float:
+    load = PassLoad(prices, texts=1, rows=1, gain=1.0)
+    nodes_ms = prices.pass_ms(nodes) - prices.pass_ms(1)
+    return prices.plain + nodes_ms + load.draft_ms(depth, width, 1)
 
 
-def _mixed(
-    kind: str,
-    tree: TreeShape,
-    make: Callable[[float], Policy],
-    texts: Sequence[TextRecords],
-    costs: Costs,
-    begin: Replay,
-) -> Candidate:
-    """What `make` gives for a rate, behind matches, with the rate that both then reach themselves (Dinkelbach 1967);
-    that of `begin` is the first guess.
+def _candidate(policy: Policy, texts: Sequence[TextRecords], costs: Costs) -> Candidate:
+    return Candidate(policy, replay(texts, policy, costs))
+
+
+def _settled(policy: Policy, texts: Sequence[TextRecords], costs: Costs, plain: Replay, begin: Replay) -> Candidate:
+    """With the gain over plain decoding that it then reaches itself (Dinkelbach 1967); that of `begin` is the first
+    guess.
     """
-    rate, best = begin.tokens / begin.ms, None
+    gain, best = begin.tokens_per_second / plain.tokens_per_second, None
     for _ in range(_SETTLING):
-        found = _candidate(kind, tree, functools.partial(_behind_matches, make, costs, rate), texts, costs)
-        reached = found.replay.tokens / found.replay.ms
-        if best is None or reached > best.replay.tokens / best.replay.ms:
-            best = found
-        if abs(reached - rate) < _SETTLED * rate:
+        candidate = _candidate(dataclasses.replace(policy, gain=gain), texts, costs)
+        reached = candidate.replay.tokens_per_second / plain.tokens_per_second
+        if best is None or candidate.replay.tokens_per_second > best.replay.tokens_per_second:
+            best = candidate
+        if abs(reached - gain) < _SETTLED * gain:
             break
-        rate = reached
+        gain = reached
     assert best is not None
     return best
-
-
-def _behind_matches(make: Callable[[float], Policy], costs: Costs, rate: float) -> Policy:
-    return MixedPolicy(make(rate), costs, rate)
-
-
-def _static(tree: TreeShape, texts: Sequence[TextRecords], costs: Costs, begin: Replay) -> Candidate:
-    return _mixed("static", tree, lambda rate: FixedPolicy(tree), texts, costs, begin)
 
 
 def _filled(tree: TreeShape) -> TreeShape:
@@ -262,26 +320,32 @@ def _filled(tree: TreeShape) -> TreeShape:
     return dataclasses.replace(tree, nodes=min(tree.nodes, 1 + offered))
 
 
-def _climb(
-    start: TreeShape,
-    texts: Sequence[TextRecords],
-    costs: Costs,
-    deepest: int,
-    widths: Sequence[int],
-    begin: Replay,
-) -> Candidate:
-    """From `start`, one of nodes, depth and width at a time, for as long as that gains on the texts."""
-    best, seen = _static(start, texts, costs, begin), {start}
-    improved = True
-    while improved:
-        improved = False
-        for tree in map(_filled, _neighbours(best.tree, costs.nodes, deepest, widths)):
-            if tree not in seen:
-                seen.add(tree)
-                found = _static(tree, texts, costs, best.replay)
-                if found.replay.tokens_per_second > best.replay.tokens_per_second:
-                    best, improved = found, True
-    return best
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Search:
+    """Fixed trees on the same texts."""
+
+    texts: Sequence[TextRecords]
+    costs: Costs
+    chances: Chances
+    plain: Replay
+
+    def fixed(self, tree: TreeShape, begin: Replay) -> Candidate:
+        return _settled(Policy("fixed", tree, self.chances), self.texts, self.costs, self.plain, begin)
+
+    def climb(self, start: TreeShape, deepest: int, widths: Sequence[int], most_nodes: int, begin: Replay) -> Candidate:
+        """From `start`, one of nodes, depth and width at a time, for as long as that gains on the texts."""
+        best, seen = self.fixed(start, begin), {start}
+        nodes = [count for count in self.costs.nodes if count <= most_nodes]
+        improved = True
+        while improved:
+            improved = False
+            for tree in map(_filled, _neighbours(best.tree, nodes, deepest, widths)):
+                if tree not in seen:
+                    seen.add(tree)
+                    candidate = self.fixed(tree, best.replay)
+                    if candidate.replay.tokens_per_second > best.replay.tokens_per_second:
+                        best, improved = candidate, True
+        return best
 
 
 def _neighbours(tree: TreeShape, nodes: Sequence[int], deepest: int, widths: Sequence[int]) -> Iterator[TreeShape]:
@@ -303,10 +367,13 @@ def sweep(
     nodes: Sequence[int],
     depths: Sequence[int],
     width: int,
-    begin: Replay,
+    begin: Candidate,
+    plain: Replay,
 ) -> dict[tuple[int, int], float]:
-    """Foretold tokens per second of every static tree of `nodes` x `depths`; `begin` is one that is like them."""
+    """Foretold tokens per second of every fixed tree of `nodes` x `depths`; `begin` is one that is like them."""
+    assert begin.policy.chances is not None
+    search = _Search(texts, costs, begin.policy.chances, plain)
     return {
-        (count, depth): _static(TreeShape(count, depth, width), texts, costs, begin).replay.tokens_per_second
+        (count, depth): search.fixed(TreeShape(count, depth, width), begin.replay).replay.tokens_per_second
         for count, depth in itertools.product(nodes, depths)
     }

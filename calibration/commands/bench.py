@@ -17,7 +17,7 @@ import click
 
 from dovetail.runtime.commands import options as runtime_options
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice, print_json
+from dovetail.runtime.terminal.console import in_flags, notice, print_json
 
 if TYPE_CHECKING:
     from dovetail.calibration.bench.runners import Models, Runner
@@ -116,7 +116,7 @@ def bench(
         return models.load_options(runner, config)
 
     with _progress(groups, tasks) as advance:
-        measured = measure(groups, tasks, load_options, timeout_s=timeout, notice=notice, advance=advance)
+        measured = measure(groups, tasks, load_options, timeout_s=timeout, advance=advance)
     if not measured.samples:
         raise UserError("expected a runner that works, got none: " + "; ".join(measured.failed.values()))
     document = {
@@ -172,7 +172,8 @@ def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], 
     from dovetail.calibration.bench.schedule import memory_groups
     from dovetail.runtime.hardware.cpu import available_memory
 
-    missing = {runner.name: why for runner in chosen if (why := models.lacking(runner)) is not None}
+    command = click.get_current_context().command
+    missing = {runner.name: in_flags(why, command) for runner in chosen if (why := models.lacking(runner)) is not None}
     ready = [runner for runner in chosen if runner.name not in missing]
     if not ready:
         raise UserError(f"expected a runner that can run, got none: {'; '.join(missing.values())}")
@@ -186,8 +187,8 @@ def _grouped(models: Models, chosen: list[Runner]) -> tuple[list[list[Runner]], 
     return groups, missing
 
 
-def _checked_temperatures(given: tuple[float, ...]) -> list[float]:
-    temperatures = list(dict.fromkeys(given)) or [0.0, 1.0]
+def _checked_temperatures(values: tuple[float, ...]) -> list[float]:
+    temperatures = list(dict.fromkeys(values)) or [0.0, 1.0]
     for value in temperatures:
         if not 0 <= value <= 100:
             raise UserError(f"--temperature: expected a number from 0 to 100, got {value:g}")
@@ -285,7 +286,7 @@ def _progress(groups: list[list[Runner]], tasks: list[Task]) -> Iterator[Callabl
     with stage("texts") as bar:
 
         def advance() -> None:
-            done = next(number)
-            bar.update(done / total, f"{done} of {total}")
+            count = next(number)
+            bar.update(count / total, f"{count} of {total}")
 
         yield advance

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from dovetail.runtime.artifact.opening import Artifact
     from dovetail.runtime.decoding.engine_config import EngineConfig
     from dovetail.runtime.pipeline import Pipeline
-    from dovetail.runtime.policies.host_profile import Engines, Profile
+    from dovetail.runtime.policies.host_profile import Engines, HostProfile
 
 _MAX_TEXT_BYTES = 4 << 20
 _TEXT_CHARACTERS = 100_000  # that are read: far more than the passages that are picked
-_SEQUENCES = 3  # room in the cache for texts of all contexts beside each other
+_SEQUENCES = 16  # contexts that the cache holds: all that is timed stays open, up to eight texts of each
 _PATH = click.Path(path_type=Path)
 
 
@@ -67,29 +67,28 @@ def calibrate(
     if quality != (reference is not None):
         raise UserError("expected --quality and --reference together, got one of them; give both or none")
     config = options.engine_config(engine)
-    given = None if text is None else _read(text)
+    content = None if text is None else _read(text)
     opened = options.open_verified(artifact, trust)
     if quality:
         assert reference is not None
-        _quality(opened, reference, given, config.threads, as_json)
+        _quality(opened, reference, content, config.threads, as_json)
         return
     if opened.manifest.draft is None:
         raise UserError(f"{artifact}: expected an artifact with a draft, got one without; nothing is to be decided")
-    _calibrate(opened, config, quick, given, temperature, profile, report, as_json)
+    _calibrate(opened, config, quick, content, temperature, profile, report, as_json)
 
 
 def _calibrate(
     opened: Artifact,
     config: EngineConfig,
     quick: bool,
-    given: str | None,
+    content: str | None,
     temperature: float | None,
     path: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
     from dovetail.calibration.choose import calibration as decision
-    from dovetail.calibration.measure.latency import ROOM
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.machine import this_machine
     from dovetail.runtime.policies.host_profile import cache_path
@@ -102,8 +101,8 @@ def _calibrate(
         )
     counts = _threads(opened, config, quick)
     with _pipeline(opened, config, *counts) as pipe:
-        tokens = pipe.encode((given if given is not None else _shipped_text())[:_TEXT_CHARACTERS])
-        pair = PipelinePair(pipe, ROOM)
+        tokens = pipe.encode((content if content is not None else _shipped_text())[:_TEXT_CHARACTERS])
+        pair = PipelinePair(pipe)
         with _bars() as progress:
             result = decision.calibrate(
                 pair,
@@ -124,9 +123,9 @@ def _calibrate(
         "profile": None,
     }
     if result.too_noisy is None:
-        found = decision.as_profile(result, opened.digest, machine, engines)
-        kept = path or cache_path(opened.digest, machine, engines.draft_device, engines.numerics)
-        document["profile"] = _keep(found, kept, asked=path is not None)
+        profile = decision.as_profile(result, opened.digest, machine, engines)
+        place = path or cache_path(opened.digest, machine, engines.draft_device, engines.numerics)
+        document["profile"] = _keep(profile, place, asked=path is not None)
     else:
         notice(f"warning: {result.too_noisy}; the artifact's default tree stays")
     if not as_json:
@@ -159,12 +158,12 @@ def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_thread
         profile=None,
     )
     with waiting("loading the models"):
-        return Pipeline(opened, config, notice=notice)
+        return Pipeline(opened, config)
 
 
 def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, int]:
     """(target's, draft's): as given, else the fastest of all cores and half of them."""
-    from dovetail.calibration.measure.latency import ROOM, fastest_threads
+    from dovetail.calibration.measure.latency import fastest_threads
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.threads import default_threads
 
@@ -175,11 +174,11 @@ def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, 
     @contextlib.contextmanager
     def opening(count: int) -> Iterator[PipelinePair]:
         with _pipeline(opened, config, count, count) as pipe:
-            yield PipelinePair(pipe, ROOM)
+            yield PipelinePair(pipe)
 
     with waiting("trying numbers of threads"):
-        chosen, found = fastest_threads(opening, [cores, cores // 2])
-    for count, (target_ms, draft_ms) in found.items():
+        chosen, by_count = fastest_threads(opening, [cores, cores // 2])
+    for count, (target_ms, draft_ms) in by_count.items():
         notice(f"threads {count}: {target_ms:.2f} ms a pass of 8 nodes, {draft_ms:.2f} ms a call of the draft")
     return chosen
 
@@ -216,7 +215,7 @@ def _shipped_text() -> str:
     return text
 
 
-def _keep(profile: Profile, path: Path, asked: bool) -> str | None:
+def _keep(profile: HostProfile, path: Path, asked: bool) -> str | None:
     """Write the profile; where it can't be written, say so once, and fail only if the user named the place."""
     from dovetail.runtime.policies.host_profile import write
 
@@ -277,17 +276,17 @@ def _show_decision(decision: Decision) -> None:
     label = f"temperature {decision.temperature:g}"
     needed = f"break-even accept length {choice.break_even_accept_length:.2f}"
     if not choice.drafts:
-        reached = decision.candidates.static.replay.accept_length
-        how = "plain decoding" if choice.policy == "plain" else "matches in the text alone"
-        click.echo(f"{label:<18} {how}: the draft does not pay here ({needed}, reached {reached:.2f})")
-    elif choice.policy == "static":
-        click.echo(f"{label:<18} static tree: {tree.nodes} nodes, depth {tree.depth}, width {tree.width} ({needed})")
+        reached = decision.candidates.fixed.replay.accept_length
+        instead = "plain decoding" if choice.kind == "plain" else "matches in the text alone"
+        click.echo(f"{label:<18} {instead}: the draft does not pay here ({needed}, reached {reached:.2f})")
+    elif choice.kind == "fixed":
+        click.echo(f"{label:<18} fixed tree: {tree.nodes} nodes, depth {tree.depth}, width {tree.width} ({needed})")
     else:
         click.echo(
-            f"{label:<18} dynamic tree: width {tree.width}, {replay.nodes / replay.rounds:.1f} nodes and "
+            f"{label:<18} adaptive tree: width {tree.width}, {replay.nodes / replay.rounds:.1f} nodes and "
             f"{replay.levels / replay.rounds:.1f} levels on average ({needed})"
         )
-    gain = decision.compared[choice.policy].over(decision.compared["plain"])[0]
+    gain = decision.compared[choice.kind].over(decision.compared["plain"])[0]
     click.echo(
         f"{'':<18} {choice.predicted:.1f} tokens/s foretold, {choice.measured:.1f} measured; over plain decoding "
         f"{choice.predicted / choice.plain_predicted:.2f} foretold, {gain:.2f} measured; accept length "
@@ -295,14 +294,14 @@ def _show_decision(decision: Decision) -> None:
     )
 
 
-def _quality(opened: Artifact, reference: Path, given: str | None, threads: int | None, as_json: bool) -> None:
+def _quality(opened: Artifact, reference: Path, content: str | None, threads: int | None, as_json: bool) -> None:
     from dovetail.calibration.measure.quality import compare_targets
     from dovetail.runtime.hardware.threads import default_threads
     from dovetail.runtime.text.tokenizer import load_tokenizer
 
-    tokens = load_tokenizer(opened).encode((given if given is not None else _shipped_text())[:_TEXT_CHARACTERS])
+    tokens = load_tokenizer(opened).encode((content if content is not None else _shipped_text())[:_TEXT_CHARACTERS])
     with _bars() as progress:
-        found = compare_targets(
+        quality = compare_targets(
             opened,
             reference,
             tokens,
@@ -310,9 +309,9 @@ def _quality(opened: Artifact, reference: Path, given: str | None, threads: int 
             progress=lambda share: progress("reading the text with both targets", share),
         )
     if as_json:
-        print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(quality))
         return
-    click.echo(f"{'text':<18} {found.tokens} tokens in windows of {found.window}")
-    click.echo(f"{'perplexity':<18} {found.perplexity:.4f}, reference {found.reference_perplexity:.4f}")
-    click.echo(f"{'KL, nats a token':<18} mean {found.kl_mean:.6f}, 99th percentile {found.kl_p99:.6f}")
-    click.echo(f"{'argmax agreement':<18} {found.argmax_agreement:.2%}")
+    click.echo(f"{'text':<18} {quality.tokens} tokens in windows of {quality.window}")
+    click.echo(f"{'perplexity':<18} {quality.perplexity:.4f}, reference {quality.reference_perplexity:.4f}")
+    click.echo(f"{'KL, nats a token':<18} mean {quality.kl_mean:.6f}, 99th percentile {quality.kl_p99:.6f}")
+    click.echo(f"{'argmax agreement':<18} {quality.argmax_agreement:.2%}")

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.calibration.choose import search as budget
+from dovetail.calibration.choose import search
 from dovetail.calibration.measure import acceptance
 from dovetail.runtime.errors import UserError
 
@@ -110,9 +110,9 @@ def _decision(decision: Decision, result: Calibration) -> dict[str, Any]:
     about = {
         "plain": "plain decoding: the draft does not pay",
         "lookup": "matches in the text alone: the draft does not pay",
-        "static": f"always {tree.nodes} nodes, depth {tree.depth}, width {tree.width}, behind matches in the text",
-        "dynamic": (
-            f"dynamic: {replay.nodes / replay.rounds:.1f} nodes and {replay.levels / replay.rounds:.1f} levels on "
+        "fixed": f"always {tree.nodes} nodes, depth {tree.depth}, width {tree.width}, behind matches in the text",
+        "adaptive": (
+            f"adaptive: {replay.nodes / replay.rounds:.1f} nodes and {replay.levels / replay.rounds:.1f} levels on "
             f"average, width {tree.width}, behind matches in the text"
         ),
     }
@@ -138,7 +138,7 @@ def _table(decision: Decision) -> list[dict[str, Any]]:
     for name, one in decision.candidates.named().items():
         measured, foretold = decision.compared[name], one.replay.tokens_per_second
         sizes = ("", "", "") if name in ("plain", "lookup") else dataclasses.astuple(one.tree)
-        if name == "dynamic":
+        if name == "adaptive":
             sizes = (
                 f"{one.replay.nodes / one.replay.rounds:.1f}",
                 f"{one.replay.levels / one.replay.rounds:.1f}",
@@ -179,13 +179,14 @@ def _panel(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 def _verify_plot(result: Calibration) -> str:
     costs = result.latency.costs
-    figure, panel = _panel("One pass of the target", "nodes verified", "ms")
+    figure, panel = _panel("One pass of the target", "rows of the pass", "ms")
     for row, context in enumerate(costs.contexts):
         shade = 0.35 + 0.65 * (row + 1) / len(costs.contexts)
         panel.plot(costs.nodes, costs.verify_ms[row], color=_BLUE, alpha=shade, label=f"{context} tokens of context")
-        timings = [result.latency.verify[context, count] for count in costs.nodes]
+        alone = [count for count in costs.nodes if (context, count) in result.latency.verify]
+        timings = [result.latency.verify[context, count] for count in alone]
         panel.errorbar(
-            costs.nodes,
+            alone,
             [timing.median for timing in timings],
             [timing.median * timing.error for timing in timings],
             fmt=".",
@@ -211,17 +212,25 @@ def _draft_plot(result: Calibration) -> str:
 
 
 def _heat_plot(decision: Decision, result: Calibration) -> str:
-    """Foretold speed of every static tree, of the best one's width."""
+    """Foretold speed of every fixed tree, of the best one's width."""
     import numpy as np
 
-    found = decision.candidates.static
-    best = found.tree
+    fixed = decision.candidates.fixed
+    best = fixed.tree
     nodes = [count for count in _SWEEP_NODES if count <= result.latency.costs.nodes[-1]]
     depths = [depth for depth in _SWEEP_DEPTHS if depth <= len(decision.choice.chances.by_rank)]
-    speeds = budget.sweep(decision.texts, result.latency.costs, nodes, depths, best.width, found.replay)
+    speeds = search.sweep(
+        decision.texts,
+        result.latency.costs,
+        nodes,
+        depths,
+        best.width,
+        fixed,
+        decision.candidates.plain.replay,
+    )
     grid = np.array([[speeds[count, depth] for count in nodes] for depth in depths])
     grid /= decision.candidates.plain.replay.tokens_per_second
-    figure, panel = _panel(f"Static trees of width {best.width}: times plain decoding, foretold", "nodes", "depth")
+    figure, panel = _panel(f"Fixed trees of width {best.width}: times plain decoding, foretold", "nodes", "depth")
     image = panel.imshow(grid, aspect="auto", origin="lower", cmap="viridis")
     panel.set_xticks(range(len(nodes)), nodes)
     panel.set_yticks(range(len(depths)), depths)
@@ -253,7 +262,7 @@ def _rank_plot(decision: Decision) -> str:
 def _score_plot(decision: Decision) -> str:
     import numpy as np
 
-    from dovetail.runtime.policies.marginal import SCORE_STEP
+    from dovetail.runtime.policies.chances import SCORE_STEP
 
     figure, panel = _panel(
         "The draft's confidence and what comes true", "probability of the path, by the draft", "accepted"

@@ -22,14 +22,14 @@ from dovetail.calibration.measure.latency import rising
 from dovetail.calibration.measure.pair import Pair, Text
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.policies.base import LOOKUP_TREE, NO_GROWTH
-from dovetail.runtime.policies.marginal import SCORE_STEP, Chances
-from dovetail.runtime.trees.tree import Tree
+from dovetail.runtime.policies.base import LOOKUP_TREE, DepthBudget
+from dovetail.runtime.policies.chances import SCORE_BINS, SCORE_STEP, Chances
+from dovetail.runtime.trees.tree import CandidateTree, Tree
+from dovetail.runtime.trees.verified import Verified
 
 MAX_DEPTH = 10  # levels that are recorded
 MAX_WIDTH = 10
 _HOPELESS = -5.0  # no level is drafted behind one whose best path has less than e^-5 by the draft's own estimate
-_BINS = 70  # of scores, `SCORE_STEP` wide
 _PRIOR = 4.0  # as many observations stand for what is believed before any
 
 
@@ -59,55 +59,54 @@ TextRecords = list[Record]
 """The positions of one text, one after another."""
 
 
-class _Recorder:
-    """Grows the largest tree worth looking at, and keeps its scores."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Widest:
+    """Grows the largest tree worth looking at."""
 
-    matches = None
+    width: int = MAX_WIDTH
+    depth: int = MAX_DEPTH
 
-    def __init__(self, width: int = MAX_WIDTH, depth: int = MAX_DEPTH) -> None:
-        self.width, self._depth = width, depth
-        self.scores = [0.0]
-
-    def goes_on(self, depth: int, scores: Sequence[float]) -> bool:
-        if depth == 0:
-            return True
-        self.scores += scores
-        return depth < self._depth and max(scores) > _HOPELESS
-
-    def drafted(self, scores: Sequence[float]) -> int:
-        return len(scores)
+    def wants_level(self, levels: Sequence[Sequence[float]]) -> bool:
+        return not levels or (len(levels) < self.depth and max(levels[-1], default=-math.inf) > _HOPELESS)
 
 
 def record(pair: Pair, text: Text) -> TextRecords:
     """Every position behind the prompt that has `MAX_DEPTH` tokens to follow."""
     draft, lookup, records = pair.reader(), LookupDraft(), []
     tokens, features, begin = text.tokens, text.features, 0
+    budget, match_budget = _Widest(), DepthBudget(LOOKUP_TREE.depth, LOOKUP_TREE.width)
     for position in range(text.prompt_length, len(tokens) - MAX_DEPTH + 1):
-        recorder, matches = _Recorder(), _Recorder(LOOKUP_TREE.width, LOOKUP_TREE.depth)
-        known = tokens[begin:position], features[max(begin - 1, 0) : position - 1]
+        verified = Verified(begin, tokens[begin:position], features[begin : position - 1])
         following = tokens[position:].tolist()
-        found = lookup.propose(*known, matches if pair.looks_up else NO_GROWTH)
-        matched = _matched(found, matches.scores, following)
-        tree = draft.propose(*known, recorder, text.sampler.foresee)
-        records.append(_record(tree, recorder.scores, following[:MAX_DEPTH], position - 1, matched))
+        root = int(tokens[position - 1])
+        matches = CandidateTree(root)
+        if pair.looks_up:
+            lookup.tell(verified)
+            matches = lookup.grow(root, match_budget).candidates
+        candidates = draft.grow(verified, budget, text.sampler.foresee)
+        matched = _matched(matches, following)
+        records.append(_record(candidates, following[:MAX_DEPTH], position - 1, matched))
         text.sampler.follow(int(tokens[position]))
-        begin = position
+        begin = position - 1
+    draft.close()
     return records
 
 
-def _record(tree: Tree, scores: list[float], following: Sequence[int], context: int, matched: Matched) -> Record:
+def _record(candidates: CandidateTree, following: Sequence[int], context: int, matched: Matched) -> Record:
+    tree = candidates.best(len(candidates))  # all of them, so a node has the number of its candidate
     parents, depths = tree.parents.tolist(), tree.depths().tolist()
     children = dict[int, list[int]]()
     for node in range(1, len(parents)):
         children.setdefault(parents[node], []).append(node)
-    return Record(parents, scores[: len(parents)], depths, _path(tree, following), children, context, matched)
+    scores = [0.0, *(score for level in candidates.levels for score in level)]
+    return Record(parents, scores, depths, _path(tree, following), children, context, matched)
 
 
-def _matched(tree: Tree, scores: list[float], following: Sequence[int]) -> Matched:
-    order = sorted(range(1, len(tree)), key=scores.__getitem__, reverse=True)
-    depths, rank = tree.depths().tolist(), {node: i for i, node in enumerate(order)}
-    path = [rank[node] for node in _path(tree, following)]
-    return Matched([scores[node] for node in order], [depths[node] for node in order], path)
+def _matched(candidates: CandidateTree, following: Sequence[int]) -> Matched:
+    tree = candidates.best(len(candidates))
+    order, depths = candidates.ranked, tree.depths().tolist()
+    rank = {node: i for i, node in enumerate(order)}
+    return Matched(candidates.scores, [depths[node] for node in order], [rank[node] for node in _path(tree, following)])
 
 
 def _path(tree: Tree, following: Sequence[int]) -> list[int]:
@@ -147,8 +146,8 @@ def passages(tokens: Sequence[int], count: int, length: int) -> list[list[int]]:
     needed = count * length
     if len(tokens) < needed:
         raise UserError(
-            f"--text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
-            f"{len(tokens)}; give a longer text, or leave the option out"
+            f"text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
+            f"{len(tokens)}; give a longer text, or leave it out"
         )
     step = (len(tokens) - length) // max(count - 1, 1)
     return [list(tokens[i * step : i * step + length]) for i in range(count)]
@@ -186,15 +185,15 @@ def by_score(texts: Sequence[TextRecords], depth: int | None = None) -> tuple[fl
     """The chance that a candidate's whole path is accepted, by bins of its score, never rising as the score falls; at
     one depth (from 1), or at all. The draft's own estimate stands in where observations are few.
     """
-    counts, hits = np.zeros(_BINS), np.zeros(_BINS)
+    counts, hits = np.zeros(SCORE_BINS), np.zeros(SCORE_BINS)
     for found in (found for text in texts for found in text):
         scores, depths = np.array(found.scores[1:]), np.array(found.depths[1:])
-        bins = np.minimum((scores / -SCORE_STEP).astype(np.int64), _BINS - 1)
+        bins = np.minimum((scores / -SCORE_STEP).astype(np.int64), SCORE_BINS - 1)
         chosen = slice(None) if depth is None else depths == depth
         np.add.at(counts, bins[chosen], 1)
         path = [node - 1 for node in found.path if depth is None or found.depths[node] == depth]
         np.add.at(hits, bins[path], 1)
-    estimate = np.array([math.exp(-SCORE_STEP * (i + 0.5)) for i in range(_BINS)])
+    estimate = np.array([math.exp(-SCORE_STEP * (i + 0.5)) for i in range(SCORE_BINS)])
     shares = (hits + _PRIOR * estimate) / (counts + _PRIOR)
     fitted = rising(shares[::-1].tolist(), (counts + _PRIOR)[::-1].tolist())
     return tuple(min(1.0, share) for share in reversed(fitted))

@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dovetail.runtime.decoding.rounds import Round, rounds
-from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.decoding.engine import Engine, PassCost, Update
+from dovetail.runtime.decoding.round_planner import RoundPlanner
+from dovetail.runtime.decoding.sequence import Sequence as TextSequence
+from dovetail.runtime.decoding.text_cache import TextCache
+from dovetail.runtime.drafts.base import Draft, Foresight, blind
+from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.joint_calls import JointCalls
+from dovetail.runtime.drafts.model_draft import ModelDraft
+from dovetail.runtime.policies.base import Policy, TreeBudget
+from dovetail.runtime.policies.costs import ASSUMED
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
-from dovetail.runtime.trees.shape import MAX_TREE_NODES
-from dovetail.runtime.trees.tree import Float32s, Int64s, root_only
+from dovetail.runtime.targets.base import Step, TargetEngine, read
+from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.trees.tree import CandidateTree, Float32s, Int64s, root_only
+from dovetail.runtime.trees.verified import Verified
 
 if TYPE_CHECKING:
-    from dovetail.runtime.drafts.base import Draft, RewindableDraft
     from dovetail.runtime.pipeline import Pipeline
-    from dovetail.runtime.targets.openvino.engine import TargetSequence
 
-_BATCH = 8  # texts that are made in one call of the target: at this size a pass costs hardly more than for one
+_BATCH = 8  # texts that are made in one pass of the target: at this size a pass costs hardly more than for one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +54,30 @@ class Run:
     rounds: int
 
 
+class Rounds(Protocol):
+    """Real rounds of several texts at once, on demand."""
+
+    def next(self, shape: TreeShape) -> PassCost:
+        """A round in which every text gets a tree of `shape`, or what its draft can give of it."""
+        ...
+
+    def close(self) -> None:
+        """Forget the texts."""
+        ...
+
+
+class Reader(Protocol):
+    """A draft that is shown a text of which everything is known."""
+
+    def grow(self, verified: Verified, budget: TreeBudget, foresight: Foresight) -> CandidateTree:
+        """What it would offer behind `verified`, which goes on where the last call ended."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+        ...
+
+
 class Pair(Protocol):
     """Target and draft on this machine. The planted tests have one made of sleeps."""
 
@@ -54,22 +87,16 @@ class Pair(Protocol):
     def context_length(self) -> int: ...
     @property
     def looks_up(self) -> bool: ...  # whether matches in the text are taken, too
-    @property
-    def draft_s(self) -> float: ...  # seconds spent in the draft's engine so far
 
-    def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
-        """Greedy rounds behind `prompt`, as long as the room lasts. Nobody watches the draft."""
-        ...
-
-    def close(self) -> None:
-        """Forget the texts of `continue_from`."""
+    def rounds(self, prompt: Sequence[int], texts: int, room: int) -> Rounds:
+        """Greedy rounds of `texts` texts behind `prompt`, which begin anew when they are `room` tokens longer."""
         ...
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         """The target's continuations of `prompts`, all of one length."""
         ...
 
-    def reader(self) -> Draft:
+    def reader(self) -> Reader:
         """The draft at the beginning of a text."""
         ...
 
@@ -81,68 +108,42 @@ class Pair(Protocol):
 class PipelinePair:
     """The two models of an open pipeline, which must have room for several sequences."""
 
-    def __init__(self, pipe: Pipeline, room: int) -> None:
-        """`room`: new tokens that `continue_from` may add to a prompt."""
+    def __init__(self, pipe: Pipeline) -> None:
         assert pipe.draft is not None
-        self._pipe, self._draft, self._room = pipe, pipe.draft, room
-        self.width = self._draft.info.top_k
+        self._pipe, self._graph = pipe, pipe.draft
+        self.width = pipe.draft.info.top_k
         self.context_length = pipe.ctx_size
-        self.looks_up = pipe.mixes
-        self._open: dict[tuple[int, ...], tuple[TargetSequence, RewindableDraft]] = {}
+        self.looks_up = pipe.looks_up
 
-    @property
-    def draft_s(self) -> float:
+    def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
         """See `Pair`."""
-        return self._draft.native_s
-
-    def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
-        """See `Pair`. Both caches are kept: beginning again behind the same prompt costs one token of prefill."""
-        key = tuple(prompt)
-        if key not in self._open:
-            self._open[key] = self._pipe.target.sequence(), self._draft.sequence()
-        target, draft = self._open[key]
-        kept = max(len(prompt) - 2, 0)
-        if target.length > kept:
-            target.truncate(kept)
-            draft.truncate(kept)
-        else:
-            assert target.length == 0
-        target.reserve(len(prompt) - target.length + self._room + MAX_TREE_NODES)
-        rest = np.array(prompt[target.length :], np.int64)
-        return rounds(target, draft, policy, _greedy, rest, self._room)
-
-    def close(self) -> None:
-        """See `Pair`."""
-        for target, _ in self._open.values():
-            target.close()
-        self._open.clear()
+        return EngineRounds(self._pipe.target, self._graph, prompt, texts, room)
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         """See `Pair`. Up to eight texts share a pass."""
-        pool = self._pipe.target.pool
         longest = max(map(len, prompts)) + new_tokens
-        batch = min(_BATCH, pool.num_free * pool.block_size // (longest + pool.block_size))
+        batch = min(_BATCH, self._pipe.target.free // (longest + _BATCH * _BATCH))
         assert batch >= 1
         for begin in range(0, len(prompts), batch):
             yield from self._batch(prompts[begin : begin + batch], new_tokens, temperature, begin)
 
     def _batch(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, number: int) -> list[Text]:
-        model = self._pipe.target
+        target = self._pipe.target
         config = GenerationConfig(temperature=temperature)
         samplers, fresh = (
-            [Sampler(config, prompt, model.info.vocab_size, number + i) for i, prompt in enumerate(prompts)]
+            [Sampler(config, prompt, target.info.vocab_size, number + i) for i, prompt in enumerate(prompts)]
             for _ in range(2)
         )
-        sequences = [model.sequence() for _ in prompts]
+        sequences = [target.sequence() for _ in prompts]
         try:
             texts = [list(prompt) for prompt in prompts]
             features = [
-                [sequence.prefill(np.array(prompt[:-1], np.int64)).features]
+                [read(target, sequence, np.array(prompt[:-1], np.int64)).features]
                 for sequence, prompt in zip(sequences, prompts, strict=True)
             ]
             for _ in range(new_tokens):
-                steps = [sequence.step(root_only(text[-1])) for sequence, text in zip(sequences, texts, strict=True)]
-                for i, out in enumerate(model.forward(steps)):
+                steps = [Step(sequence, root_only(text[-1])) for sequence, text in zip(sequences, texts, strict=True)]
+                for i, out in enumerate(target.forward(steps)):
                     features[i].append(out.features.copy())
                     texts[i].append(samplers[i].draw(out.logits[0]))
                     sequences[i].commit([0])
@@ -154,23 +155,102 @@ class PipelinePair:
             for text, rows, prompt, sampler in zip(texts, features, prompts, fresh, strict=True)
         ]
 
-    def reader(self) -> Draft:
+    def reader(self) -> DraftReader:
         """See `Pair`."""
-        return self._draft.sequence()
+        return DraftReader(ModelDraft(self._graph), JointCalls(self._graph))
 
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
         """See `Pair`."""
-        self._pipe.policy = policy
-        done = self._pipe.generate(
-            list(prompt),
-            GenerationConfig(),
-            temperature=temperature,
-            seed=seed,
-            max_new_tokens=new_tokens,
-            ignore_eos=True,
-        )
-        return Run(done.completion_tokens - 1, done.decode_ms, done.totals.rounds)
+        config = GenerationConfig(temperature=temperature, seed=seed, max_new_tokens=new_tokens, ignore_eos=True)
+        generation = self._pipe.stream(list(prompt), config, policy=policy).finish()
+        return Run(generation.completion_tokens - 1, generation.decode_ms, generation.totals.rounds)
 
 
-def _greedy(logits: Float32s) -> int:
-    return int(logits.argmax())
+class DraftReader:
+    """See `Reader`."""
+
+    def __init__(self, draft: Draft, calls: JointCalls) -> None:
+        self._draft, self._calls = draft, calls
+
+    def grow(self, verified: Verified, budget: TreeBudget, foresight: Foresight) -> CandidateTree:
+        """See `Reader`."""
+        self._draft.tell(verified)
+        growth = self._draft.grow(int(verified.tokens[-1]), budget, foresight)
+        self._calls.grow([growth], budget.width)
+        return growth.candidates
+
+    def close(self) -> None:
+        """Give the draft's memory back."""
+        self._draft.close()
+
+
+class EngineRounds:
+    """An engine of its own over the two models. See `Rounds`."""
+
+    def __init__(self, target: TargetEngine, graph: DraftGraph, prompt: Sequence[int], texts: int, room: int) -> None:
+        self._target, self._prompt, self._room = target, list(prompt), room
+        self._engine = Engine(target, RoundPlanner(ASSUMED), graph, texts)
+        self._caches = [TextCache(target.sequence(), ModelDraft(graph), None) for _ in range(texts)]
+        self._sequences: list[TextSequence] = []
+
+    def next(self, shape: TreeShape) -> PassCost:
+        """See `Rounds`. Both caches are kept: beginning again behind the same prompt costs one token of prefill."""
+        if any(sequence.room <= shape.depth + 1 for sequence in self._sequences) or not self._sequences:
+            self._begin()
+        return self._round(shape)
+
+    def close(self) -> None:
+        """See `Rounds`."""
+        self._end()
+        for cache in self._caches:
+            cache.close()
+
+    def _begin(self) -> None:
+        texts = [sequence.text for sequence in self._end()] or [[] for _ in self._caches]
+        for text, cache in zip(texts, self._caches, strict=True):
+            cache.roll_back(text, self._prompt)
+            sampler = Sampler(GenerationConfig(), self._prompt, self._target.info.vocab_size)
+            sequence = TextSequence(
+                self._prompt,
+                cache,
+                sampler=sampler,
+                pace=Pace(Policy("plain")),
+                max_new_tokens=self._room,
+                foresight=blind,
+                window=self._target.window,
+            )
+            self._sequences.append(sequence)
+            self._engine.add(sequence, self._ignore, _nothing)
+        while any(sequence.unread > 1 for sequence in self._sequences):
+            waiting = sum(sequence.unread for sequence in self._sequences)
+            updates = self._engine.step()
+            assert all(update.sequence.error is None for update in updates), updates[0].sequence.error
+            idle = waiting == sum(sequence.unread for sequence in self._sequences)
+            assert not idle, "the cache has no room for all that is measured"
+        # A round in which the drafts read the prompts is no sample.
+        self._round(TreeShape(2, 1, 1))
+
+    def _round(self, shape: TreeShape) -> PassCost:
+        policy = Policy("plain") if shape.nodes == 1 else Policy("fixed", shape, is_wish=True)
+        for sequence in self._sequences:
+            sequence.pace = Pace(policy)
+        updates = self._engine.step()
+        cost = updates[0].cost
+        if cost is None:
+            error = self._sequences[0].error
+            raise AssertionError("a round failed") if error is None else error
+        return cost
+
+    def _end(self) -> list[TextSequence]:
+        sequences, self._sequences = self._sequences, []
+        for sequence in sequences:
+            sequence.is_cancelled = True
+        self._engine.sweep()
+        return sequences
+
+    def _ignore(self, update: Update) -> None:
+        """The rounds are looked at, not the text."""
+
+
+def _nothing() -> None:
+    """The caches are kept."""

@@ -13,8 +13,8 @@ import numpy as np
 from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs
-from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.evaluation.likelihood import CHUNK, Divergence, chunks, log_probs
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 
 WINDOW = 256
 MAX_TOKENS = 8192
@@ -51,10 +51,10 @@ def compare_targets(
     tokens = tokens[:MAX_TOKENS]
     if len(tokens) < _ENOUGH:
         raise UserError(
-            f"--text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
+            f"text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
         )
     ours, theirs = (
-        TargetModel(path, described, numerics="exact", threads=threads, cache_tokens=window)
+        OpenVinoTarget(path, described, numerics="exact", threads=threads, capacity=window + CHUNK)
         for path, described in ((artifact.file(TARGET_MODEL), info), _reference(reference, info))
     )
     divergence = Divergence()
@@ -81,11 +81,11 @@ def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:
         opened = open_artifact(path)
         if opened.manifest.target.vocab_size != info.vocab_size:
             raise UserError(
-                f"--reference {path}: expected a vocabulary of {info.vocab_size}, got "
+                f"reference {str(path)!r}: expected a vocabulary of {info.vocab_size}, got "
                 f"{opened.manifest.target.vocab_size}; give the same model with float weights"
             )
         return opened.file(TARGET_MODEL), opened.manifest.target
     model = path / "openvino_model.xml" if path.is_dir() else path
     if not model.is_file():
-        raise UserError(f"--reference {path}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
+        raise UserError(f"reference {str(path)!r}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
     return model, info

@@ -26,7 +26,7 @@ def check_goal(goal: Path, force: bool) -> None:
     """Raise `UserError` if `goal` exists and `force` is not given, or can never be made."""
     if os.path.lexists(goal) and not force:
         raise UserError(
-            f"expected a new folder, got {goal}, which exists; choose another name or give --force to replace it"
+            f"expected a new folder, got {goal}, which exists; choose another name or give `force` to replace it"
         )
     if os.path.lexists(goal) and (goal.is_symlink() or not goal.is_dir()):
         raise UserError(f"expected a folder to replace, got {goal}, which is not one; choose another name")

@@ -66,15 +66,15 @@ def write_chat_examples(source: Path, folder: Path, *, by_transformers: bool = T
 
 def _special_tokens(source: Path) -> dict[str, str]:
     """Name -> text, from where save_pretrained keeps them; a token may be its text or an object with it."""
-    found: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         settings = json.loads((source / name).read_text(encoding="utf-8")) if (source / name).is_file() else {}
         for key in _SPECIAL:
             token = settings.get(key)
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str):
-                found[key] = text
-    return found
+                tokens[key] = text
+    return tokens
 
 
 def _write(folder: Path, special_tokens: dict[str, str], examples: list[dict[str, Any]]) -> None:

@@ -21,8 +21,10 @@ from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax
 from dovetail.runtime.evaluation.standard_library import held_out_files
 from dovetail.runtime.hardware.threads import default_threads
-from dovetail.runtime.targets.openvino.engine import TargetModel
+from dovetail.runtime.targets.base import Step, TargetEngine, read
+from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.terminal.progress import stage
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Tree, root_only
 
 TOKENS = 2048
@@ -64,7 +66,7 @@ def held_out_ids(folder: Path, text: str | None) -> Ids:
         ids = tokenizer.encode(text).ids
     if len(ids) < _MIN_TOKENS:
         raise UserError(
-            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer --check-text"
+            f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer `check_text`"
         )
     return np.asarray(ids[: TOKENS + 1], np.int64)
 
@@ -107,7 +109,9 @@ def compare(folder: Path, target: TargetInfo, reading: Reading) -> ExportChecks:
     """
     ids, length, reference = reading.ids, reading.length, reading.logits
     own = None if reference is not None else _stateful_logits(folder / TARGET_MODEL, ids[:length])
-    model = TargetModel(folder / TARGET_MODEL, target, numerics="exact", threads=default_threads(), cache_tokens=length)
+    model = OpenVinoTarget(
+        folder / TARGET_MODEL, target, numerics="exact", threads=default_threads(), capacity=length + MAX_TREE_NODES
+    )
     _check_tree(model, ids)
     divergence, row = Divergence(), 0
     with stage("checking the target on held-out text") as bar:
@@ -135,7 +139,7 @@ def _check_finite(values: NDArray[np.floating[Any]]) -> None:
         raise UserError("expected finite logits from the target, got NaN or infinity; its weights overflow")
 
 
-def _check_tree(model: TargetModel, ids: Ids) -> None:
+def _check_tree(model: TargetEngine, ids: Ids) -> None:
     """A tree's logits are those of its paths, each alone: the tree mask works in this model."""
     size = len(_PARENTS)
     room = min(model.window or len(ids), model.info.context_length) - size
@@ -143,16 +147,16 @@ def _check_tree(model: TargetModel, ids: Ids) -> None:
     prompt, tokens = ids[:past], np.arange(7, 7 + size) % model.info.vocab_size
     tree = Tree(tokens, np.array(_PARENTS)) if room >= 0 else root_only(int(tokens[0]))
     sequence = model.sequence()
-    sequence.prefill(prompt)
-    together = sequence.verify(tree).logits.copy()
+    read(model, sequence, prompt)
+    together = model.forward([Step(sequence, tree)])[0].logits.copy()
     sequence.close()
     _check_finite(together)
     mask = tree.ancestors()
     for node in range(len(tree)):
         path = tree.tokens[np.flatnonzero(mask[node])]
         alone = model.sequence()
-        alone.prefill(np.concatenate([prompt, path[:-1]]))
-        expected = alone.verify(root_only(int(path[-1]))).logits[0]
+        read(model, alone, np.concatenate([prompt, path[:-1]]))
+        expected = model.forward([Step(alone, root_only(int(path[-1])))])[0].logits[0]
         difference = float(np.abs(together[node] - expected).max() / np.abs(expected).max())
         alone.close()
         if difference > _TREE_TOLERANCE:

@@ -20,21 +20,20 @@ from tokenizers import Tokenizer
 from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
+from dovetail.export.artifact.source_models import ReferenceLogits, source_model
 from dovetail.export.sources.base import Source, find_source
 from dovetail.export.sources.checkpoint import read_sizes
 from dovetail.export.target.compression import Compression
-from dovetail.export.target.optimum_export import export_target, import_target
 from dovetail.runtime.artifact import manifest as manifests
-from dovetail.runtime.artifact.manifest import DraftInfo, FileEntry, Manifest
+from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.text import tokenizer_check as tokenizer_file
 from dovetail.runtime.trees.shape import TreeShape
 
 if TYPE_CHECKING:
     from dovetail.export.draft.graph_builder import WeightFormat
-    from dovetail.export.draft.writing import DraftPlan, ExportedDraft
+    from dovetail.export.draft.writing import DraftSettings, ExportedDraft
 
 DEFAULT_TREE = TreeShape(nodes=12, depth=5, width=4)
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
@@ -76,53 +75,39 @@ def write_artifact(
     `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
-    how = Compression(weight_format or "int8", group_size, int8_share)
-    found = find_source(source, revision, allow_pickle)
-    tokenizer_text = _tokenizer_text(found.folder)
+    compression = Compression(weight_format or "int8", group_size, int8_share)
+    origin = find_source(source, revision, allow_pickle)
+    tokenizer_text = _tokenizer_text(origin.folder)
     if calibration_text is not None:
         ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
-        how = dataclasses.replace(how, calibration_ids=tuple(ids))
-    if found.is_ir and weight_format is not None:
+        compression = dataclasses.replace(compression, calibration_ids=tuple(ids))
+    if origin.is_ir and weight_format is not None:
         raise UserError(
-            f"expected no --weight-format with an IR, got one for {found.folder}; give the checkpoint instead"
+            f"expected no `weight_format` with an IR, got one for {origin.folder}; give the checkpoint instead"
         )
-    plan = None
+    settings = None
     if draft is not None:
-        plan = _draft_plan(found, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
+        settings = _draft_settings(origin, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
-        _write_settings(found.folder, folder)
+        _write_settings(origin.folder, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
-            write_chat_examples(found.folder, folder, by_transformers=not found.is_ir)
+            write_chat_examples(origin.folder, folder, by_transformers=not origin.is_ir)
         ids = checks.held_out_ids(folder, check_text)
-        info: DraftInfo | None = None
-        exported: ExportedDraft | None = None
-        scratch = folder / "scratch"
-        if found.is_ir:
-            notice(f"target: taking the IR in {found.folder}, weights as they are")
-            if plan is not None:
-                exported = _draft_of_ir(found.folder, folder, ids, plan)
-            info, taps = (None, None) if exported is None else (exported.info, exported.taps)
-            target = import_target(found.folder, folder, taps)
-            length = checks.window_length(target.context_length, target.sliding_window)
-            agreement = None if exported is None else exported.agreement
-            reading = checks.Reading(ids, length, draft_agreement=agreement)
-        else:
-            parameters, exported, reading = _torch_side(found, folder, ids, plan, scratch)
-            notice(f"target: exporting {found.folder} as {how.weight_format}")
-            info, taps = (None, None) if exported is None else (exported.info, exported.taps)
-            target = export_target(found.folder, folder, how, allow_pickle, taps)
-            target = dataclasses.replace(target, parameters=parameters)
-        measured = checks.compare(folder, target, reading)
+        model, scratch = source_model(origin, compression), folder / "scratch"
+        reference = model.reference_logits(ids, scratch)
+        exported = None if settings is None else model.write_draft(settings, folder, ids)
+        target = model.write_target(folder, None if exported is None else exported.taps)
+        measured = checks.compare(folder, target, _reading(ids, target, reference, exported))
         scratch.unlink(missing_ok=True)
-        chosen_tree = NO_TREE if info is None else tree or DEFAULT_TREE
+        info = None if exported is None else exported.info
         manifest = Manifest(
             format_version=manifests.FORMAT_VERSION,
             name=name or out.name,
             target=target,
             draft=info,
-            default_tree=chosen_tree,
+            default_tree=NO_TREE if info is None else tree or DEFAULT_TREE,
             checks=measured,
             tool_versions=tool_versions(),
             files=_entries(folder),
@@ -138,66 +123,25 @@ def write_artifact(
     return manifest
 
 
-def _draft_plan(
-    found: Source, draft: Path, weight_format: WeightFormat, vocab: int | None, texts: tuple[Path, ...]
-) -> DraftPlan:
+def _draft_settings(
+    source: Source, draft: Path, weight_format: WeightFormat, vocab: int | None, texts: tuple[Path, ...]
+) -> DraftSettings:
     from dovetail.export.draft.layouts import check_draft
-    from dovetail.export.draft.writing import DraftPlan
+    from dovetail.export.draft.writing import DraftSettings
 
-    read_sizes(found.folder)
-    check_draft(draft, found.folder)
-    return DraftPlan(draft, weight_format, vocab, texts, found.allow_pickle)
+    read_sizes(source.folder)
+    check_draft(draft, source.folder)
+    return DraftSettings(draft, weight_format, vocab, texts, source.allow_pickle)
 
 
-def _torch_side(
-    found: Source, folder: Path, ids: checks.Ids, plan: DraftPlan | None, scratch: Path
-) -> tuple[int, ExportedDraft | None, checks.Reading]:
-    """All that needs the torch model, which is gone when this returns: (its number of weights, the draft as exported,
-    what torch makes of `ids`).
-    """
-    from dovetail.export.sources.checkpoint import load_torch
-
-    model = load_torch(found.folder, as_stored=True, allow_pickle=found.allow_pickle)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    length = checks.window_length(model.config.max_position_embeddings, getattr(model.config, "sliding_window", None))
-    logits = checks.torch_logits(model, ids, length, scratch)
-    exported = None
-    if plan is not None:
-        import torch
-
-        from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.target_features import target_features
-        from dovetail.export.draft.writing import write_draft
-        from dovetail.export.sources.checkpoint import body_and_head
-
-        def features(ids: checks.Ids, layers: tuple[int, ...]) -> checks.Logits:
-            read: checks.Logits = target_features(model, torch.from_numpy(ids)[None], layers)[0].numpy()
-            return read
-
-        notice("draft: exporting to ONNX")
-        target = DraftedTarget(found.folder, model.config, *body_and_head(model)[1:])
-        exported = write_draft(plan, folder / manifests.DRAFT_MODEL, target, features, ids)
+def _reading(
+    ids: checks.Ids, target: TargetInfo, reference: ReferenceLogits | None, exported: ExportedDraft | None
+) -> checks.Reading:
     agreement = None if exported is None else exported.agreement
-    return parameters, exported, checks.Reading(ids, length, logits, agreement)
-
-
-def _draft_of_ir(source: Path, folder: Path, ids: checks.Ids, plan: DraftPlan) -> ExportedDraft:
-    """The draft for a target whose weights and features are read off its graph."""
-    import torch
-    from transformers import AutoConfig
-
-    from dovetail.export.draft.published import DraftedTarget
-    from dovetail.export.draft.writing import write_draft
-    from dovetail.export.target.ir_features import embedding_and_head, features
-    from dovetail.export.target.optimum_export import read_source_ir
-
-    model = read_source_ir(source)
-    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    notice("draft: exporting to ONNX")
-    target = DraftedTarget(source, config, *map(torch.from_numpy, embedding_and_head(model)))
-    return write_draft(
-        plan, folder / manifests.DRAFT_MODEL, target, lambda ids, layers: features(model, ids, layers), ids
-    )
+    if reference is None:
+        length = checks.window_length(target.context_length, target.sliding_window)
+        return checks.Reading(ids, length, draft_agreement=agreement)
+    return checks.Reading(ids, reference.length, reference.logits, agreement)
 
 
 def _tokenizer_text(source: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice, print_json, run
+from dovetail.runtime.terminal.console import Program, notice, print_json, run
 
 if TYPE_CHECKING:
     from dovetail.runtime.artifact.manifest import Manifest
@@ -22,7 +22,7 @@ _FORCE = click.option("--force", is_flag=True, help="Replace what is there, at t
 _PATH = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dovetail")
 def dovetail_export() -> None:
     """Compile a checkpoint and its draft to an artifact that `dovetail` runs without PyTorch."""
@@ -161,11 +161,11 @@ def draft(
     check_goal(out, force)
     settings = DraftRecipe(**recipe)
     documents = corpus.text_files(texts)
-    kept = work or out.absolute().parent / f".{out.name}.work"
+    work_folder = work or out.absolute().parent / f".{out.name}.work"
     with _training(), appearing(out, force) as folder:
-        report = train_draft(source, documents, folder, settings, work=kept, feature_cache=feature_cache)
+        report = train_draft(source, documents, folder, settings, work=work_folder, feature_cache=feature_cache)
     if work is None:
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(work_folder, ignore_errors=True)
     click.echo(f"{out}: {report.parameters / 1e6:.2f} M parameters after {report.steps} steps")
     click.echo("held-out top-1 agreement by depth: " + " ".join(f"{share:.3f}" for share in report.agreement))
     if as_json:
@@ -226,11 +226,13 @@ def demo(out: Path, work: Path | None, tree: str | None, force: bool, as_json: b
     from dovetail.export.demo.acceptance import measure_acceptance
     from dovetail.export.demo.demo import DemoRecipe, make_demo
 
-    kept = work or out.absolute().parent / f".{out.name}.work"
+    work_folder = work or out.absolute().parent / f".{out.name}.work"
     with _training():
-        manifest = make_demo(out, kept, DemoRecipe(**recipe), tree=_tree(tree), measure=measure_acceptance, force=force)
+        manifest = make_demo(
+            out, work_folder, DemoRecipe(**recipe), tree=_tree(tree), measure=measure_acceptance, force=force
+        )
     if work is None:
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(work_folder, ignore_errors=True)
     _report(out, manifest, as_json)
 
 

@@ -38,18 +38,18 @@ def measure_acceptance(artifact: Path) -> dict[str, str]:
     rows = {}
     with load(artifact, draft="artifact", draft_device="cpu", tree=TREE) as pipe:
         for label, temperature in (("greedy", 0.0), ("at temperature 1", 1.0)):
-            done = [
+            texts = [
                 pipe.generate(prompt, temperature=temperature, seed=i, max_new_tokens=NEW_TOKENS, ignore_eos=True)
                 for i, prompt in enumerate(prompts)
             ]
-            repeated = repeated_share([text.token_ids for text in done])
+            repeated = repeated_share([text.token_ids for text in texts])
             rows[f"accept length {label}"] = (
-                f"{accept_length(done):.2f} (tree of {TREE.nodes} nodes, depth {TREE.depth}, width {TREE.width}; "
-                f"{len(done)} texts of {NEW_TOKENS} tokens; {repeated:.1%} of their {NGRAM}-grams are repeated)"
+                f"{accept_length(texts):.2f} (tree of {TREE.nodes} nodes, depth {TREE.depth}, width {TREE.width}; "
+                f"{len(texts)} texts of {NEW_TOKENS} tokens; {repeated:.1%} of their {NGRAM}-grams are repeated)"
             )
     return rows
 
 
-def accept_length(done: Sequence[Generation]) -> float:
+def accept_length(texts: Sequence[Generation]) -> float:
     """Mean accepted drafted tokens per round, the bonus token not counted."""
-    return sum(text.totals.accepted_tokens for text in done) / sum(text.totals.rounds for text in done)
+    return sum(text.totals.accepted_tokens for text in texts) / sum(text.totals.rounds for text in texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from dovetail.export.training.draft import DraftRecipe, train_draft
 from dovetail.export.training.target import train_target
 from dovetail.runtime.artifact.manifest import Manifest
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.trees.shape import TreeShape
+
+_log = logging.getLogger(__name__)
 
 # At this size the paper's weight of 0.1 on the soft cross-entropy is too little, and on a CPU a second block costs more
 # than it brings (docs/drafts.md).
@@ -40,13 +42,13 @@ class DemoRecipe:
     warm_start_minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, minutes in (("--minutes-target", self.minutes_target), ("--minutes-draft", self.minutes_draft)):
+        for name, minutes in (("minutes_target", self.minutes_target), ("minutes_draft", self.minutes_draft)):
             if not 0 < minutes < 1e6:
-                raise UserError(f"expected {name} above 0, got {minutes:g}; give the time the stage may take")
+                raise UserError(f"expected `{name}` above 0, got {minutes:g}; give the time the stage may take")
         if self.warm_start is not None and not (self.warm_start / "tokenizer.json").is_file():
             raise UserError(
                 f"expected a checkpoint folder with tokenizer.json to start from, got {self.warm_start}; check "
-                f"--warm-start"
+                f"`warm_start`"
             )
 
 
@@ -64,7 +66,7 @@ def make_demo(
     work.mkdir(parents=True, exist_ok=True)
     _same_recipe(work, recipe)
     corpus = corpora.standard_library()
-    notice(f"standard library: {len(corpus.train)} files to train on, {len(corpus.held_out)} held out")
+    _log.info(f"standard library: {len(corpus.train)} files to train on, {len(corpus.held_out)} held out")
     source, target_report = train_target(
         corpus,
         work,
@@ -96,9 +98,9 @@ def _same_recipe(work: Path, recipe: DemoRecipe) -> None:
     start = str(recipe.warm_start.resolve()) if recipe.warm_start is not None else None
     wanted = {"seed": recipe.seed, "warm_start": start}
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept != wanted:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier != wanted:
             raise UserError(
-                f"expected the recipe that {work} was begun with, {kept}, got {wanted}; choose another --work folder"
+                f"expected the recipe that {work} was begun with, {earlier}, got {wanted}; choose another `work` folder"
             )
     path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

@@ -66,7 +66,7 @@ def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> 
     `more` are further fields of `DraftConfig`; those that a kind wants of itself are in `DraftKind.config_for`.
     """
     if num_blocks < 1:
-        raise UserError(f"expected at least one block, got --blocks {num_blocks}; the paper uses 1 to 5")
+        raise UserError(f"expected at least one block, got `blocks` {num_blocks}; the paper uses 1 to 5")
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
     frequencies, scale = _rotary(target, head_dim)
     return DraftConfig(

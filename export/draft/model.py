@@ -170,10 +170,10 @@ class DraftModel(nn.Module):
         them.
         """
         had = torch.arange(len(self.lm_head)) if self.head_tokens is None else self.head_tokens
-        kept = torch.isin(had, tokens)
-        rows = self.lm_head.detach()[kept]
+        mask = torch.isin(had, tokens)
+        rows = self.lm_head.detach()[mask]
         self.lm_head = nn.Parameter(rows) if isinstance(self.lm_head, nn.Parameter) else rows
-        self.head_tokens = had[kept]
+        self.head_tokens = had[mask]
 
     def logits(self, features: Tensor) -> Tensor:
         """[..., D] -> [..., V], or [..., N] where the LM head has rows for N tokens."""

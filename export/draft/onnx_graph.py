@@ -175,9 +175,9 @@ def check_graph(path: Path, info: DraftInfo) -> None:
     caches, fed = cache_names(info), info.reads_features
     pairs = ["input_ids", *(["features", "feature_rows"] if fed else [])]
     pairs += ["position_ids", "tree_mask", "cache_rows", "logit_rows", "num_children"]
-    made = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
+    answers = ["top_token_ids", "top_log_probs", *(["hidden_states"] if fed else [])]
     assert [i.name for i in model.graph.input] == pairs + caches, [i.name for i in model.graph.input]
-    assert [o.name for o in model.graph.output] == made + [f"new_{name}" for name in caches]
+    assert [o.name for o in model.graph.output] == answers + [f"new_{name}" for name in caches]
 
 
 def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> dict[str, NDArray[Any]]:

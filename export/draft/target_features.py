@@ -37,8 +37,8 @@ def target_features(target: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
     (L + 1) * D] float32. `target` is a transformers model.
     """
     out = body_and_head(target)[0](input_ids=ids, use_cache=False, output_hidden_states=bool(layers))
-    taken = [out.hidden_states[layer] for layer in layers]  # entry i is what layer i reads
-    return torch.cat([*taken, out.last_hidden_state], dim=-1).float()
+    inputs = [out.hidden_states[layer] for layer in layers]  # entry i is what layer i reads
+    return torch.cat([*inputs, out.last_hidden_state], dim=-1).float()
 
 
 def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor) -> Any:
@@ -51,13 +51,13 @@ def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor
     from openvino import opset13 as ops
 
     size = projection.shape[0]
-    taken = [layer_input(model, layer) for layer in layers]
-    for port in taken:
+    inputs = [layer_input(model, layer) for layer in layers]
+    for port in inputs:
         shape = port.get_partial_shape()
         assert shape.rank.get_length() == 3, f"expected a residual stream [B, T, D], got {shape}"
         assert shape[2].get_length() * len(layers) == projection.shape[1], f"a stream of another width, {shape}"
     weight = ops.constant(projection.detach().float().numpy().astype(np.float32), name="draft.projection")
-    projected = ops.matmul(ops.concat(taken, axis=-1), weight, transpose_a=False, transpose_b=True)
+    projected = ops.matmul(ops.concat(inputs, axis=-1), weight, transpose_a=False, transpose_b=True)
     projected.set_friendly_name("draft.projection/MatMul")
     result = ops.result(projected, name=FEATURES_OUTPUT)
     result.output(0).get_tensor().set_names({FEATURES_OUTPUT})

@@ -30,20 +30,20 @@ def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[
     `size` is of all, so that acceptance and cost are those of a reduced vocabulary in both. Raises `UserError`.
     """
     vocab_size = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    check_size(size, vocab_size, "--draft-vocab")
+    check_size(size, vocab_size, "draft_vocab")
     documents = (corpus.text_files(texts) if texts else corpus.standard_library()).train.values()
     counts = count_tokens(Tokenizer.from_file(str(source / "tokenizer.json")), documents, vocab_size)
     note = source / INFLATION_NOTE
     real = json.loads(note.read_text(encoding="utf-8"))["source_shape"]["vocab_size"] if note.is_file() else vocab_size
-    kept = max(MIN_TOKENS, round(size * real / vocab_size))
-    return np.concatenate([most_frequent(counts[:real], kept), np.arange(real, real + size - kept)])
+    real_size = max(MIN_TOKENS, round(size * real / vocab_size))
+    return np.concatenate([most_frequent(counts[:real], real_size), np.arange(real, real + size - real_size)])
 
 
-def check_size(size: int, vocab_size: int, option: str) -> None:
+def check_size(size: int, vocab_size: int, name: str) -> None:
     """Raise `UserError` unless a tree can be as wide as `size` and the target has as many tokens."""
     if not MIN_TOKENS <= size <= vocab_size:
         raise UserError(
-            f"expected {option} from {MIN_TOKENS} to the vocabulary's {vocab_size}, got {size}; choose another"
+            f"expected `{name}` from {MIN_TOKENS} to the vocabulary's {vocab_size}, got {size}; choose another"
         )
 
 

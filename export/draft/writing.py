@@ -29,7 +29,7 @@ Features = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class DraftPlan:
+class DraftSettings:
     """The draft folder to export, and how; see `write_artifact`."""
 
     folder: Path
@@ -51,17 +51,17 @@ class ExportedDraft:
 
 
 def write_draft(
-    plan: DraftPlan, path: Path, target: DraftedTarget, features: Features, ids: NDArray[np.int64]
+    settings: DraftSettings, path: Path, target: DraftedTarget, features: Features, ids: NDArray[np.int64]
 ) -> ExportedDraft:
-    """Write the plan's draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
+    """Write the draft to `path`, for the `target` that computes these `features`; `ids` are held-out text.
 
     Raises `UserError` if the draft is not one for this target.
     """
-    draft = read_draft(plan.folder, target, allow_pickle=plan.allow_pickle)
-    if plan.vocab is not None:
-        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, plan.vocab, plan.vocab_texts)))
+    draft = read_draft(settings.folder, target, allow_pickle=settings.allow_pickle)
+    if settings.vocab is not None:
+        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, settings.vocab, settings.vocab_texts)))
     path.parent.mkdir(exist_ok=True)
-    info = export_draft(draft, path, weight_format=plan.weight_format)
+    info = export_draft(draft, path, weight_format=settings.weight_format)
     config = draft.config
     taps = Taps(config.feature_layers, draft.state_dict()["projection.weight"]) if config.feature_layers else None
     ids = ids[: min(COMPARED_TOKENS, target.config.max_position_embeddings)]

@@ -34,13 +34,13 @@ Weights = dict[str, Tensor]
 
 _BELOW = 0.99  # of a row's largest trained entry, whose sign decides its 8-bit scale as well, stay added ones
 
-# The units that keep the padded tokens away (see `Growth.add_constant`), and the fewest that do it reliably.
+# The units that keep the padded tokens away (see `Enlargement.add_constant`), and the fewest that do it reliably.
 CONSTANT_UNITS, MIN_CONSTANT_UNITS = 256, 128
 PADDED_ROW = -32.0  # what the LM head's padded rows hold on the constant channel ...
 CONSTANT_LEVEL = 4.0  # ... and the least that the channel holds behind the final norm: their logits are about -128
 
 
-class Growth:
+class Enlargement:
     """From one shape into another, with the random numbers that fill the rest: deterministic in seed and calls."""
 
     def __init__(self, source: Shape, shape: Shape, seed: int) -> None:
@@ -83,9 +83,9 @@ class Growth:
         grown = torch.randn(*size, generator=self._random) * weight.std()
         if rows is not None:
             largest = _BELOW * weight.abs().amax(1, keepdim=True)
-            kept = grown[rows].clamp(-largest, largest)
-            kept[:, torch.arange(weight.shape[1]) if columns is None else columns] = weight
-            grown[rows] = kept
+            trained_rows = grown[rows].clamp(-largest, largest)
+            trained_rows[:, torch.arange(weight.shape[1]) if columns is None else columns] = weight
+            grown[rows] = trained_rows
         return grown
 
     def outputs(self, weight: Tensor, silent: Tensor, columns: Tensor | None) -> Tensor:
@@ -163,13 +163,14 @@ class Growth:
     def fusion(self, old: Weights) -> Weights:
         """The draft's DGF by its names: its padded channels are zero, whatever the gate's random rows say."""
         d, width = self.source.hidden_size, self.shape.hidden_size
-        kept = torch.arange(d)
-        grown = {name: self.inputs(old[name], (width, width), kept) for name in ("w1", "w2")}
+        old_channels = torch.arange(d)
+        grown = {name: self.inputs(old[name], (width, width), old_channels) for name in ("w1", "w2")}
         for weight in grown.values():
             weight[d:] = 0
         if self.pads_vocabulary:
             grown["w1"][:, -1] = 0  # the target's features hold the constant; the draft makes its own
-        grown["wz"] = self.inputs(old["wz"], (width, 2 * width), kept, torch.cat([kept, kept + width]))
+        pairs = torch.cat([old_channels, old_channels + width])
+        grown["wz"] = self.inputs(old["wz"], (width, 2 * width), old_channels, pairs)
         grown["norm"] = self.norm(old["norm"])
         return grown
 

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaModel
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.draft.config import DraftConfig, check_fits, config_for, read_config
 from dovetail.export.draft.model import DraftModel, load_draft, save_draft
-from dovetail.export.inflate.enlarged_weights import CONSTANT_LEVEL, Growth, Weights
+from dovetail.export.inflate.enlarged_weights import CONSTANT_LEVEL, Enlargement, Weights
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.sources.checkpoint import body_and_head, check_checkpoint, load_torch
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
@@ -115,7 +115,7 @@ def inflate(
     """
     check_checkpoint(source)
     small, shape = read_shape(source), find_shape(like)
-    growth = Growth(small, shape, seed)
+    enlargement = Enlargement(small, shape, seed)
     old_config, config = _config(source, small, shape, dtype)
     draft_config = None if draft is None else _draft_config(draft, old_config, config)
     goals = [goal for goal in (out, draft_out) if goal is not None]
@@ -130,7 +130,7 @@ def inflate(
     name = like if like in SHAPES else Path(like).absolute().name
     with ExitStack() as folders, stage(f"inflating to {name}") as line, torch.no_grad():
         folder = folders.enter_context(appearing(out, force))
-        target = _GrownTarget(model, growth, config, dtype, windows)
+        target = _GrownTarget(model, enlargement, config, dtype, windows)
         agreement = target.write(folder, line)
         for file in _TOKENIZER_FILES:
             if (source / file).is_file():
@@ -152,28 +152,28 @@ class _GrownTarget:
     memory, for the draft.
     """
 
-    def __init__(self, model: Any, growth: Growth, config: Any, dtype: str, windows: Tensor) -> None:
-        self.model, self.growth, self.dtype, self.windows = model, growth, DTYPES[dtype], windows
+    def __init__(self, model: Any, enlargement: Enlargement, config: Any, dtype: str, windows: Tensor) -> None:
+        self.model, self.enlargement, self.dtype, self.windows = model, enlargement, DTYPES[dtype], windows
         self._config = config
         self._shards: dict[str, str] = {}
         self._bytes = 0
 
     def write(self, folder: Path, line: ProgressLine) -> Agreement:
         """Fill the checkpoint folder."""
-        shape, layers = self.growth.shape, self.growth.shape.num_layers
+        shape, layers = self.enlargement.shape, self.enlargement.shape.num_layers
         body, embedding, head = body_and_head(self.model)
         count = layers + 2
-        self.embedding = self._store(folder, 0, {"model.embed_tokens.weight": self.growth.embedding(embedding)})[0]
+        self.embedding = self._store(folder, 0, {"model.embed_tokens.weight": self.enlargement.embedding(embedding)})[0]
         hidden = functional.embedding(self.windows, self.embedding)  # [B, T, D]
         stack = _OneLayer(self._config)
         for i in range(layers):
             hidden = self._layer(body, stack, i, hidden, folder)
             line.update((i + 1) / count, f"layer {i + 1} of {layers}")
-        norm = self.growth.norm(body.norm.weight)
-        if self.growth.pads_vocabulary:
+        norm = self.enlargement.norm(body.norm.weight)
+        if self.enlargement.pads_vocabulary:
             held = _normed(hidden, self._config.rms_norm_eps)[..., -1].min()
             norm[-1] = min(CONSTANT_LEVEL / float(held), float(torch.finfo(torch.float16).max))
-        stored = {"model.norm.weight": norm, "lm_head.weight": self.growth.lm_head(head)}
+        stored = {"model.norm.weight": norm, "lm_head.weight": self.enlargement.lm_head(head)}
         norm, self.lm_head = self._store(folder, layers + 1, stored)
         self.features = _normed(hidden, self._config.rms_norm_eps) * norm  # [B, T, D]
         self.source_features = body(input_ids=self.windows, use_cache=False).last_hidden_state  # [B, T, d]
@@ -189,12 +189,13 @@ class _GrownTarget:
 
     def _layer(self, body: Any, stack: _OneLayer, i: int, hidden: Tensor, folder: Path) -> Tensor:
         """Make and store layer i; returns its output."""
-        trained = i < self.growth.source.num_layers
-        old = body.layers[min(i, self.growth.source.num_layers - 1)].state_dict()
-        weights = self.growth.layer({name: old[f"{theirs}.weight"] for name, theirs in _TARGET_NAMES.items()}, trained)
-        if self.growth.pads_vocabulary and i == self.growth.shape.num_layers - 1:
+        trained = i < self.enlargement.source.num_layers
+        old = body.layers[min(i, self.enlargement.source.num_layers - 1)].state_dict()
+        ours = {name: old[f"{theirs}.weight"] for name, theirs in _TARGET_NAMES.items()}
+        weights = self.enlargement.layer(ours, trained)
+        if self.enlargement.pads_vocabulary and i == self.enlargement.shape.num_layers - 1:
             out, y = stack(weights, hidden)
-            self.growth.add_constant(weights, y, _TINY * float(out.norm(dim=-1).min()), trained)
+            self.enlargement.add_constant(weights, y, _TINY * float(out.norm(dim=-1).min()), trained)
         names = [f"model.layers.{i}.{_TARGET_NAMES[name]}.weight" for name in weights]
         stored = self._store(folder, i + 1, dict(zip(names, weights.values(), strict=True)))
         return stack(dict(zip(weights, stored, strict=True)), hidden)[0]
@@ -202,7 +203,7 @@ class _GrownTarget:
     def _store(self, folder: Path, shard: int, weights: Weights) -> list[Tensor]:
         """Write one shard; returns its weights as they are stored, in float32."""
         rounded = {name: _rounded(name, weight, self.dtype) for name, weight in weights.items()}
-        file = f"model-{shard + 1:05d}-of-{self.growth.shape.num_layers + 2:05d}.safetensors"
+        file = f"model-{shard + 1:05d}-of-{self.enlargement.shape.num_layers + 2:05d}.safetensors"
         save_file(rounded, folder / file, metadata={"format": "pt"})
         self._shards |= dict.fromkeys(rounded, file)
         self._bytes += sum(weight.nbytes for weight in rounded.values())
@@ -233,13 +234,13 @@ class _OneLayer:
 
 def _write_draft(draft: Path, config: DraftConfig, folder: Path, target: _GrownTarget) -> Agreement:
     """Grow, check and write the draft."""
-    growth = target.growth
+    enlargement = target.enlargement
     _, embedding, head = body_and_head(target.model)
     old = load_draft(draft, embedding, head)
     big = DraftModel(config, target.embedding, target.lm_head).eval()
-    weights = {f"fusion.{name}": weight for name, weight in growth.fusion(_of(old, "fusion.")).items()}
+    weights = {f"fusion.{name}": weight for name, weight in enlargement.fusion(_of(old, "fusion.")).items()}
     for i in range(config.num_layers):
-        block = growth.layer(_of(old, f"blocks.{i}."))
+        block = enlargement.layer(_of(old, f"blocks.{i}."))
         weights |= {f"blocks.{i}.{name}": weight for name, weight in block.items()}
     tokens, pairs = target.windows[:, 1:], torch.arange(target.windows.shape[1] - 1)
 
@@ -249,13 +250,14 @@ def _write_draft(draft: Path, config: DraftConfig, folder: Path, target: _GrownT
         out: Tensor = big(tokens, target.features[:, :-1], pairs)[0]
         return out
 
-    if growth.pads_vocabulary:
+    if enlargement.pads_vocabulary:
         last, read = f"blocks.{config.num_layers - 1}.", list[Tensor]()
         hook = big.get_submodule(f"{last}mlp_norm").register_forward_hook(lambda m, x, y: read.append(y))
         run()
         hook.remove()
         block = {name.removeprefix(last): weight for name, weight in weights.items() if name.startswith(last)}
-        growth.add_constant(block, read[0].flatten(0, 1), CONSTANT_LEVEL)  # no norm comes after it: at once its size
+        # No norm comes after it: at once its size.
+        enlargement.add_constant(block, read[0].flatten(0, 1), CONSTANT_LEVEL)
     agreement = _compare(old(tokens, target.source_features[:, :-1], pairs)[0], head, run(), target.lm_head)
     save_draft(big.to(target.dtype), folder)
     return agreement
@@ -297,7 +299,7 @@ def _normed(x: Tensor, eps: float) -> Tensor:
 def _rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = weight.to(dtype).contiguous()
     if not rounded.isfinite().all():
-        raise UserError(f"expected weights that {dtype} holds, got too large ones in {name}; use --dtype float32")
+        raise UserError(f"expected weights that {dtype} holds, got too large ones in {name}; use `dtype` float32")
     return rounded
 
 
@@ -356,11 +358,11 @@ def _check_room(out: Path, small: Shape, shape: Shape, blocks: int, dtype: torch
     numbers = small.parameters() + head + 4 * max(head, shape.layer_parameters(), draft) + logits
     memory, disk = 4 * numbers + (1 << 29), dtype.itemsize * (shape.parameters() + draft)
     rooms = (("memory", memory, available_memory()), ("disk", disk, shutil.disk_usage(out.absolute().parent).free))
-    for what, needed, found in rooms:
-        if needed > found:
+    for what, needed, free in rooms:
+        if needed > free:
             raise UserError(
                 f"expected {needed / 1e9:.1f} GB of {what} for {shape.parameters() / 1e9:.2f} B parameters, got "
-                f"{found / 1e9:.1f} GB; free some or choose a smaller shape"
+                f"{free / 1e9:.1f} GB; free some or choose a smaller shape"
             )
 
 

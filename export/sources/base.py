@@ -35,7 +35,7 @@ def find_source(name: str | Path, revision: str | None = None, allow_pickle: boo
     folder = Path(name)
     if folder.is_dir():
         if revision is not None:
-            raise UserError(f"expected --revision with a hub id, got the folder {folder}; drop one of them")
+            raise UserError(f"expected `revision` with a hub id, got the folder {folder}; drop one of them")
     elif isinstance(name, str) and _HUB_ID.match(name) and not folder.is_file():
         folder = download(name, revision, allow_pickle)
     else:

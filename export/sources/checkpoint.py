@@ -74,7 +74,7 @@ def _check_config(config: Mapping[str, Any], architectures: Sequence[Any], sourc
 def _quantised(how: str, source: Path) -> UserError:
     return UserError(
         f"expected weights in floating point, got a checkpoint {how} in {source}; export the original one, "
-        f"--weight-format compresses it"
+        f"`weight_format` compresses it"
     )
 
 

@@ -4,10 +4,12 @@ fetched, and no pickle unless it is asked for by name.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
+
+_log = logging.getLogger(__name__)
 
 _SETTINGS = (
     "config.json",
@@ -39,7 +41,7 @@ def download(repository: str, revision: str | None, allow_pickle: bool) -> Path:
         ) from None
     wanted = f"{repository} at {revision}" if revision else repository
     patterns = [*_SETTINGS, *_SAFE, *_IR, *(_PICKLED if allow_pickle else ())]
-    notice(f"hub: {wanted}")
+    _log.info(f"hub: {wanted}")
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -97,8 +97,8 @@ def read_shape(folder: Path) -> Shape:
         raise UserError(f"expected {path} to be a JSON object, got {error}; copy the checkpoint again") from None
     plain = not config.get("attention_bias") and not config.get("mlp_bias") and config.get("hidden_act", "silu")
     if kind != "llama" or plain != "silu":
-        found = f"model_type {kind!r}" if kind != "llama" else "biases or another activation"
-        raise UserError(f"expected a Llama without biases and with SiLU, got {found} in {path}; choose another one")
+        foreign = f"model_type {kind!r}" if kind != "llama" else "biases or another activation"
+        raise UserError(f"expected a Llama without biases and with SiLU, got {foreign} in {path}; choose another one")
     try:
         hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
         return Shape(

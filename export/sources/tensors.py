@@ -24,7 +24,7 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
     if not paths and pickles and not allow_pickle:
         raise UserError(
             f"expected safetensors weights in {folder}, got the pickle {pickles[0].name}, which may run code; convert "
-            f"it, or give --allow-pickle if you trust its maker"
+            f"it, or give `allow_pickle` if you trust its maker"
         )
     if not paths and not pickles:
         raise UserError(

@@ -41,17 +41,17 @@ class Compression:
             )
         group = self.group_size
         if group not in (None, -1) and (group < 16 or group & (group - 1)):
-            raise UserError(f"expected --group-size as a power of two from 16, or -1 for whole rows, got {group}")
+            raise UserError(f"expected `group_size` as a power of two from 16, or -1 for whole rows, got {group}")
         if not 0 <= self.int8_share < 1:
-            raise UserError(f"expected --int8-share from 0 to below 1, got {self.int8_share:g}; for all use int8")
-        for name, given in (
-            ("--group-size", group is not None),
-            ("--int8-share", self.int8_share > 0),
-            ("--calibration-text", self.calibration_ids is not None),
+            raise UserError(f"expected `int8_share` from 0 to below 1, got {self.int8_share:g}; for all use int8")
+        for name, present in (
+            ("group_size", group is not None),
+            ("int8_share", self.int8_share > 0),
+            ("calibration_text", self.calibration_ids is not None),
         ):
-            if given and self.weight_format != "int4":
+            if present and self.weight_format != "int4":
                 raise UserError(
-                    f"expected {name} with --weight-format int4, got {self.weight_format}; drop one of them"
+                    f"expected `{name}` with `weight_format` int4, got {self.weight_format}; drop one of them"
                 )
         ids = self.calibration_ids
         if ids is not None and len(ids) < _MIN_CALIBRATION_TOKENS:
@@ -60,33 +60,34 @@ class Compression:
             )
 
 
-def compress(model: Any, how: Compression, widths: Sequence[int]) -> Any:
+def compress(model: Any, compression: Compression, widths: Sequence[int]) -> Any:
     """The OpenVINO `model` with its weights stored as asked. `widths` are the matrices' input sizes. Raises `UserError`
     for a group size that does not divide them.
     """
-    if how.weight_format == "fp32":
+    if compression.weight_format == "fp32":
         return model
-    if how.weight_format == "fp16":
+    if compression.weight_format == "fp16":
         return _halved(model)
     import nncf
 
     mode = nncf.CompressWeightsMode
     nncf.set_log_level(40)  # errors
-    if how.weight_format == "int4":
-        data = _calibration(model, how.calibration_ids)
+    if compression.weight_format == "int4":
+        data = _calibration(model, compression.calibration_ids)
         model = nncf.compress_weights(
             model,
             mode=mode.INT4_SYM,
-            ratio=1 - how.int8_share,
-            group_size=_group_size(how, widths),
+            ratio=1 - compression.int8_share,
+            group_size=_group_size(compression, widths),
             dataset=data,
             awq=True if data else None,
             scale_estimation=True if data else None,
         )
     else:
-        model = nncf.compress_weights(model, mode=mode.INT8_SYM if how.weight_format == "int8" else mode.INT8_ASYM)
+        symmetric = compression.weight_format == "int8"
+        model = nncf.compress_weights(model, mode=mode.INT8_SYM if symmetric else mode.INT8_ASYM)
     stored = {_STORED.get(name, name) for name in weight_elements(model)}
-    assert how.weight_format in stored, f"no {how.weight_format} weights after compression, only {sorted(stored)}"
+    assert compression.weight_format in stored, f"expected {compression.weight_format} weights, got {sorted(stored)}"
     return model
 
 
@@ -108,10 +109,10 @@ def _halved(model: Any) -> Any:
     for node in model.get_ops():
         name = node.get_friendly_name()
         if name in small and node.get_type_name() == "Convert" and _is_constant(node.input_value(0).get_node(), "f16"):
-            kept = opset13.constant(small[name])
-            kept.set_friendly_name(name)
+            exact = opset13.constant(small[name])
+            exact.set_friendly_name(name)
             for port in node.output(0).get_target_inputs():
-                port.replace_source_output(kept.output(0))
+                port.replace_source_output(exact.output(0))
     model.validate_nodes_and_infer_types()
     return model
 
@@ -120,16 +121,16 @@ def _is_constant(node: Any, kind: str) -> bool:
     return bool(node.get_type_name() == "Constant" and node.get_output_element_type(0).to_string() == kind)
 
 
-def _group_size(how: Compression, widths: Sequence[int]) -> int:
-    if how.group_size is None:
+def _group_size(compression: Compression, widths: Sequence[int]) -> int:
+    if compression.group_size is None:
         return next((g for g in (_DEFAULT_GROUP, 64, 32, 16) if all(width % g == 0 for width in widths)), -1)
-    odd = [width for width in widths if how.group_size != -1 and width % how.group_size]
+    odd = [width for width in widths if compression.group_size != -1 and width % compression.group_size]
     if odd:
         raise UserError(
-            f"expected a --group-size that divides every matrix's input size, got {how.group_size} for {odd[0]}; "
-            f"choose a smaller one"
+            f"expected a `group_size` that divides every matrix's input size, got {compression.group_size} for "
+            f"{odd[0]}; choose a smaller one"
         )
-    return how.group_size
+    return compression.group_size
 
 
 def _calibration(model: Any, ids: tuple[int, ...] | None) -> Any:
@@ -162,12 +163,12 @@ def weight_elements(model: Any) -> Counter[str]:
     """
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
     scales = {name for node in constants if _is_integer(node) for name in _scales_of(node)}
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in constants:
         kind, size = node.get_output_element_type(0), _size(node)
         if size > 1 and node.get_friendly_name() not in scales and (kind.is_real() or _is_integer(node)):
-            found[kind.to_string()] += size
-    return found
+            counts[kind.to_string()] += size
+    return counts
 
 
 def stored_format(model: Any) -> str:

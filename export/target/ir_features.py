@@ -34,14 +34,14 @@ def embedding_and_head(model: Any) -> tuple[Matrix, Matrix]:
         for node in model.get_ops()
         if node.get_type_name() == "Gather" and _comes_from(node.input_value(1), "input_ids")
     ]
-    found = [table for table in tables if table.shape == head_weight.shape]
-    if len(found) != 1 or len(tables) != 1:
+    matches = [table for table in tables if table.shape == head_weight.shape]
+    if len(matches) != 1 or len(tables) != 1:
         shapes = ", ".join(str(table.shape) for table in tables) or "none"
         raise UserError(
             f"expected one embedding of shape {head_weight.shape} in the IR, as its LM head, got {shapes}; give the "
-            f"checkpoint for a target with --draft"
+            f"checkpoint for a target with a draft"
         )
-    return found[0], head_weight
+    return matches[0], head_weight
 
 
 def features(model: Any, ids: NDArray[np.int64], layers: Sequence[int]) -> Matrix:
@@ -75,7 +75,7 @@ def _constant(port: Any, what: str) -> Matrix:
     if shape.is_dynamic or len(shape) != 2 or _inputs_of(node):
         raise UserError(
             f"expected the {what} of the IR to be a matrix of weights, got {node.get_type_name()} of {shape}; give the "
-            f"checkpoint for a target with --draft"
+            f"checkpoint for a target with a draft"
         )
     part = ov.Model([opset13.result(opset13.convert(port, np.float32))], []).clone()
     return np.array(ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0], np.float32)

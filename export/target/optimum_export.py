@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,11 @@ from dovetail.export.target.compression import Compression, compress, stored_for
 from dovetail.export.target.ir_graph import add_features_result, check_decoder, check_windows, paged_windows, width
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.terminal.console import notice
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
+
+_log = logging.getLogger(__name__)
 
 # optimum-intel's own limit for these is transformers 5.0. Their graphs are right beside newer ones, which the checks of
 # every export prove anew.
@@ -35,7 +37,7 @@ _LIMIT_LIFTED = ("gemma", "gemma2", "gemma3_text")
 def export_target(
     source: Path,
     folder: Path,
-    how: Compression | None = None,
+    compression: Compression | None = None,
     allow_pickle: bool = False,
     taps: Taps | None = None,
 ) -> TargetInfo:
@@ -45,28 +47,28 @@ def export_target(
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel exports and OpenVINO's paged
     attention carries.
     """
-    how = how or Compression()
+    compression = compression or Compression()
     check_checkpoint(source, allow_pickle)
     import openvino as ov
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     raw = folder / "raw"
-    _optimum_export(source, raw, config, keep_float32=how.weight_format == "fp32")
+    _optimum_export(source, raw, config, keep_float32=compression.weight_format == "fp32")
     model = ov.Core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
     parameters = weight_elements(model).total()
     windows = _windows(model, config.to_dict())
     if taps is not None:
         model = taps.add(model)
-    if how.weight_format != "fp32":
-        notice(f"target: compressing {parameters / 1e6:.1f} M weights to {how.weight_format}")
+    if compression.weight_format != "fp32":
+        _log.info(f"target: compressing {parameters / 1e6:.1f} M weights to {compression.weight_format}")
     with quiet_torch(), _bars_on_stderr():
-        model = compress(model, how, matrix_widths(config))
-    info = _save(model, folder, config.to_dict(), windows, parameters, how.weight_format)
+        model = compress(model, compression, matrix_widths(config))
+    info = _save(model, folder, config.to_dict(), windows, parameters, compression.weight_format)
     del model
     gc.collect()
     shutil.rmtree(raw)
-    check_bytes(folder, info, how)
+    check_bytes(folder, info, compression)
     _genai_files(source, folder / "target")
     return info
 
@@ -179,9 +181,9 @@ def _without_limit(config: Any) -> dict[str, Any]:
         model_type=config.model_type,
         library_name="transformers",
     )
-    made = make(config, use_past=True, use_past_in_inputs=True)
-    made.MAX_TRANSFORMERS_VERSION = None
-    return {"model": made}
+    export_config = make(config, use_past=True, use_past_in_inputs=True)
+    export_config.MAX_TRANSFORMERS_VERSION = None
+    return {"model": export_config}
 
 
 def matrix_widths(config: Any) -> list[int]:
@@ -191,17 +193,17 @@ def matrix_widths(config: Any) -> list[int]:
     return widths + [w for w in (getattr(config, n, None) for n in ("intermediate_size", "moe_intermediate_size")) if w]
 
 
-def check_bytes(folder: Path, info: TargetInfo, how: Compression) -> None:
+def check_bytes(folder: Path, info: TargetInfo, compression: Compression) -> None:
     """Assert that the `.bin` has the bytes a parameter that the format promises (scales and constants besides): silence
     is how it fails.
     """
     size, parameters = (folder / TARGET_WEIGHTS).stat().st_size, info.parameters
-    per_weight = {"int8": 1.0, "int8_asym": 1.0, "int4": 0.5 + how.int8_share / 2, "fp16": 2.0, "fp32": 4.0}
+    per_weight = {"int8": 1.0, "int8_asym": 1.0, "int4": 0.5 + compression.int8_share / 2, "fp16": 2.0, "fp32": 4.0}
     # nncf keeps embedding and LM head in 8 bit
-    byte_wide = min(parameters, 2 * info.vocab_size * info.hidden_size) if how.weight_format == "int4" else 0
-    expected = per_weight[how.weight_format] * (parameters - byte_wide) + byte_wide
+    byte_wide = min(parameters, 2 * info.vocab_size * info.hidden_size) if compression.weight_format == "int4" else 0
+    expected = per_weight[compression.weight_format] * (parameters - byte_wide) + byte_wide
     assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), (
-        f"{size} bytes for {parameters} parameters as {how.weight_format}"
+        f"{size} bytes for {parameters} parameters as {compression.weight_format}"
     )
 
 

@@ -61,8 +61,8 @@ def split(documents: Iterable[tuple[str, str]]) -> Corpus:
         seen.add(digest)
         (held_out if is_held_out(path) else train)[path] = text
     if not held_out and len(train) > 1:  # so few documents that the hash chose none
-        chosen = min(train, key=path_hash)
-        held_out[chosen] = train.pop(chosen)
+        smallest = min(train, key=path_hash)
+        held_out[smallest] = train.pop(smallest)
     return Corpus(train, held_out)
 
 
@@ -85,12 +85,12 @@ def text_files(paths: Sequence[Path], chunk_characters: int = 20_000) -> Corpus:
     a held-out part.
     """
     documents = []
-    for given in paths:
-        if not given.exists():
+    for root in paths:
+        if not root.exists():
             raise UserError(
-                f"expected a text file or a folder of text files, got {given}, which does not exist; check --text"
+                f"expected a text file or a folder of text files, got {root}, which does not exist; check `text`"
             )
-        for path in sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]:
+        for path in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
             text = read_text(path)
             for start in range(0, len(text), chunk_characters):
                 documents.append((f"{path.name}:{start}", text[start : start + chunk_characters]))

@@ -66,12 +66,12 @@ class DraftRecipe:
 
     def __post_init__(self) -> None:
         if self.kind not in TRAINED_KINDS:
-            raise UserError(f"expected --kind {', '.join(TRAINED_KINDS)}, got {self.kind!r}; choose one of them")
+            raise UserError(f"expected `kind` {', '.join(TRAINED_KINDS)}, got {self.kind!r}; choose one of them")
         if self.vocab is not None and not KINDS[self.kind].own_head:
             others = " or ".join(name for name in TRAINED_KINDS if KINDS[name].own_head)
             raise UserError(
-                f"expected --vocab with --kind {others}, whose LM head is its own, got {self.kind}; give "
-                f"dovetail-export model --draft-vocab instead"
+                f"expected `vocab` with `kind` {others}, whose LM head is its own, got {self.kind}; give "
+                f"dovetail-export model `draft_vocab` instead"
             )
         if min(self.windows, self.unroll, self.blocks) < 1 or self.window < 4 * self.unroll:
             raise UserError(
@@ -278,12 +278,12 @@ def cached(
     shape, marker = (len(ids), (len(layers) + 1) * embedding.shape[1]), path.with_suffix(".done")
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted_bytes = shape[0] * shape[1] * 2
-    done = int(marker.read_text()) if marker.exists() and path.exists() and path.stat().st_size == wanted_bytes else 0
+    begin = int(marker.read_text()) if marker.exists() and path.exists() and path.stat().st_size == wanted_bytes else 0
     try:
-        store = np.memmap(path, np.float16, "r+" if done else "w+", shape=shape)
+        store = np.memmap(path, np.float16, "r+" if begin else "w+", shape=shape)
         source = on_the_fly(target, layers)
         with stage("features") as bar:
-            for start in range(done, len(ids), window):
+            for start in range(begin, len(ids), window):
                 part = torch.from_numpy(ids[start : start + window].astype(np.int64))
                 store[start : start + window] = source(np.array([start]), part[None])[0].half().numpy()
                 if start // window % 64 == 63:
@@ -347,7 +347,7 @@ def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vo
         return DraftModel(config, embedding, lm_head)
     tokens = None
     if recipe.vocab is not None:
-        check_size(recipe.vocab, len(lm_head), "--vocab")
+        check_size(recipe.vocab, len(lm_head), "vocab")
         tokens = torch.from_numpy(most_frequent(np.bincount(train_ids, minlength=len(lm_head)), recipe.vocab))
         lm_head = lm_head[tokens]
     more = {"head_size": len(lm_head), "vocabulary_sha256": vocabulary}

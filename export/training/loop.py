@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import logging
 import signal
 import threading
 import time
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from dovetail.export.artifact.atomic_file import replacing
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.hardware.cpu import computes_bfloat16
-from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.terminal.progress import stage
+
+_log = logging.getLogger(__name__)
 
 WARMUP_STEPS = 30
 DECAY_FROM = 0.3  # of the stage: constant until here, then linearly down
@@ -212,7 +214,7 @@ def _look(task: Task, step: int, spent: float) -> dict[str, float]:
         figures = task.held_out()
     task.model.train()
     entry = {"step": float(step), "minutes": spent / 60, **figures}
-    notice(
+    _log.info(
         f"{task.name}: held out after {spent / 60:.1f} min, step {step}: "
         + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
     )
@@ -254,5 +256,7 @@ def _load(task: Task, checkpoint: Path) -> tuple[int, float, list[dict[str, floa
     for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     task.load_state_dict(state["task"])
-    notice(f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}")
+    _log.info(
+        f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}"
+    )
     return state["step"], state["seconds"], state["history"]

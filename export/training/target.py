@@ -167,14 +167,14 @@ def train_target(
 
 
 def _tokenizer(corpus: Corpus, work: Path, warm_start: Path | None) -> Tokenizer:
-    kept = work / "tokenizer.json"
-    if not kept.exists():
+    path = work / "tokenizer.json"
+    if not path.exists():
         if warm_start is not None:
             tokenizer = corpora.with_document_start(Tokenizer.from_file(str(warm_start / "tokenizer.json")))
         else:
             tokenizer = corpora.train_tokenizer(corpus.train.values())
-        tokenizer.save(str(kept))
-    return Tokenizer.from_file(str(kept))
+        tokenizer.save(str(path))
+    return Tokenizer.from_file(str(path))
 
 
 def save_target(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:

@@ -66,13 +66,13 @@ def report(result: Generation, stats: bool) -> None:
         "rounds": f"{totals.rounds}, {n / per_round:.2f} tokens each",
         "accept length": f"{totals.accept_length_mean:.2f} of {totals.drafted_tokens / per_round:.1f} drafted",
         "accept histogram": "  ".join(f"{a}:{count}" for a, count in enumerate(totals.accept_histogram)),
-        "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.host.target_device}",
-        "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.host.draft_device}",
+        "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.setup.target_device}",
+        "draft_ms": f"{totals.draft_ms / per_round:.2f} a round on {result.setup.draft_device}",
         "host_ms": f"{totals.host_ms / per_round:.2f} a round",
         "bytes to draft": f"{result.bytes_to_draft / per_round:.0f} a round",
         "bytes from draft": f"{result.bytes_from_draft / per_round:.0f} a round",
         "draft's health": result.draft_failure or (f"{result.draft_rests} rests" if result.draft_rests else "good"),
-        "numerics": f"{result.host.numerics}, {result.host.threads} threads",
+        "numerics": f"{result.setup.numerics}, {result.setup.threads} threads",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -11,7 +11,7 @@ import click
 from dovetail.runtime.commands import options
 from dovetail.runtime.commands.answers import Printer, report
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.terminal.console import notice
+from dovetail.runtime.terminal.console import in_flags, notice
 
 if TYPE_CHECKING:
     from dovetail.runtime.decoding.generation import Generation
@@ -25,9 +25,9 @@ HELP = "/reset forgets all, /stats tells what the last answer cost, /exit or Ctr
 @options.controls
 @options.engine
 @click.option("--show-draft", is_flag=True, help="Colour the tokens that the draft had guessed.")
-def chat(artifact: str, system: str | None, show_draft: bool, **given: Any) -> None:
+def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -> None:
     """Talk with the model in ARTIFACT, whose chat template frames the messages."""
-    controls, engine = options.split(given)
+    controls, engine = options.split(settings)
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)
@@ -56,7 +56,7 @@ def chat(artifact: str, system: str | None, show_draft: bool, **given: Any) -> N
                 try:
                     stream = pipe.stream(asked, config, conversation=conversation, sequence=len(asked))
                 except UserError as error:
-                    notice(f"error: {error}")
+                    notice(f"error: {in_flags(str(error), click.get_current_context().command)}")
                     continue
                 last = Printer(show_draft).show(stream)
                 messages = [*asked, {"role": "assistant", "content": last.text}]

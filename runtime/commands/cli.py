@@ -1,4 +1,4 @@
-"""The `dovetail` command: generate, inspect, and whatever the entry points `dovetail.commands` add."""
+"""The `dovetail` command: generate, batch, inspect, ..., and whatever the entry points `dovetail.commands` add."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dovetail.runtime.commands.batch import batch
 from dovetail.runtime.commands.chat import chat
 from dovetail.runtime.commands.doctor import doctor
 from dovetail.runtime.commands.generate import generate
 from dovetail.runtime.commands.inspect import inspect
-from dovetail.runtime.terminal.console import run
+from dovetail.runtime.terminal.console import Program, run
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-class Commands(click.Group):
+class Commands(Program):
     """Finds further commands by entry point, so that the runtime never imports calibration."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,7 +45,7 @@ def dovetail() -> None:
     """Run large language models on a CPU, several tokens per pass over the weights, without changing a single one."""
 
 
-for command in (generate, chat, inspect, doctor):
+for command in (generate, chat, batch, inspect, doctor):
     dovetail.add_command(command)
 
 

@@ -32,11 +32,11 @@ def generate(
     stats: bool,
     show_draft: bool,
     as_json: bool,
-    **given: Any,
+    **settings: Any,
 ) -> None:
     """Continue PROMPT (or a file, or stdin) with the model in ARTIFACT."""
     text = _prompt(prompt, file)
-    controls, engine = options.split(given)
+    controls, engine = options.split(settings)
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)

@@ -27,8 +27,8 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
 
     profiles = profiles_of(opened.digest)
     if as_json:
-        kept = [dataclasses.asdict(profile) for profile in profiles]
-        about = {"profiles": kept, "digest": opened.digest, "verified": not trust, "chat_examples": examples}
+        documents = [dataclasses.asdict(profile) for profile in profiles]
+        about = {"profiles": documents, "digest": opened.digest, "verified": not trust, "chat_examples": examples}
         print_json({**dataclasses.asdict(opened.manifest), **about})
         return
     for name, value in _described(opened.manifest):

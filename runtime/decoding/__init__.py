@@ -1,1 +1,1 @@
-"""How a text is made, from its prompt to its last token."""
+"""How texts are made, several in one pass: the engine and its step, a text, its stream, its conversation."""

@@ -15,8 +15,8 @@ from typing import Protocol
 from dovetail.runtime.decoding.round_planner import Offer, PassLoad, RoundPlanner
 from dovetail.runtime.drafts.base import Draft, Foresight
 from dovetail.runtime.drafts.joint_calls import CallTime, JointCalls
-from dovetail.runtime.policies.adaptive import AdaptiveBudget
-from dovetail.runtime.policies.base import LOOKUP_TREE, ChainBudget, DepthBudget, TreeBudget
+from dovetail.runtime.policies.adaptive import AdaptiveBudget, promised_gain
+from dovetail.runtime.policies.base import LOOKUP_TREE, OWN_ESTIMATES, ChainBudget, DepthBudget, TreeBudget
 from dovetail.runtime.policies.chances import best_count
 from dovetail.runtime.policies.pace import Pace, Verdict
 from dovetail.runtime.trees.tree import CandidateTree
@@ -78,7 +78,11 @@ def draft_trees(
 ) -> tuple[list[DraftedTree], list[CallTime]]:
     """A tree for every text of the pass, and the times of the draft's calls. `calls` runs the models' graph."""
     matches = [_matches(load, text) for text in texts]
-    asking = [text for text, found in zip(texts, matches, strict=True) if found is None and _asks_model(text)]
+    asking = [
+        text
+        for text, found in zip(texts, matches, strict=True)
+        if found is None and _may_ask_model(text) and _model_pays(load, text)
+    ]
     growths = []
     for text in asking:
         assert text.model is not None
@@ -111,13 +115,32 @@ def draft_trees(
     ], times
 
 
-def _asks_model(text: DecodingText) -> bool:
+def _may_ask_model(text: DecodingText) -> bool:
     return (
         text.model is not None
         and text.room > 1
         and text.pace.policy.kind in ("fixed", "adaptive")
         and not text.pace.is_resting
     )
+
+
+def _model_pays(load: PassLoad, text: DecodingText) -> bool:
+    """Whether a tree is expected to earn its calls. Alone a text finds that out by itself, and rests; in company the
+    rows of the others leave a draft less to gain, and a round without it is known to cost nothing.
+    """
+    policy = text.pace.policy
+    if load.texts == 1 or policy.is_wish:
+        return True
+    gain = promised_gain(
+        policy.chances or OWN_ESTIMATES,
+        width=policy.tree.width,
+        depth=min(policy.tree.depth, text.room - 1),
+        passes=load.passes(policy.tree.nodes - 1),
+        draft_ms=lambda levels: load.draft_ms(levels, policy.tree.width, load.texts),
+        rate=load.rate,
+        trust=text.pace.trust,
+    )
+    return gain > 0
 
 
 def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
@@ -131,7 +154,7 @@ def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
         return None
     chances = [math.exp(score) for score in candidates.scores[: LOOKUP_TREE.nodes - 1]]
     count, gain = best_count(chances, load.passes(len(chances)), load.rate, text.pace.match_trust)
-    if not count or (_asks_model(text) and gain <= text.pace.model_gain(load.gain)):
+    if not count or (_may_ask_model(text) and gain <= text.pace.model_gain(load.gain)):
         return None
     return _Draft("matches", candidates, chances, text.pace.match_trust)
 
@@ -158,13 +181,17 @@ def _of_model(load: PassLoad, text: DecodingText, candidates: CandidateTree | No
     if candidates is None or not len(candidates):
         return _Draft("none", candidates or CandidateTree(text.root), [])
     policy = text.pace.policy
-    chances = policy.chances_of(candidates.scores[: policy.tree.nodes - 1])
+    scores = candidates.scores[: policy.tree.nodes - 1]
+    chances = policy.chances_of(scores)
+    # Alone it is what calibration found best; in company it must earn its place, unless somebody asked for it.
+    is_fixed = policy.kind == "fixed" and (policy.is_wish or load.texts == 1)
+    if is_fixed:  # the whole tree, whatever it hopes for
+        chances += [0.0] * (len(scores) - len(chances))
     return _Draft(
         source="model",
         candidates=candidates,
         chances=chances,
         trust=text.pace.trust,
         draft_ms=load.draft_ms(candidates.depth, policy.tree.width, asking),
-        # Alone it is what calibration found best; in company it must earn its place, unless somebody asked for it.
-        is_fixed=policy.kind == "fixed" and (policy.is_wish or load.texts == 1),
+        is_fixed=is_fixed,
     )

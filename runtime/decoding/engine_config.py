@@ -105,9 +105,9 @@ class EngineConfig:
     sequences: int | None = setting(
         None,
         Whole(1, 4096),
-        help="How many such contexts the cache holds; every open conversation keeps one.",
+        help="Texts in a pass; the cache then holds as many such contexts.",
         has_flag=False,
-        shown_default="1",
+        shown_default="16, the cache sized by memory",
     )
     tree: TreeShape | None = setting(
         None,

@@ -28,6 +28,7 @@ class PassLoad:
     texts: int  # S
     rows: int
     gain: float
+    _curve: list[float] = dataclasses.field(default_factory=list, compare=False)  # `passes`, as far as it was asked for
 
     @property
     def plain_rate(self) -> float:
@@ -41,13 +42,20 @@ class PassLoad:
 
     def passes(self, nodes: int) -> list[float]:
         """[nodes + 1] milliseconds of the pass with 0, 1, 2 ... drafted nodes in it."""
-        return [self.prices.pass_ms(self.rows + count, self.texts) for count in range(nodes + 1)]
+        curve = self._curve  # asked for every text of the round
+        while len(curve) <= nodes:
+            curve.append(self.prices.pass_ms(self.rows + len(curve), self.texts))
+        return curve[: nodes + 1]
 
     def draft_ms(self, levels: int, width: int, texts: int) -> float:
-        """One text's share of the draft's calls, of `texts` that draft levels of `width`."""
+        """One text's share of the draft's calls, of `texts` that draft levels of `width`. Behind them the target finds
+        the processor's caches cold, which plain decoding does not.
+        """
         if not levels:
             return 0.0
-        return (self.prices.first_ms(texts) + (levels - 1) * self.prices.level_ms(width * texts)) / texts
+        prices = self.prices
+        calls_ms = prices.first_ms(texts) + (levels - 1) * prices.level_ms(width * texts)
+        return (calls_ms + prices.passes[1] - prices.plain) / texts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +92,9 @@ class RoundPlanner:
     def load(self, paces: Sequence[Pace], contexts: Sequence[int], prompt_tokens: int) -> PassLoad:
         """The pass of S texts with `contexts` tokens in their caches, beside `prompt_tokens` of others' prompts."""
         context = sum(contexts) // len(contexts)
-        return PassLoad(self._prices.at(context), len(paces), prompt_tokens + len(paces), speed_gain(paces))
+        # What texts gained alone they don't gain together: the others' rows take what cost one text nothing.
+        gain = 1 + (speed_gain(paces) - 1) / len(paces)
+        return PassLoad(self._prices.at(context), len(paces), prompt_tokens + len(paces), gain)
 
     def choose(self, load: PassLoad, offers: Sequence[Offer]) -> list[int]:
         """How many of each text's candidates the pass verifies: of all texts' the best, until the next one costs more

@@ -185,8 +185,8 @@ class Sequence:
                 continue
             try:
                 fork = self.cache.target.fork()
-            except CacheFullError:
-                break  # it reads the prompt itself
+            except CacheFullError:  # it reads the prompt itself, when there is room
+                continue
             fork.truncate(kept)
             sibling.cache.target.close()
             sibling.cache.target = fork

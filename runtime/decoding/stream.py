@@ -104,6 +104,11 @@ class Stream:
         if getattr(self, "_is_open", False):
             self._sequence.is_cancelled = True
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it has ended; None while it goes on. Its last chunks may still wait to be read."""
+        return self._reason
+
     def open(self) -> None:
         """Join the texts that wait for their first step, if it has not yet. Raises `UserError`."""
         if self._is_open or self._reason is not None:

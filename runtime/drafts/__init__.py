@@ -1,1 +1,1 @@
-"""Who guesses: draft models, matches in the text."""
+"""Who guesses: draft models, whose calls texts share, and matches in the text."""

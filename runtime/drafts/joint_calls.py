@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 
 from dovetail.runtime.drafts.base import TreeGrowth
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall, DraftGraph
+from dovetail.runtime.errors import DraftError
 
 MAX_ROWS = (
     32  # of a call that texts share: beyond, a row costs what it costs alone, and the mask of all texts' rows more
@@ -72,6 +74,8 @@ class JointCalls:
         while any(call is not None for call in calls):
             asking = [(growth, call) for growth, call in zip(group, calls, strict=True) if call is not None]
             answers = self._run([call for _, call in asking], times)
+            if len(asking) > 1 and not math.isfinite(sum(float(children.log_probs.sum()) for children in answers)):
+                raise DraftError("log-probabilities that are not numbers")  # a mask does not keep them from the others
             for (growth, _), children in zip(asking, answers, strict=True):
                 growth.take(children)
             calls = [

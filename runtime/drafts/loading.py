@@ -46,8 +46,9 @@ def load_draft(
         return _load(path, info, name, threads, max_rows, memory_limit)
 
     if device != "auto":
+        graph = on(device)
         _log.info("draft: %s on %s", info.kind, device)
-        return on(device)
+        return graph
     why = why_no_cuda(0)
     if why is None:
         try:
@@ -71,7 +72,7 @@ def _load(
         usable = openvino_devices()
         if not any(other == name or other.startswith(f"{name}.") for other in usable):
             raise DeviceError(
-                f"draft_device {device}: expected one of OpenVINO's devices ({', '.join(usable)}), got {name}; "
+                f"draft_device {device!r}: expected one of OpenVINO's devices ({', '.join(usable)}), got {name}; "
                 "run dovetail doctor for what is usable"
             )
         return OpenVinoGraph(path, info, device=device, openvino_device=name, threads=threads, max_rows=max_rows)
@@ -82,7 +83,7 @@ def _load(
     if index is not None:
         why = why_no_cuda(index)
         if why is not None:
-            raise DeviceError(f"draft_device {device}: {why}; or use draft_device cpu")
+            raise DeviceError(f"draft_device {device!r}: {why}; or use draft_device cpu")
         provider = ("CUDAExecutionProvider", _cuda_settings(index, memory_limit))
     return OnnxRuntimeGraph(path, info, device=device, threads=threads, max_rows=max_rows, provider=provider)
 

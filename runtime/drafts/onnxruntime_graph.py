@@ -81,7 +81,7 @@ class OnnxRuntimeGraph:
             reason = " ".join(str(error).split())[:200]
             if self.device_type == "cuda":
                 raise DeviceError(
-                    f"draft_device {device}: expected a GPU that loads the draft, got: {reason}; "
+                    f"draft_device {device!r}: expected a GPU that loads the draft, got: {reason}; "
                     "free its memory, raise draft_memory_limit, or use draft_device cpu"
                 ) from None
             raise ArtifactError(
@@ -90,7 +90,7 @@ class OnnxRuntimeGraph:
         got = self.session.get_providers()[0]
         if got != name:
             raise DeviceError(
-                f"draft_device {device}: expected the session on {name}, got {got}; "
+                f"draft_device {device!r}: expected the session on {name}, got {got}; "
                 "run dovetail doctor for what is missing, or use draft_device cpu"
             )
         shapes = {port.name: port.shape[-1] for port in self.session.get_inputs()}
@@ -252,6 +252,6 @@ def _require_operators(session: Any, device: str) -> None:
     lacking = sorted(on_host & HEAVY_OPERATORS)
     if lacking:
         raise DeviceError(
-            f"draft_device {device}: expected a CUDA provider with every operator of the draft, it lacks "
+            f"draft_device {device!r}: expected a CUDA provider with every operator of the draft, it lacks "
             f"{', '.join(lacking)}; install a newer onnxruntime-gpu, or use draft_device cpu"
         )

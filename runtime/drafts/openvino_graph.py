@@ -63,7 +63,7 @@ class OpenVinoGraph:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise DeviceError(
-                f"draft_device {device}: expected a device of OpenVINO that runs the draft, got: {reason}; "
+                f"draft_device {device!r}: expected a device of OpenVINO that runs the draft, got: {reason}; "
                 "run dovetail doctor for what is usable"
             ) from None
         self._request = compiled.create_infer_request()

@@ -69,9 +69,9 @@ def _extra(cuda_version: int) -> str:
 
 
 def _draft_openvino() -> list[Part]:
-    found = device.openvino_devices()
-    parts = [Part(f"draft openvino:{name}", True, full) for name, full in found.items() if name[:3] in ("CPU", "GPU")]
-    if not any(name.startswith("GPU") for name in found):
+    names = device.openvino_devices()
+    parts = [Part(f"draft openvino:{name}", True, full) for name, full in names.items() if name[:3] in ("CPU", "GPU")]
+    if not any(name.startswith("GPU") for name in names):
         detail = "no Intel GPU, or its OpenCL driver is missing"
         parts.append(Part("draft openvino:GPU", False, detail, "apt install intel-opencl-icd   # for an Intel GPU"))
     return parts

@@ -1,1 +1,1 @@
-"""How large a tree is worth verifying, by measured costs."""
+"""How large a tree is worth verifying: measured prices, chances of acceptance, and what a text has taught."""

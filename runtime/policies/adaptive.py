@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dovetail.runtime.policies.chances import Chances, best_count
 
@@ -56,3 +56,28 @@ class AdaptiveBudget:
 
     def _gain(self, chances: Sequence[float]) -> float:
         return best_count(chances, self._passes, self._rate, self._trust)[1]
+
+
+def promised_gain(
+    chances: Chances,
+    *,
+    width: int,
+    depth: int,
+    passes: Sequence[float],
+    draft_ms: Callable[[int], float],
+    rate: float,
+    trust: float,
+) -> float:
+    """Before anything is drafted: the tokens that the best tree of any depth is expected to bring, less what its time
+    makes anyway. By the ranks alone, so what confidence adds is left out. `draft_ms` of a number of levels; the others
+    as in `AdaptiveBudget`.
+    """
+    best, level, nodes = 0.0, [1.0], list[float]()
+    for levels in range(1, depth + 1):
+        shares = chances.by_rank[min(levels - 1, len(chances.by_rank) - 1)][:width]
+        level = sorted((parent * share for parent in level for share in shares), reverse=True)[:width]
+        nodes = sorted(nodes + level, reverse=True)
+        best = max(best, best_count(nodes, passes, rate, trust)[1] - rate * draft_ms(levels))
+        if level[0] < LEAST_CHANCE:
+            break
+    return best

@@ -192,7 +192,7 @@ def read(path: Path) -> HostProfile:
             return loads(file.read(_MAX_BYTES + 1), str(path))
     except OSError as error:
         raise ProfileError(
-            f"profile {path}: expected a readable file, got {error.strerror}; check the path or {_REMEDY}"
+            f"profile {str(path)!r}: expected a readable file, got {error.strerror}; check the path or {_REMEDY}"
         ) from None
 
 

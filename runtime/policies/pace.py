@@ -16,6 +16,7 @@ _PRIOR_ROUNDS = 12.0  # as many rounds of what the policy expects stand before t
 _SHORT_MEMORY = 0.9  # of what decides between matches and the model
 _SHORT_PRIOR = 4.0
 _PRIOR_ACCEPTED = 2.0  # of a round of the model, before its first
+_PRIOR_AGREED = 1.0  # rounds: after some fifteen that brought nothing it is a stranger
 _RETRIAL = 0.1  # of a round: what matches get back of their credit in every round without them
 _MARGIN = 0.98  # of plain decoding's speed: below it a text's draft rests
 _PROBE = 4  # rounds between two rests
@@ -46,13 +47,14 @@ class Pace:
         self._plain_tokens = _Mean(1.0 / max(policy.gain, 1e-3), _PRIOR_ROUNDS, _MEMORY)  # plainly made in the time
         self._hoped = _Mean(1.0, _PRIOR_ROUNDS, _MEMORY)
         self._accepted = _Mean(1.0, _PRIOR_ROUNDS, _MEMORY)
-        self._agreed = _Mean(1.0, _PRIOR_ROUNDS, _MEMORY)
+        self._agreed = _Mean(1.0, _PRIOR_AGREED, _MEMORY)
         self._match_trust = _Mean(1.0, _SHORT_PRIOR, _SHORT_MEMORY)
         self._model_accepted = _Mean(_PRIOR_ACCEPTED, _SHORT_PRIOR, _SHORT_MEMORY)
         self._model_cost = _Mean((1 + _PRIOR_ACCEPTED) / max(policy.gain, 1e-3) - 1, _SHORT_PRIOR, _SHORT_MEMORY)
         self._model_tokens = _Mean(1.0, _PRIOR_ROUNDS, _MEMORY)
         self._model_plain_tokens = _Mean(1.0 / max(policy.gain, 1e-3), _PRIOR_ROUNDS, _MEMORY)
         self._rest, self._next_rest, self._probes = 0, _FIRST_REST, 0
+        self._is_told_of = False  # that it is a stranger
 
     @property
     def trust(self) -> float:
@@ -101,7 +103,8 @@ class Pace:
             self._rest_now()
 
     def _rest_now(self) -> None:
-        if not self.rests and self._agreed.value < _STRANGER:
+        if not self._is_told_of and self._agreed.value < _STRANGER:
+            self._is_told_of = True
             _log.warning(
                 "the target agrees with the draft in %.0f %% of rounds, so the draft rests for %d rounds. Was it "
                 "trained for this target?",

@@ -61,7 +61,10 @@ class TargetSequence(Protocol):
         ...
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the nodes `path` (root first, ascending) of the tree that was fed last, and drop its others."""
+        """Keep the nodes `path` (root first, ascending) of the tree that was fed last, and drop its others.
+
+        Between a pass and its `commit` nothing else is done with the sequence.
+        """
         ...
 
     def truncate(self, length: int) -> None:
@@ -69,7 +72,10 @@ class TargetSequence(Protocol):
         ...
 
     def fork(self) -> TargetSequence:
-        """Another sequence that holds the same tokens; from here on each goes its own way. Raises `CacheFullError`."""
+        """Another sequence that holds the same tokens; from here on each goes its own way, and has to `reserve` anew.
+
+        Raises `CacheFullError`, or leaves that to the first `reserve`.
+        """
         ...
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
-"""What every command shares: errors as one line, results on stdout, notices on stderr, bars only on a terminal."""
+"""What every command shares: errors as one line that names flags, results on stdout, notices on stderr, bars only on a
+terminal.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +27,8 @@ def run(command: click.Command, name: str) -> None:
     keep their traceback.
     """
     try:
-        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+        with logged_as_notices():
+            sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -40,6 +45,35 @@ def run(command: click.Command, name: str) -> None:
         sys.exit(1)
 
 
+class Program(click.Group):
+    """Commands whose users read of flags where the library's errors name parameters."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            raise UserError(in_flags(str(error), command)) from error
+
+
+def in_flags(message: str, command: click.Command | None) -> str:
+    """`message` with the flags of `command` for the parameters that it names: at its beginning, in backquotes, or
+    anywhere if it is no plain word.
+
+        draft_device 'cuda': no GPU; lower ctx_size      ->  --draft-device 'cuda': no GPU; lower --ctx-size
+        text: expected 100 tokens; give a longer `text`  ->  --text: expected 100 tokens; give a longer --text
+    """
+    for parameter in () if command is None else command.params:
+        if not isinstance(parameter, click.Option) or parameter.name is None:
+            continue
+        name, flag = parameter.name, max(parameter.opts, key=len)
+        message = re.sub(f"`{name}`|^{name}(?=: | ')", flag, message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w./'-]){name}(?![\w/'=-]|\.\w)", flag, message)
+    return message
+
+
 def _fail(message: str, hint: str = "") -> None:
     line = " ".join(message.split()).rstrip(".")
     click.echo(f"error: {line}{hint}", err=True)
@@ -49,6 +83,28 @@ def _fail(message: str, hint: str = "") -> None:
 def notice(line: str) -> None:
     """Tell the person, not the pipe."""
     click.echo(line, err=True)
+
+
+class _Notices(logging.Handler):
+    """What is logged, as lines on stderr; warnings say that they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        notice(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
+
+
+@contextlib.contextmanager
+def logged_as_notices() -> Iterator[None]:
+    """While a command runs, tell the person what the library logs: what was chosen, and what went wrong."""
+    logger, handler = logging.getLogger("dovetail"), _Notices()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def stderr_console() -> Console:

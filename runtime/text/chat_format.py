@@ -24,7 +24,7 @@ class ChatFormat:
             if not artifact.has(CHAT_TEMPLATE):
                 raise UserError(
                     f"{artifact.path}: expected a model with a chat template, got one without; it continues text "
-                    "(dovetail generate), or pass --chat-template FILE"
+                    "(dovetail generate), or pass a chat_template"
                 )
             try:
                 template = artifact.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
@@ -87,5 +87,5 @@ def _read_examples(artifact: Artifact) -> dict[str, Any]:
     )
     if not good:
         raise ArtifactError(f"{CHAT_EXAMPLES}: expected special_tokens and examples, got another shape; export again")
-    found: dict[str, Any] = document
-    return found
+    examples: dict[str, Any] = document
+    return examples

@@ -59,9 +59,7 @@ class ChatTemplate:
             return str(answer["text"])
         if answer["kind"] == "refused":
             raise UserError(f"messages: refused by the chat template: {answer['error']:.300}")
-        raise ArtifactError(
-            f"chat template: expected a prompt, got {answer['error']:.300}; pass another --chat-template"
-        )
+        raise ArtifactError(f"chat template: expected a prompt, got {answer['error']:.300}; pass another chat_template")
 
     def close(self) -> None:
         """End the worker."""
@@ -99,8 +97,8 @@ class ChatTemplate:
                 "kind": "failed",
                 "error": f"no text below {MAX_TEXT_BYTES} bytes and {MAX_MEMORY_BYTES} of memory",
             }
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        document: dict[str, Any] = json.loads(answer)
+        return document
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the folder that the user stands in must not provide modules. A session of its own: Ctrl-C is not for it.

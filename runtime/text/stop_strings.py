@@ -25,8 +25,8 @@ class StopScanner:
             end, at = min(hits)  # the first to be complete, however the text was cut into pieces
             self.found = True
             return self._held[: end if self._include else at]
-        kept = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown = self._held[: len(self._held) - kept]
+        overlap = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown = self._held[: len(self._held) - overlap]
         self._held = self._held[len(shown) :]
         return shown
 

@@ -80,8 +80,8 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         if native is self._native:
             own = (i for i, added in zip(ids, encoding.special_tokens_mask, strict=True) if not added)
-            if found := self._control_ids.intersection(own):  # a Unigram model knows them as plain pieces too
-                control = strict_json.shown(native.id_to_token(min(found)))
+            if tokens := self._control_ids.intersection(own):  # a Unigram model knows them as plain pieces too
+                control = strict_json.shown(native.id_to_token(min(tokens)))
                 raise UserError(f"expected text, got the control token {control} in it; take it out of the text")
         return ids
 

@@ -1,1 +1,1 @@
-"""Token trees, and which part of one is accepted."""
+"""Token trees, which part of one is accepted, and what a target has verified of a text."""

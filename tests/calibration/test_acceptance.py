@@ -12,7 +12,7 @@ from dovetail.calibration.measure import acceptance
 from dovetail.calibration.measure.acceptance import MAX_DEPTH, Matched, Record
 from dovetail.runtime.drafts.graph_contract import Children
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.policies.marginal import SCORE_STEP
+from dovetail.runtime.policies.chances import SCORE_STEP
 
 PAIR = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0)
 
@@ -66,7 +66,8 @@ def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: fl
                 np.array([[token for token, _ in guesses]], np.int32),
                 np.log(np.array([[chance for _, chance in guesses]], np.float32)),
             )
-            offered = children.best(len(guesses), depth + 1, again.sampler.foresee)[0][0]
+            path = text.tokens[begin : begin + depth].tolist()
+            offered = children.best(len(guesses), [path], again.sampler.foresee)[0][0]
             following = int(text.tokens[begin + depth]) if begin + depth < len(text.tokens) else None
             if depth < len(found.path):
                 siblings = found.children[parent]

@@ -62,12 +62,12 @@ def step(at: int) -> Any:
 def test_the_step_of_the_curve_is_the_size_of_the_tree(at: int) -> None:
     pair = planted.PlantedPair(step(at), lambda rows: 0.3)
     _, found = decided(pair)
-    assert found.choice.policy in ("static", "dynamic")
-    assert found.candidates.static.tree.nodes <= at
+    assert found.choice.kind in ("fixed", "adaptive")
+    assert found.candidates.fixed.tree.nodes <= at
     assert found.candidates.by_rank.tree.nodes <= at
-    replay = found.candidates.dynamic.replay
+    replay = found.candidates.adaptive.replay
     assert replay.nodes / replay.rounds <= at + 0.5
-    gain = found.compared[found.choice.policy].over(found.compared["plain"])[0]
+    gain = found.compared[found.choice.kind].over(found.compared["plain"])[0]
     foretold = found.choice.predicted / found.choice.plain_predicted
     assert gain > 1.2
     assert foretold == pytest.approx(gain, rel=0.15)
@@ -78,10 +78,10 @@ def test_the_step_of_the_curve_is_the_size_of_the_tree(at: int) -> None:
 def test_more_nodes_for_nothing_make_the_tree_larger() -> None:
     small = decided(planted.PlantedPair(step(3), lambda rows: 0.3))[1].candidates
     large = decided(planted.PlantedPair(step(10), lambda rows: 0.3))[1].candidates
-    assert large.static.tree.nodes > small.static.tree.nodes
+    assert large.fixed.tree.nodes > small.fixed.tree.nodes
     assert (
-        large.dynamic.replay.nodes / large.dynamic.replay.rounds
-        > small.dynamic.replay.nodes / small.dynamic.replay.rounds
+        large.adaptive.replay.nodes / large.adaptive.replay.rounds
+        > small.adaptive.replay.nodes / small.adaptive.replay.rounds
     )
 
 
@@ -96,10 +96,10 @@ def test_more_nodes_for_nothing_make_the_tree_larger() -> None:
 )
 def test_a_hopeless_draft_ends_in_plain_decoding(pair: planted.PlantedPair) -> None:
     _, found = decided(pair)
-    assert found.choice.policy == "plain"
+    assert found.choice.kind == "plain"
     assert found.choice.tree == TreeShape(1, 0, 1)
     assert found.choice.predicted == found.choice.plain_predicted
-    assert found.choice.break_even_accept_length > found.candidates.static.replay.accept_length
+    assert found.choice.break_even_accept_length > found.candidates.fixed.replay.accept_length
 
 
 @pytest.mark.usefixtures("own_clock")
@@ -127,15 +127,15 @@ def test_a_short_text_is_refused_before_anything_is_timed() -> None:
 def test_few_or_unsteady_measurements_weigh_little() -> None:
     """One candidate: foretold twice as fast as plain decoding, measured half as fast."""
     _, found = decided(planted.PlantedPair(step(8), lambda rows: 0.3))
-    plain, static = found.candidates.plain, found.candidates.static
-    foretold = static.replay.tokens_per_second / plain.replay.tokens_per_second
+    plain, fixed = found.candidates.plain, found.candidates.fixed
+    foretold = fixed.replay.tokens_per_second / plain.replay.tokens_per_second
 
     def combined(ratios: list[float]) -> float:
         runs = {
             "plain": Compared(tuple(Run(100, 100.0, 100) for _ in ratios)),
-            "static": Compared(tuple(Run(100, 100.0 / ratio, 20) for ratio in ratios)),
+            "fixed": Compared(tuple(Run(100, 100.0 / ratio, 20) for ratio in ratios)),
         }
-        return decision.gain(static, plain, runs)
+        return decision.gain(fixed, plain, runs)
 
     assert combined([0.5]) == pytest.approx(foretold, rel=1e-6)
     assert combined([0.5, 4.0, 0.2]) > 0.8 * foretold
@@ -171,9 +171,9 @@ def test_the_command_writes_a_profile_that_generate_uses(run: Any, tiny_artifact
     assert document["plain_tokens_per_second"] > 0
     assert document["break_even_accept_length"] >= 0
     assert {"policy", "nodes", "depth", "width"} <= set(document["chosen"])
-    assert set(document["t_verify_ms"]) == {"1", "2", "4", "8"}
+    assert {"1", "2", "4", "8"} < set(document["t_verify_ms"]), "and rows of several texts"
     assert [one["temperature"] for one in document["by_temperature"]] == [0.0, 1.0]
-    assert {"plain", "lookup", "static", "dynamic", "default"} == set(document["compared"])
+    assert {"plain", "lookup", "fixed", "adaptive", "default"} == set(document["compared"])
     path = Path(document["profile"])
     found = profile.read(path)
     assert path.is_relative_to(tmp_path / "cache")
@@ -226,7 +226,7 @@ MISTAKES = [
     (["--quality"], "expected --quality and --reference together"),
     (["--reference", "{tmp}"], "expected --quality and --reference together"),
     (["--quality", "--reference", "{tmp}/nothing"], "expected an artifact or an OpenVINO IR"),
-    (["--draft-device", "toaster"], "draft_device: expected auto"),
+    (["--draft-device", "toaster"], "--draft-device: expected auto"),
 ]
 
 

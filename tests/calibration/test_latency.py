@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from collections.abc import Sequence
 
 import planted
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail.calibration.measure import latency
+from dovetail.calibration.measure.pair import EngineRounds
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.costs import Costs
 
@@ -26,6 +28,7 @@ SMALL = Costs(
     verify_ms=((1.0, 4.0), (2.0, 8.0)),
     first_ms=(0.5, 0.5),
     level_ms=((1.0, 2.0), (1.0, 2.0)),
+    text_ms=(0.25, 0.5),
     host_ms=0.1,
     host_level_ms=0.2,
     host_node_ms=0.01,
@@ -62,6 +65,21 @@ def test_planted_costs_are_found() -> None:
     assert found.error < 0.01
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.usefixtures("own_clock")
+def test_what_a_further_text_adds_is_found() -> None:
+    class Shared(planted.PlantedPair):
+        """A pass takes 0.4 ms longer for every further text."""
+
+        def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
+            slower = dataclasses.replace(self, pass_ms=lambda rows: pass_ms(rows) + 0.4 * (texts - 1))
+            return planted.PlantedPair.rounds(slower, prompt, texts, room)
+
+    found = measured(Shared(pass_ms, lambda rows: 0.6))
+    assert found.costs.text_ms == pytest.approx((0.4, 0.4), rel=0.1)
+    assert found.costs.nodes[-3:] == (64, 96, 128)
+    assert found.costs.at(70).pass_ms(128) == pytest.approx(5, rel=0.1)
 
 
 class Disturbed(planted.PlantedPair):
@@ -134,12 +152,15 @@ def test_prices_between_and_outside_the_measured_points() -> None:
     costs = SMALL
     middle = costs.at(150)
     assert middle.passes == pytest.approx((0, 1.5 + 0.01, 3 + 0.02, 4.5 + 0.03, 6 + 0.04))
-    assert middle.plain == 1.5
-    assert middle.round_ms(3, 2, 2) == pytest.approx(4.53 + (0.5 + 0.1 + 0.2) + (2 + 0.2))
-    assert middle.round_ms(1, 0, 2) == middle.plain
+    assert middle.plain == middle.plain_ms() == 1.5
+    assert middle.pass_ms(3) == pytest.approx(4.53)
+    assert middle.pass_ms(3, texts=3) == pytest.approx(4.53 + 2 * 0.375)
+    assert middle.pass_ms(8) == pytest.approx(middle.passes[4] + 4 * 1.51), "on the line of the last rows"
+    assert middle.first_ms() == pytest.approx(0.5 + 0.1 + 0.2)
+    assert middle.level_ms(2) == pytest.approx(2 + 0.2)
+    assert middle.plain_ms(texts=2) == pytest.approx(middle.pass_ms(2, texts=2) - middle.passes[1] + 1.5)
     assert costs.at(5) == costs.at(100)
     assert costs.at(5000) == costs.at(200)
-    assert Costs((64,), (1, 2), (1,), (1.0,), ((1.0, 2.0),), (1.0,), ((1.0,),), 0, 0, 0).at(999).passes[2] == 2
 
 
 @pytest.mark.parametrize(
@@ -152,6 +173,7 @@ def test_prices_between_and_outside_the_measured_points() -> None:
         ("verify_ms", ((1.0, 4.0), (2.0,))),
         ("first_ms", (0.5, -1.0)),
         ("level_ms", ((1.0, float("inf")), (1.0, 2.0))),
+        ("text_ms", (0.5,)),
         ("host_ms", -0.1),
     ],
 )

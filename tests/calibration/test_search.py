@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.calibration.choose import search as budget
+from dovetail.calibration.choose import search
 from dovetail.calibration.measure import acceptance
-from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
+from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.policies.chances import Chances, best_count
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy, unmeasured
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy, best_count
 from dovetail.runtime.trees.shape import TreeShape
 
 FREE = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0, looks_up=True)
@@ -30,6 +29,7 @@ COSTS = Costs(
     verify_ms=((10.0, 10.0, 10.5, 11.0, 14.0, 20.0), (12.0, 12.0, 12.5, 13.0, 16.0, 24.0)),
     first_ms=(1.0, 1.2),
     level_ms=((0.8, 0.9, 1.0), (0.9, 1.0, 1.1)),
+    text_ms=(0.0, 0.0),
     host_ms=0.2,
     host_level_ms=0.1,
     host_node_ms=0.01,
@@ -84,7 +84,7 @@ def test_the_optimum_by_rank_against_all_trees(data: st.DataObject) -> None:
         for nodes, depth, accepted in trees_by_rank([row[:width] for row in table], width, most):
             if nodes > 1:
                 best = max(best, (1 + accepted) / round_ms(nodes, depth, width))
-    found = budget.best_by_rank(table, round_ms, plain, most, range(1, ranks + 1))
+    found = search.best_by_rank(table, round_ms, plain, most, range(1, ranks + 1))
     assert found.tokens_per_ms == pytest.approx(best)
     if found.tree.nodes > 1:
         price = round_ms(found.tree.nodes, found.tree.depth, found.tree.width)
@@ -100,15 +100,16 @@ def test_how_many_nodes_against_every_connected_set(data: st.DataObject) -> None
         parents.append(data.draw(st.integers(0, node - 1)))
         values.append(values[parents[node]] * data.draw(chances))
     passes, rate, trust = data.draw(stepped(size + 1)), data.draw(st.floats(0, 1)), data.draw(st.floats(0.2, 3))
-    best = -rate * passes[1]
+    passes = passes[1:]
+    best = 0.0
     for count in range(1, size + 1):
         for kept in itertools.combinations(range(1, size + 1), count):
             if all(parents[node] in (0, *kept) for node in kept):
-                best = max(best, trust * sum(values[node] for node in kept) - rate * passes[count + 1])
+                best = max(best, trust * sum(values[node] for node in kept) - rate * (passes[count] - passes[0]))
     descending = sorted(values[1:], reverse=True)
     count, value = best_count(descending, passes, rate, trust)
-    assert value == pytest.approx(best)
-    assert value == pytest.approx(trust * sum(descending[:count]) - rate * passes[count + 1])
+    assert value == pytest.approx(best, abs=1e-9)
+    assert value == pytest.approx(trust * sum(descending[:count]) - rate * (passes[count] - passes[0]))
 
 
 @pytest.fixture(scope="module")
@@ -117,31 +118,41 @@ def texts() -> list[acceptance.TextRecords]:
     return acceptance.collect(FREE, FREE.texts(prompts, 80, 0.0), positions=280, seconds=0)
 
 
+ROOM = 64  # tokens that are decoded behind a prompt
+
+
 def decoded(prompt: list[int], policy: Policy) -> list[int]:
     """Accept lengths of real rounds behind the token that comes with the prompt."""
-    return [done.accept_length for done in FREE.continue_from(prompt, policy) if done.nodes]
+    return [update.accept_length for update in FREE.decode(prompt, policy, COSTS, ROOM) if update.nodes]
 
 
-MAKERS = [
-    lambda chances: FixedPolicy(TreeShape(4, 3, 4)),
-    lambda chances: FixedPolicy(TreeShape(16, 7, 4)),
-    lambda chances: FixedPolicy(TreeShape(2, 1, 1)),
-    lambda chances: MarginalPolicy(COSTS, chances, TreeShape(16, 10, 4), 0.25),
-    lambda chances: MixedPolicy(FixedPolicy(PLAIN), COSTS, 0.25),
-    lambda chances: MixedPolicy(FixedPolicy(TreeShape(4, 3, 4)), COSTS, 0.25),
-    lambda chances: MixedPolicy(MarginalPolicy(COSTS, chances, TreeShape(16, 10, 4), 0.25), COSTS, 0.25),
-    lambda chances: unmeasured(FixedPolicy(TreeShape(4, 3, 4))),
+WIDEST = TreeShape(16, 10, 4)
+POLICIES = [
+    Policy("fixed", TreeShape(4, 3, 4)),
+    Policy("fixed", TreeShape(16, 7, 4)),
+    Policy("fixed", TreeShape(2, 1, 1), gain=1.5),
+    Policy("adaptive", WIDEST, gain=2.5),
+    Policy("lookup"),
+    Policy("plain"),
 ]
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_a_replay_is_what_decoding_does(texts: list[acceptance.TextRecords], make: object) -> None:
-    found = acceptance.chances(texts)
+@pytest.mark.parametrize("policy", POLICIES, ids=[policy.kind + str(policy.tree.nodes) for policy in POLICIES])
+@pytest.mark.parametrize("looks_up", [True, False])
+def test_a_replay_is_what_decoding_does(
+    texts: list[acceptance.TextRecords], policy: Policy, looks_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FREE, "looks_up", looks_up)
+    if not looks_up:
+        texts = [
+            [dataclasses.replace(record, matches=acceptance.Matched([], [], [])) for record in text] for text in texts
+        ]
+    policy = dataclasses.replace(policy, chances=acceptance.chances(texts))
     prompts = acceptance.passages(planted.tokens(200), 4, 30)
     for prompt, text in zip(prompts, texts, strict=True):
-        inside = text[1 : planted.ROOM]  # behind the token that comes with the prompt, to where the rounds end
-        replayed = budget.replay([inside], make(found), COSTS)  # type: ignore[operator]  # a maker
-        real = decoded(prompt, make(found))  # type: ignore[operator]  # a maker
+        inside = text[1:ROOM]  # behind the token that comes with the prompt, to where the rounds end
+        replayed = search.replay([inside], policy, COSTS)
+        real = decoded(prompt, policy)
         assert sum(replayed.accept_lengths.values()) == len(real)
         assert replayed.tokens == sum(real) + len(real)
         assert sorted(replayed.accept_lengths.elements()) == sorted(real)
@@ -149,22 +160,22 @@ def test_a_replay_is_what_decoding_does(texts: list[acceptance.TextRecords], mak
 
 def test_the_best_of_each_kind_beats_what_it_began_with(texts: list[acceptance.TextRecords]) -> None:
     default = TreeShape(16, 7, 4)
-    found = budget.candidates(texts, COSTS, width=4, default=default)
-    static, dynamic = found.static.replay.tokens_per_second, found.dynamic.replay.tokens_per_second
-    begun = budget.replay(texts, FixedPolicy(found.by_rank.tree), COSTS).tokens_per_second
-    assert static >= begun
-    assert static > found.default.replay.tokens_per_second
-    assert dynamic > found.plain.replay.tokens_per_second
+    found = search.candidates(texts, COSTS, width=4, default=default, most_nodes=16)
+    fixed, adaptive = found.fixed.replay.tokens_per_second, found.adaptive.replay.tokens_per_second
+    begun = search.replay(texts, Policy("fixed", found.by_rank.tree, found.chances), COSTS).tokens_per_second
+    assert fixed >= begun
+    assert fixed > found.default.replay.tokens_per_second
+    assert adaptive > found.plain.replay.tokens_per_second
     for nodes, depth, width in itertools.product((2, 4, 8, 12, 16), (1, 2, 3, 4, 6, 8, 10), (1, 2, 4)):
         tree = TreeShape(nodes, depth, width)
-        assert budget.replay(texts, FixedPolicy(tree), COSTS).tokens_per_second <= 1.03 * max(static, dynamic)
+        assert search.replay(texts, Policy("fixed", tree), COSTS).tokens_per_second <= 1.03 * max(fixed, adaptive)
 
 
 def test_a_dear_draft_leaves_plain_decoding_the_best(texts: list[acceptance.TextRecords]) -> None:
     dear = dataclasses.replace(COSTS, first_ms=(90.0, 90.0), level_ms=((90.0,) * 3, (90.0,) * 3))
-    found = budget.candidates(texts, dear, width=4, default=TreeShape(16, 7, 4))
+    found = search.candidates(texts, dear, width=4, default=TreeShape(16, 7, 4), most_nodes=16)
     plain = found.plain.replay.tokens_per_second
-    assert plain > found.static.replay.tokens_per_second
+    assert plain > found.fixed.replay.tokens_per_second
     assert plain > found.default.replay.tokens_per_second
     assert found.by_rank.tree.nodes == 1
 

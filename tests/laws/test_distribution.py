@@ -10,11 +10,11 @@ from collections import Counter
 import fakes
 import numpy as np
 import pytest
+from dovetail.runtime.decoding.rounds import rounds
 from fakes import FakeDraft, FakeTarget
 from scipy import stats
 
 from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.decoding.rounds import rounds
 from dovetail.runtime.policies.base import FixedPolicy
 from dovetail.runtime.sampling import processors
 from dovetail.runtime.sampling.config import GenerationConfig

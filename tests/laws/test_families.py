@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from dovetail.runtime.decoding.rounds import rounds
 from draft_kinds import write_kind
 from families import FAMILIES, WINDOW, WINDOWED
 from safetensors.torch import load_file
@@ -27,7 +28,6 @@ from dovetail.export.draft.target_features import target_features
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import WEIGHT_FORMATS
 from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.decoding.rounds import rounds
 from dovetail.runtime.drafts.base import Foresight, blind
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.pipeline import Pipeline
@@ -260,7 +260,8 @@ def test_the_support_table(documented: Callable[[str, str, list[str]], None], re
     rows = [f"| family | {' | '.join(columns)} | trees |", "|---" * (len(columns) + 2) + "|"]
     for name in FAMILIES:
         trees = "within the window, then chains" if name in WINDOWED else "everywhere"
-        rows.append(f"| {name} {'| yes ' * len(columns)}| {trees} |")
+        label = f"{name}, {families.PUBLISHED[name]}" if name in families.PUBLISHED else name
+        rows.append(f"| {label} {'| yes ' * len(columns)}| {trees} |")
     documented("support.md", "families", rows)
     every = f"{', '.join(WEIGHT_FORMATS)} | {', '.join(f'`{kind}`' for kind in KINDS)}"
     rows = [f"| {name} | {every} |" for name in WHOLE]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dovetail.runtime.decoding.rounds import rounds
 from fakes import chain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 from dovetail.export.training import corpus
 from dovetail.runtime import GenerationConfig, load
 from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.decoding.rounds import rounds
 from dovetail.runtime.drafts.base import Draft, Foresight, NoDraft, blind
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policies.base import FixedPolicy, Growth

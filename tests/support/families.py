@@ -84,8 +84,19 @@ REFUSED: Mapping[str, tuple[str, dict[str, Any], str]] = {
         _GEMMA | {"attn_logit_softcapping": 50.0} | _TWO_KINDS,
         "expected attention without a cap on its logits, got attn_logit_softcapping 50.0",
     ),
+    "gpt-oss in MXFP4 (all published ones)": (
+        "GptOss",
+        {"num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}},
+        "expected weights in floating point, got a checkpoint quantised by mxfp4",
+    ),
 }
 """Family -> its classes, what makes it different, and what the refusal says."""
+
+PUBLISHED: Mapping[str, str] = {
+    "Gemma 2": "without the cap on its attention's logits that all published ones have: **those are refused**",
+    "gpt-oss": "unquantised; all published ones are MXFP4: **those are refused**",
+}
+"""Family -> what the row of the table says of its published checkpoints, where those are refused (see `REFUSED`)."""
 
 WINDOWED = {name for name, (_, special) in FAMILIES.items() if special.get("sliding_window")}
 

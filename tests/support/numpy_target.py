@@ -103,8 +103,8 @@ class Llama:
             weights |= {f"model.layers.{i}.{name}.weight": weight for name, weight in layer.items()}
         return cls(sizes, weights)
 
-    def run(self, texts: Sequence[Sequence[int]]) -> tuple[Float64s, Float64s]:
-        """Logits [B, T, V] and the last hidden state after the final norm [B, T, D]; behind a text's end, nonsense."""
+    def features(self, texts: Sequence[Sequence[int]]) -> Float64s:
+        """[B, T, D] last hidden state after the final norm; behind a text's end, nonsense."""
         tokens = np.zeros((len(texts), max(map(len, texts))), np.int64)  # padded where no token of the text looks
         for row, text in zip(tokens, texts, strict=True):
             row[: len(text)] = text
@@ -113,9 +113,12 @@ class Llama:
         for i in range(self.sizes.num_layers):
             x = x + self._attention(f"model.layers.{i}", self._norm(f"model.layers.{i}.input_layernorm", x))
             x = x + self._mlp(f"model.layers.{i}.mlp", self._norm(f"model.layers.{i}.post_attention_layernorm", x))
-        features = self._norm("model.norm", x)
+        return self._norm("model.norm", x)
+
+    def logits(self, features: Float64s) -> Float64s:
+        """[..., V] of features [..., D]."""
         head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
-        return features @ head.T, features
+        return features @ head.T
 
     def _norm(self, name: str, x: Float64s) -> Float64s:
         normed: Float64s = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.sizes.epsilon)
@@ -233,12 +236,13 @@ class NumpyTarget:
         new = [text for text in texts if text not in self._rows]
         if not new:
             return
-        for text, logits, features in zip(new, *self._llama.run(new), strict=True):
-            for length in range(len(text), 0, -1):
-                if text[:length] in self._rows:
-                    break  # and all that are shorter
-                row = length - 1
-                self._rows[text[:length]] = logits[row].astype(np.float32), features[row].astype(np.float32)
+        for text, features in zip(new, self._llama.features(new), strict=True):
+            known = len(text) - 1  # the longest beginning that is known, and with it all that are shorter
+            while known and text[:known] not in self._rows:
+                known -= 1
+            logits = self._llama.logits(features[known : len(text)])
+            for length, row in enumerate(logits, known + 1):
+                self._rows[text[:length]] = row.astype(np.float32), features[length - 1].astype(np.float32)
 
 
 class NumpySequence:

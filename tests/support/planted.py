@@ -15,19 +15,26 @@ import fakes
 import numpy as np
 import pytest
 
-from dovetail.calibration.measure.pair import Run, Text
-from dovetail.runtime.decoding.rounds import Round, rounds
-from dovetail.runtime.drafts.base import Draft, Foresight, blind
-from dovetail.runtime.drafts.graph_contract import Children
-from dovetail.runtime.drafts.lookup_or_model import MixedDraft
+from dovetail.calibration.measure.pair import DraftReader, EngineRounds, Run, Text
+from dovetail.runtime.artifact.manifest import DraftInfo
+from dovetail.runtime.decoding.engine import Engine, Update
+from dovetail.runtime.decoding.round_planner import RoundPlanner
+from dovetail.runtime.decoding.sequence import Sequence as TextSequence
+from dovetail.runtime.decoding.text_cache import TextCache
+from dovetail.runtime.drafts.base import blind
+from dovetail.runtime.drafts.graph_contract import Children, DraftCall
+from dovetail.runtime.drafts.joint_calls import JointCalls
+from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
-from dovetail.runtime.policies.base import Growth, Policy
+from dovetail.runtime.drafts.row_pool import RowPool
+from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.policies.costs import ASSUMED, Costs
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, TreeBuilder, root_only
+from dovetail.runtime.targets.base import Step, StepOutput
 
 VOCAB = 12
-ROOM = 64  # tokens of `PlantedPair.continue_from`
 CONFIDENT, UNSURE = 0.95, 0.4
 """The draft's first child is the target's best token with one of these chances, and the draft knows which."""
 
@@ -54,59 +61,58 @@ def use_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SlowTarget(fakes.FakeTarget):
-    """`pass_ms(nodes)` for every pass."""
+    """`pass_ms(rows)` for every pass, however many texts share it."""
 
     def __init__(self, pass_ms: Callable[[int], float]) -> None:
-        super().__init__(VOCAB)
+        super().__init__(VOCAB, capacity=1 << 16)
         self._pass_ms = pass_ms
-        self.native_s = 0.0
 
-    def verify(self, tree: Tree) -> fakes.Output:
-        start = time.perf_counter()
-        time.sleep(self._pass_ms(len(tree)) / 1e3)
-        self.native_s += time.perf_counter() - start
-        return super().verify(tree)
+    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+        time.sleep(self._pass_ms(sum(len(step.tree) for step in steps)) / 1e3)
+        return super().forward(steps)
 
 
-class PlantedDraft:
-    """Grows real trees; the children of a node depend on its last tokens alone."""
+class PlantedGraph:
+    """See `DraftGraph`: knows what the pair's draft would say, and takes its time."""
 
+    device = "planted"
     bytes_in = bytes_out = 0
 
-    def __init__(self, pair: PlantedPair, call_ms: Callable[[int], float]) -> None:
-        self._pair, self._call_ms = pair, call_ms
-        self.text: list[int] = []
+    def __init__(self, pair: PlantedPair) -> None:
+        self.info = DraftInfo("lm", fakes.D, VOCAB, 1, 1, 1, pair.width, 1, "float32")
+        self.pool = RowPool(1 << 16)
+        self.native_s = 0.0
+        self._pair = pair
+        self._texts: dict[int, tuple[int, int]] = {}  # row of the pool -> position, token
 
-    @property
-    def native_s(self) -> float:
-        return self._pair.draft_s
+    def run(self, calls: Sequence[DraftCall]) -> list[Children]:
+        """See `DraftGraph`."""
+        start = time.perf_counter()
+        answers, first = [], 0
+        for call in calls:
+            for row, position, token in zip(call.rows, call.positions, call.tokens, strict=True):
+                self._texts[row] = position, token
+            wanted = call.visible[len(call.visible) - call.wanted :]
+            answers.append(self._children([self._text(visible) for visible in wanted], first))
+            first += call.wanted
+        time.sleep(self._pair.call_ms(sum(call.wanted for call in calls)) / 1e3)
+        self.native_s += time.perf_counter() - start
+        return answers
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        self.text += tokens.tolist()
-        builder = TreeBuilder(self.text[-1])
-        if not growth.goes_on(0, [0.0]):
-            return root_only(self.text[-1])
-        width = min(growth.width, self._pair.width)
-        paths = {0: self.text}
-        expanded, depth = [0], 0
-        while depth == 0 or growth.goes_on(depth, builder.newest_scores):
-            if depth:
-                expanded = builder.frontier(width)
-            start = time.perf_counter()
-            made = [self._pair.children(paths[node]) for node in expanded]
-            offered = Children(
-                np.array([[token for token, _ in row] for row in made], np.int32),
-                np.array([[math.log(chance) for _, chance in row] for row in made], np.float32),
-            )
-            children, log_probs = offered.best(width, depth + 1, foresight)
-            time.sleep(self._call_ms(len(expanded)) / 1e3)
-            self._pair.draft_s += time.perf_counter() - start
-            builder.extend(expanded, children, log_probs)
-            for row, node in enumerate(expanded):
-                for column in range(width):
-                    paths[builder.newest + row * width + column] = [*paths[node], children[row][column]]
-            depth += 1
-        return builder.best(growth.drafted)
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `DraftGraph`."""
+
+    def _text(self, visible: bytes) -> list[int]:
+        rows = sorted(self._texts[row] for row, sees in enumerate(visible) if sees)
+        return [token for _, token in rows]
+
+    def _children(self, paths: Sequence[list[int]], first: int) -> Children:
+        rows = [self._pair.children(path) for path in paths]
+        return Children(
+            np.array([[token for token, _ in row] for row in rows], np.int32),
+            np.array([[math.log(chance) for _, chance in row] for row in rows], np.float32),
+            first,
+        )
 
 
 @dataclasses.dataclass
@@ -119,7 +125,6 @@ class PlantedPair:
     width: int = 4
     context_length: int = 400
     looks_up: bool = False
-    draft_s: float = 0.0
 
     def children(self, path: Sequence[int]) -> list[tuple[int, float]]:
         """(token, its probability by the draft), best first."""
@@ -132,12 +137,9 @@ class PlantedPair:
         rest = [(1 - chance) * 0.6**rank * 0.4 for rank in range(self.width)]
         return list(zip(tokens, [chance, *rest], strict=False))[: self.width]
 
-    def continue_from(self, prompt: Sequence[int], policy: Policy) -> Iterator[Round]:
-        target = SlowTarget(self.pass_ms)
-        return rounds(target, self._draft(), policy, _greedy, np.array(prompt, np.int64), ROOM)
-
-    def close(self) -> None:
-        pass
+    def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
+        graph = PlantedGraph(self)
+        return EngineRounds(SlowTarget(self.pass_ms), graph, prompt, texts, room)
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         for seed, prompt in enumerate(prompts):
@@ -149,23 +151,48 @@ class PlantedPair:
                 text.append(sampler.draw(fakes.row(text, VOCAB)))
             yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, fakes.D), np.float32), len(prompt), fresh)
 
-    def reader(self) -> PlantedDraft:
-        return PlantedDraft(self, self.call_ms)
+    def reader(self) -> DraftReader:
+        graph = PlantedGraph(self)
+        return DraftReader(ModelDraft(graph), JointCalls(graph))
 
-    def _draft(self) -> Draft:
-        return MixedDraft(self.reader(), LookupDraft()) if self.looks_up else self.reader()
+    def decode(
+        self, prompt: Sequence[int], policy: Policy, costs: Costs, new_tokens: int, sampler: Sampler | None = None
+    ) -> list[Update]:
+        """Real rounds of one text, the one in which the prompt is read first."""
+        greedy = sampler is None
+        sampler = sampler or Sampler(GenerationConfig(), list(prompt), VOCAB)
+        target, graph, updates = SlowTarget(self.pass_ms), PlantedGraph(self), Updates()
+        engine = Engine(target, RoundPlanner(costs), graph, 1)
+        cache = TextCache(target.sequence(), ModelDraft(graph), LookupDraft() if self.looks_up else None)
+        sequence = TextSequence(
+            prompt,
+            cache,
+            sampler=sampler,
+            pace=Pace(policy),
+            max_new_tokens=new_tokens,
+            foresight=blind if greedy else sampler.foresee,
+        )
+        engine.add(sequence, updates.take, cache.close)
+        while not engine.is_idle:
+            engine.step()
+        return updates.taken
 
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
         sampler = Sampler(GenerationConfig(temperature=temperature, seed=seed), list(prompt), VOCAB)
-        target = SlowTarget(self.pass_ms)
-        text, foresight = np.array(prompt, np.int64), sampler.foresee
-        made = list(rounds(target, self._draft(), policy, sampler.draw, text, new_tokens, foresight=foresight))
-        ms = sum(done.draft_ms + done.verify_ms + done.host_ms for done in made)
-        return Run(sum(len(done.tokens) for done in made), ms, len(made))
+        updates = self.decode(prompt, policy, ASSUMED, new_tokens, sampler)
+        ms = sum(update.cost.total_ms for update in updates if update.cost is not None and update.nodes)
+        rounds = [update for update in updates if update.nodes]
+        return Run(sum(len(update.tokens) for update in rounds), ms, len(rounds))
 
 
-def _greedy(logits: Float32s) -> int:
-    return int(logits.argmax())
+class Updates:
+    """What the steps brought one text."""
+
+    def __init__(self) -> None:
+        self.taken: list[Update] = []
+
+    def take(self, update: Update) -> None:
+        self.taken.append(update)
 
 
 def tokens(count: int) -> list[int]:

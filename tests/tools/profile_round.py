@@ -61,7 +61,7 @@ def main() -> None:
 
 def whole_rounds(path: str) -> None:
     """Mean rounds of one text, greedy and sampled."""
-    with load(path, draft_device="cpu", trust=True, notice=print) as pipe:
+    with load(path, draft_device="cpu", trust=True) as pipe:
         engines = [one for one in (pipe.target, pipe.draft) if one is not None]
 
         def host_s() -> float:

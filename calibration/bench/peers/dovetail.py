@@ -62,11 +62,11 @@ class Ours:
         )
         for chunk in stream:
             watch.delivered(chunk.token_ids)
-        done, answer = stream.finish(), watch.answer()
-        answer.draft_ms, answer.verify_ms = done.totals.draft_ms, done.totals.verify_ms
-        answer.timed_ms, answer.num_timed_rounds = done.decode_ms, done.totals.rounds
+        generation, answer = stream.finish(), watch.answer()
+        answer.draft_ms, answer.verify_ms = generation.totals.draft_ms, generation.totals.verify_ms
+        answer.timed_ms, answer.num_timed_rounds = generation.decode_ms, generation.totals.rounds
         if margins:
-            answer.margins = [_margin(entry.top) for entry in done.logprobs]
+            answer.margins = [_margin(entry.top) for entry in generation.logprobs]
         return answer
 
 

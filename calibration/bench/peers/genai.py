@@ -67,10 +67,10 @@ class GenAI:
         prompt = np.array([ids], np.int64)  # [1, n]
         inputs = self._genai.TokenizedInputs(ov.Tensor(prompt), ov.Tensor(np.ones_like(prompt)))
         watch = Stopwatch()
-        done = self._pipe.generate(inputs, config, _streamer(self._genai, watch))
+        result = self._pipe.generate(inputs, config, _streamer(self._genai, watch))
         answer = watch.answer()
-        answer.token_ids = [int(token) for token in done.tokens[0]]
-        _split(done, answer)
+        answer.token_ids = [int(token) for token in result.tokens[0]]
+        _split(result, answer)
         return answer
 
 
@@ -86,11 +86,11 @@ def _streamer(genai: Any, watch: Stopwatch) -> Any:
     return Streamer()
 
 
-def _split(done: Any, answer: Answer) -> None:
+def _split(result: Any, answer: Answer) -> None:
     """Take the two models' own times per call, where a draft model ran. The target's first call read the prompt before
     the first token; the draft read it after.
     """
-    metrics = done.extended_perf_metrics
+    metrics = result.extended_perf_metrics
     if metrics is None:
         return
     main, draft = (

@@ -115,19 +115,19 @@ def peak_rss_mb() -> float:
     """The most memory this process ever had resident, mapped files included, in MB of 1e6 bytes. getrusage would count
     what the parent had when it forked.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "every Linux tells it"
-    return int(found[1]) * 1024 / 1e6
+    line = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert line is not None, "every Linux tells it"
+    return int(line[1]) * 1024 / 1e6
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions by distribution name; those that are not installed are left out."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

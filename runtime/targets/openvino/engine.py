@@ -82,15 +82,15 @@ class OpenVinoTarget:
         if at_most is not None:
             within = int(_CACHE_SHARE * available_memory()) // page_bytes
             num_pages = max(num_pages, min(-(-at_most // page_size), within))
-        self.pool = PagePool(num_pages, page_size)
-        # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
-        shape = (len(ports), self.pool.num_pages, kv_heads, page_size, head_dim)
         size, free = num_pages * page_bytes, available_memory()
         if size > free:
             raise ContextOverflowError(
                 f"expected memory for a cache of {size / 1e9:.1f} GB ({capacity} tokens), got {free / 1e9:.1f} GB; "
                 "lower sequences or ctx_size"
             )
+        self.pool = PagePool(num_pages, page_size)
+        # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
+        shape = (len(ports), self.pool.num_pages, kv_heads, page_size, head_dim)
         self.cache = np.zeros(shape, dtype)  # [2L, ...]
         self._request = compiled.create_infer_request()
         for port, cache in zip(ports, self.cache, strict=True):

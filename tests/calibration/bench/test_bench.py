@@ -38,10 +38,8 @@ def fake(name: str, draft: str = "none", **part: Any) -> Runner:
     return Runner(name, "fake", draft, (sys.executable, str(FAKE), json.dumps({"name": name, **part})))
 
 
-def run(runners: list[Runner], tasks: list[Task], **changes: Any) -> tuple[Measured, list[str]]:
-    said: list[str] = []
-    settings: dict[str, Any] = {"timeout_s": 30, "notice": said.append, **changes}
-    return measure([runners], tasks, lambda runner: {"threads": 2}, **settings), said
+def run(runners: list[Runner], tasks: list[Task], timeout_s: float = 30) -> Measured:
+    return measure([runners], tasks, lambda runner: {"threads": 2}, timeout_s=timeout_s)
 
 
 def tasks_of(*prompts: Prompt, temperatures: tuple[float, ...] = (0.0,), growth: tuple[Prompt, ...] = ()) -> list[Task]:
@@ -80,12 +78,13 @@ def test_runners_take_turns_at_every_task(tmp_path: Path) -> None:
         ({"refuse": "expected a thing, got none; fetch one"}, "expected a thing, got none; fetch one"),
     ],
 )
-def test_a_broken_runner_is_named_and_the_others_go_on(part: dict[str, Any], line: str) -> None:
+def test_a_broken_runner_is_named_and_the_others_go_on(
+    part: dict[str, Any], line: str, told: pytest.LogCaptureFixture
+) -> None:
     runners = [fake("plain"), fake("broken", **part), fake("third")]
-    timeout = {"timeout_s": 2} if "hang_at" in part else {}
-    measured, said = run(runners, tasks_of(*PROMPTS), **timeout)
+    measured = run(runners, tasks_of(*PROMPTS), timeout_s=2 if "hang_at" in part else 30)
     assert line in measured.failed["broken"]
-    assert any(word.startswith("broken: ") for word in said)
+    assert any(word.startswith("broken: ") for word in told.messages)
     counts = collections.Counter(sample.runner for sample in measured.samples)
     assert counts == {"plain": 3, "third": 3}
     document = figures(runners, measured, {}, read_bandwidth_gb_per_s=10)
@@ -104,7 +103,7 @@ def test_figures_are_what_the_samples_say() -> None:
         fake("dovetail", "artifact", round=4, round_ms=20.0, draft_ms=5.0, verify_ms=12.0, bytes=90_000_000),
         fake("other", round_ms=8.0, tokens=[1, 2, 9], bytes=40_000_000),
     ]
-    measured, _ = run(runners, tasks_of(*PROMPTS, temperatures=(0.0, 1.0)))
+    measured = run(runners, tasks_of(*PROMPTS, temperatures=(0.0, 1.0)))
     document = figures(runners, measured, {"absent": "why"}, read_bandwidth_gb_per_s=20)
     plain, ours, other = (row(document, name) for name in ("plain", "dovetail", "other"))
     assert plain["ms_per_token"] == pytest.approx(10)
@@ -129,7 +128,7 @@ def test_figures_are_what_the_samples_say() -> None:
 def test_growth_is_apart() -> None:
     growth = tuple(Prompt(GROWTH, str(n), [1] * n) for n in (20, 40))
     runners = [fake("plain")]
-    measured, _ = run(runners, tasks_of(PROMPTS[0], growth=growth))
+    measured = run(runners, tasks_of(PROMPTS[0], growth=growth))
     document = figures(runners, measured, {}, read_bandwidth_gb_per_s=1)
     assert [entry["context"] for entry in document["growth"]] == [20, 40]
     assert {cell["category"] for cell in document["cells"]} == {"all"}
@@ -151,9 +150,7 @@ def test_memory_that_holds_some_at_a_time() -> None:
 def test_the_reference_of_every_group_is_counted_once() -> None:
     plain, second, third = fake("plain"), fake("second"), fake("third", tokens=[1, 5])
     tasks = tasks_of(*PROMPTS)
-    measured = measure(
-        [[plain, second], [plain, third]], tasks, lambda _: {"threads": 2}, timeout_s=30, notice=lambda _: None
-    )
+    measured = measure([[plain, second], [plain, third]], tasks, lambda _: {"threads": 2}, timeout_s=30)
     assert collections.Counter(sample.runner for sample in measured.samples) == {"plain": 3, "second": 3, "third": 3}
     assert set(measured.margins) == {0, 1, 2}, "asked for in the group where somebody departed"
 
@@ -176,19 +173,19 @@ def test_checkpoints_must_fit(tiny_artifact: Path, tiny_checkpoint: Path, tmp_pa
 
     artifact = open_artifact(tiny_artifact)
     models = Models(artifact, tiny_artifact, None, None, tmp_path)
-    assert "--checkpoint" in str(models.lacking(RUNNERS["llamacpp"]))
-    assert "--assistant" in str(models.lacking(RUNNERS["genai-draft"]))
+    assert "`checkpoint`" in str(models.lacking(RUNNERS["llamacpp"]))
+    assert "`assistant`" in str(models.lacking(RUNNERS["genai-draft"]))
     assert models.lacking(RUNNERS["genai"]) is None
-    with pytest.raises(UserError, match=r"--checkpoint: expected a checkpoint folder"):
+    with pytest.raises(UserError, match=r"^checkpoint: expected a checkpoint folder"):
         Models(artifact, tiny_artifact, tmp_path, None, tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 600}))
-    with pytest.raises(UserError, match="--assistant: expected a model of 512 tokens"):
+    with pytest.raises(UserError, match=r"^assistant: expected a model of 512 tokens"):
         Models(artifact, tiny_artifact, tiny_checkpoint, other, tmp_path)
     (other / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
-    with pytest.raises(UserError, match="--checkpoint: expected the artifact's own checkpoint"):
+    with pytest.raises(UserError, match=r"^checkpoint: expected the artifact's own checkpoint"):
         Models(artifact, tiny_artifact, other, None, tmp_path)
 
 
@@ -233,7 +230,7 @@ def test_the_command_on_a_real_artifact(
         (["--temperature", "-1"], "--temperature"),
         (["--checkpoint", "/nowhere"], "--checkpoint: expected a checkpoint folder"),
         (["--runners", "llamacpp"], "give --checkpoint"),
-        (["--prompts", "/nowhere"], "--prompts /nowhere: expected a readable file"),
+        (["--prompts", "/nowhere"], "--prompts '/nowhere': expected a readable file"),
         (["-n", "4000"], "--max-new-tokens"),
         (["--num-prompts", "2"], "--num-prompts"),
     ],

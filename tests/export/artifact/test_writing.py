@@ -21,6 +21,7 @@ from genai_oracle import genai_greedy
 from openvino_telemetry.utils.sender import TelemetrySender
 from tiny_models import write_checkpoint, write_draft
 
+from dovetail.export.artifact import source_models
 from dovetail.export.artifact import writing as artifacts
 from dovetail.export.artifact.atomic_folder import appearing
 from dovetail.export.artifact.writing import write_artifact
@@ -162,7 +163,7 @@ def test_a_folder_that_is_no_draft(tiny_checkpoint: Path, tmp_path: Path) -> Non
 def test_out_exists(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="`force`"):
         write_artifact(tiny_checkpoint, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
@@ -208,13 +209,13 @@ def test_json_is_the_last_line_and_nobody_else_is_told(
 KILLED = """
 import shutil, sys, time
 from pathlib import Path
-from dovetail.export.artifact import writing as artifact
+from dovetail.export.artifact import source_models as models, writing as artifact
 from dovetail.runtime.artifact.opening import open_artifact
 
 checkpoint, ready, out = map(Path, sys.argv[1:])
 target = open_artifact(ready).manifest.target
-artifact._torch_side = lambda *arguments: (target.parameters, None, None)
-artifact.export_target = lambda source, folder, *rest: shutil.copytree(ready / "target", folder / "target") and target
+models.CheckpointModel.reference_logits = lambda self, *rest: setattr(self, "_parameters", target.parameters)
+models.export_target = lambda source, folder, *rest: shutil.copytree(ready / "target", folder / "target") and target
 artifact.checks.compare = lambda *arguments: (print("half-made", flush=True), time.sleep(60))
 artifact.write_artifact(checkpoint, out, force=True)
 """
@@ -248,7 +249,7 @@ def test_disk_full(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(artifacts, "export_target", full)
+    monkeypatch.setattr(source_models, "export_target", full)
     with pytest.raises(UserError, match="full disk"):
         write_artifact(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

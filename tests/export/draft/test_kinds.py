@@ -29,9 +29,12 @@ from dovetail.export.draft.target_features import target_features
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
+from dovetail.runtime.drafts.joint_calls import JointCalls
+from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.policies.base import FixedGrowth
-from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.policies.base import DepthBudget
+from dovetail.runtime.targets.base import read
+from dovetail.runtime.trees.verified import Verified
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "dgf": {"kind": "dgf"},
@@ -144,9 +147,14 @@ def test_run_time_is_the_module_on_the_targets_features(artifact: Path, device: 
     with load(artifact, numerics="exact", draft_device=device) as pipe:
         for length in (2, 3, 17):
             tokens = rng.integers(0, 512, length)
-            features = pipe.target.sequence().prefill(tokens[:-1]).features
+            features = read(pipe.target, pipe.target.sequence(), tokens[:-1]).features
             assert pipe.draft is not None
-            tree = pipe.draft.sequence().propose(tokens, features, FixedGrowth(TreeShape(nodes=6, depth=1, width=5)))
+            text = ModelDraft(pipe.draft)
+            text.tell(Verified(0, tokens, features))
+            growth = text.grow(int(tokens[-1]), DepthBudget(depth=1, width=5))
+            JointCalls(pipe.draft).grow([growth], 5)
+            tree = growth.candidates.best(5)
+            text.close()
             ids = torch.from_numpy(tokens)[None]
             with torch.no_grad():
                 taken = target_features(model, ids, draft.config.feature_layers)[:, :-1]

@@ -290,7 +290,7 @@ def test_pickles_are_asked_for_by_name(target: DraftedTarget, tmp_path: Path) ->
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
     folder = write(tmp_path, config, tensors, pickled=True)
-    with pytest.raises(UserError, match=r"the pickle pytorch_model.bin, which may run code; .*--allow-pickle"):
+    with pytest.raises(UserError, match=r"the pickle pytorch_model.bin, which may run code; .*`allow_pickle`"):
         read_draft(folder, target)
     assert read_draft(folder, target, allow_pickle=True).config.kind == "eagle"
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")

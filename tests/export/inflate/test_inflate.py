@@ -21,8 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.draft.model import DraftModel, load_draft
-from dovetail.export.inflate import enlarged_weights as growth
-from dovetail.export.inflate import inflate
+from dovetail.export.inflate import enlarged_weights, inflate
 from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, check_grows, find_shape, read_shape
 from dovetail.export.target.optimum_export import export_target
@@ -344,8 +343,8 @@ def test_other_bad_input(
             patch.setattr(inflate, name, value)
             _refused(found, tiny_checkpoint, good, tmp_path, **other_draft)
     with monkeypatch.context() as patch:
-        patch.setattr(growth, "PADDED_ROW", -1e5)
-        _refused("use --dtype float32", tiny_checkpoint, good, tmp_path)
+        patch.setattr(enlarged_weights, "PADDED_ROW", -1e5)
+        _refused("use `dtype` float32", tiny_checkpoint, good, tmp_path)
 
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="which exists"):

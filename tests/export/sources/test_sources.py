@@ -120,7 +120,7 @@ def test_the_weights_of_an_ir_stay_as_they_are(ir: Path, tmp_path: Path) -> None
     theirs = constants(source / "openvino_model.xml")
     ours = constants(open_artifact(tmp_path / "out").file(TARGET_MODEL))
     assert sorted(ours.values()) == sorted(theirs.values())
-    with pytest.raises(UserError, match="no --weight-format with an IR"):
+    with pytest.raises(UserError, match="no `weight_format` with an IR"):
         write_artifact(source, tmp_path / "again", weight_format="int4")
 
 
@@ -274,7 +274,7 @@ def test_pickles_only_if_asked_for_by_name(tiny_checkpoint: Path, tmp_path: Path
     shutil.copytree(tiny_checkpoint, source)
     torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    refused(source, "--allow-pickle", tmp_path)
+    refused(source, "`allow_pickle`", tmp_path)
     assert write_artifact(source, tmp_path / "made", check_text=TEXT, allow_pickle=True).target.hidden_size == 64
 
 
@@ -310,5 +310,5 @@ def test_what_is_no_source(name: str) -> None:
 
 
 def test_a_revision_of_a_folder(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="--revision"):
+    with pytest.raises(UserError, match="`revision`"):
         find_source(tiny_checkpoint, "main")

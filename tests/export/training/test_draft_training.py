@@ -158,9 +158,9 @@ def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkp
 
 
 def test_recipe_is_checked() -> None:
-    with pytest.raises(UserError, match="--kind dgf, eagle, eagle3, got 'medusa'"):
+    with pytest.raises(UserError, match="`kind` dgf, eagle, eagle3, got 'medusa'"):
         DraftRecipe(kind="medusa")
-    with pytest.raises(UserError, match="--vocab with --kind eagle3"):
+    with pytest.raises(UserError, match="`vocab` with `kind` eagle3"):
         DraftRecipe(vocab=100)
     with pytest.raises(UserError, match="at least four times"):
         DraftRecipe(window=8, unroll=3)

@@ -116,19 +116,26 @@ def test_controls_from_a_file_stand_behind_flags(run: Any, tiny_artifact: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--temperature", "-1"], "temperature: expected a number from 0"),
+        (["--temperature", "-1"], "--temperature: expected a number from 0"),
         (["--temperature", "warm"], "not a valid float"),
-        (["--top-k", "-1"], "top_k: expected"),
-        (["--top-p", "0"], "top_p: expected"),
-        (["--seed", "-1"], "seed: expected"),
-        (["-n", "0"], "max_new_tokens: expected"),
-        (["-n", "100000"], r"context of 512 tokens, got \d+ of prompt and 100000 to generate"),
-        (["-c", "100000"], "ctx_size: expected an integer from 2 to 512"),
-        (["-t", "0"], "threads: expected"),
+        (["--top-k", "-1"], "--top-k: expected"),
+        (["--top-p", "0"], "--top-p: expected"),
+        (["--seed", "-1"], "--seed: expected"),
+        (["-n", "0"], "--max-new-tokens: expected"),
+        (["-n", "100000"], r"context of 512 tokens, got \d+ of prompt and 100000 to generate; .* or raise --ctx-size"),
+        (["-c", "100000"], "--ctx-size: expected an integer from 2 to 512"),
+        (["-t", "0"], "--threads: expected"),
         (["--logit-bias", "x=1"], "expected TOKEN_ID=NUMBER"),
-        (["--stop", ""], "stop_strings: expected"),
-        (["--min-new-tokens", "9", "-n", "8"], "min_new_tokens <= max_new_tokens"),
-        (["--draft-device", "tpu"], "expected auto, cpu, cuda"),
+        (["--stop", ""], "--stop-strings: expected"),
+        (["--min-new-tokens", "9", "-n", "8"], "--min-new-tokens <= --max-new-tokens"),
+        (["--draft-device", "tpu"], "--draft-device: expected auto, cpu, cuda"),
+        (["--draft-memory-limit", "1MB"], "--draft-memory-limit: expected .* or lower --ctx-size"),
+        (
+            ["--draft-device", "openvino:CPU", "--no-draft"],
+            "--draft-device 'openvino:CPU': expected a draft to put there",
+        ),
+        (["--profile", "nowhere.json"], "--profile 'nowhere.json': expected a readable file"),
+        (["--bad-words-ids", "999"], "--bad-words-ids: expected token ids below 512"),
         (["--tree-nodes", "0"], "not in the range"),
         (["--frobnicate"], "No such option"),
         (["--file", "nowhere.txt"], "expected one prompt, got both"),
@@ -166,7 +173,8 @@ def test_cuda_without_cuda_is_refused(run: Any, tiny_artifact: Path) -> None:
     if cuda_driver():
         pytest.skip("this machine has an NVIDIA driver")
     refused = run("generate", tiny_artifact, PROMPT, "--draft-device", "cuda")
-    assert "no NVIDIA GPU with its driver on this machine" in refused.mistake
+    assert "--draft-device 'cuda': no NVIDIA GPU with its driver on this machine" in refused.mistake
+    assert refused.mistake.endswith("or use --draft-device cpu")
 
 
 def test_inspect_shows_sizes_and_verifies(run: Any, tiny_artifact: Path) -> None:

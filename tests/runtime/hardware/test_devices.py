@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, loads
 from dovetail.runtime.commands.cli import dovetail
 from dovetail.runtime.drafts import loading
+from dovetail.runtime.drafts.graph_contract import row_bytes
 from dovetail.runtime.drafts.loading import load_draft
+from dovetail.runtime.drafts.row_pool import ROWS_A_BLOCK
 from dovetail.runtime.errors import DeviceError
 from dovetail.runtime.hardware import devices
 from dovetail.runtime.hardware.devices import CudaDriver, Gpu, check_device, why_no_cuda
@@ -23,12 +25,11 @@ from dovetail.runtime.hardware.devices import CudaDriver, Gpu, check_device, why
 GPU = Gpu(0, "NVIDIA Quadro P2000", 5 << 30)
 
 
-def load(artifact: Path, **settings: Any) -> tuple[Any, list[str]]:
-    lines: list[str] = []
+def load(artifact: Path, **settings: Any) -> Any:
     info = loads((artifact / "dovetail.json").read_bytes()).draft
     assert info is not None
     settings = {"device": "auto", "threads": 1, "context_length": 256, **settings}
-    return load_draft(artifact / DRAFT_MODEL, info, notice=lines.append, **settings), lines
+    return load_draft(artifact / DRAFT_MODEL, info, **settings)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, built_for: int | None = 13000, driver: CudaDriver | None) -> None:
@@ -71,7 +72,7 @@ def test_why_cuda_is_not_usable(
     pretend(monkeypatch, built_for=built_for, driver=driver)
     with pytest.raises(DeviceError, match=why):
         raise DeviceError(why_no_cuda(index) or "nothing")
-    with pytest.raises(DeviceError, match=f"--draft-device cuda:{index}: "):
+    with pytest.raises(DeviceError, match=f"draft_device 'cuda:{index}': "):
         load(tiny_artifact, device=f"cuda:{index}")
 
 
@@ -81,15 +82,16 @@ def test_an_older_minor_version_of_the_driver_will_do(monkeypatch: pytest.Monkey
     assert why_no_cuda(0) is None
 
 
-def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> None:
+def test_auto_says_what_it_chose_and_why(
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     pretend(monkeypatch, driver=None)
-    model, lines = load(tiny_artifact)
-    assert model.device == "cpu"
-    assert lines == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
+    assert load(tiny_artifact).device == "cpu"
+    assert told.messages == ["draft: dgf on cpu (auto: no NVIDIA GPU with its driver on this machine)"]
 
 
 def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path, told: pytest.LogCaptureFixture
 ) -> None:
     """A driver without cuBLAS and cuDNN: ONNX Runtime gives a session on the CPU and only logs a line."""
     pretend(monkeypatch, driver=CudaDriver(13000, [GPU]))
@@ -101,9 +103,9 @@ def test_a_session_that_does_not_get_cuda_is_an_error_and_auto_goes_on(
     monkeypatch.setattr(ort, "InferenceSession", on_cpu)
     with pytest.raises(DeviceError, match="expected the session on CUDAExecutionProvider, got CPUExecutionProvider"):
         load(tiny_artifact, device="cuda")
-    model, lines = load(tiny_artifact)
-    assert model.device == "cpu"
-    assert "expected the session on CUDAExecutionProvider" in lines[0]
+    assert not told.messages, "nothing is said of a device that it is not on"
+    assert load(tiny_artifact).device == "cpu"
+    assert "expected the session on CUDAExecutionProvider" in told.messages[0]
 
 
 def test_an_operator_that_the_gpu_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Path) -> None:
@@ -134,9 +136,20 @@ def test_an_openvino_device_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_a_limit_too_small_for_the_draft_is_refused_with_what_it_needs(tiny_artifact: Path) -> None:
-    with pytest.raises(DeviceError, match=r"expected at least \d+ MiB .* got 10 MiB; raise it, or lower --ctx-size"):
+    with pytest.raises(DeviceError, match=r"expected at least \d+ MiB .* got 10 MiB; raise it, or lower ctx_size"):
         load(tiny_artifact, memory_limit=10 << 20)
     load(tiny_artifact, memory_limit=1 << 30)
+
+
+def test_a_limit_bounds_the_rows_that_texts_share(tiny_artifact: Path) -> None:
+    one, four = (load(tiny_artifact, texts=texts).pool.max_blocks for texts in (1, 4))
+    assert four == 4 * one
+    rows = ROWS_A_BLOCK * one
+    info = loads((tiny_artifact / "dovetail.json").read_bytes()).draft
+    assert info is not None
+    weights = (tiny_artifact / DRAFT_MODEL).stat().st_size
+    limit = weights + (64 << 20) + 2 * rows * row_bytes(info)
+    assert load(tiny_artifact, texts=4, memory_limit=limit).pool.max_blocks == 2 * one
 
 
 def test_doctor_reports_every_part_and_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,10 @@ from dovetail.runtime.errors import ProfileError, UserError
 from dovetail.runtime.hardware.machine import Machine, this_machine
 from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.policies import host_profile as profile
-from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
+from dovetail.runtime.policies.base import PLAIN_TREE, Policy
+from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.policies.host_profile import Choice, Engines, Profile
-from dovetail.runtime.policies.lookup_or_model import MixedPolicy
-from dovetail.runtime.policies.marginal import Chances, MarginalPolicy
+from dovetail.runtime.policies.host_profile import Choice, Engines, HostProfile
 from dovetail.runtime.trees.shape import TreeShape
 
 COSTS = Costs(
@@ -33,6 +32,7 @@ COSTS = Costs(
     verify_ms=((10.0, 10.0, 11.0, 20.0), (11.0, 11.0, 12.0, 22.0)),
     first_ms=(1.0, 1.0),
     level_ms=((0.5, 0.6), (0.5, 0.6)),
+    text_ms=(0.2, 0.3),
     host_ms=0.1,
     host_level_ms=0.05,
     host_node_ms=0.0,
@@ -40,15 +40,15 @@ COSTS = Costs(
 CHANCES = Chances((0.9, 0.5, 0.1), ((0.6, 0.2), (0.5, 0.2)))
 
 
-def choice(temperature: float, policy: str) -> Choice:
-    tree = PLAIN if policy in ("plain", "lookup") else TreeShape(8, 3, 2)
-    return Choice(temperature, policy, tree, CHANCES, 1.5, 150.0, 148.0, 90.0, None, 0.4)
+def choice(temperature: float, kind: str) -> Choice:
+    tree = PLAIN_TREE if kind in ("plain", "lookup") else TreeShape(8, 3, 2)
+    return Choice(temperature, kind, tree, CHANCES, 1.5, 150.0, 148.0, 90.0, None, 0.4)
 
 
-def made(digest: str = "a" * 64, *, greedy: str = "dynamic", sampled: str = "plain", **changes: Any) -> Profile:
+def made(digest: str = "a" * 64, *, greedy: str = "adaptive", sampled: str = "plain", **changes: Any) -> HostProfile:
     engines = Engines("cpu", "fast", default_threads(), default_threads())
     choices = (choice(0.0, greedy), choice(1.0, sampled))
-    whole = Profile(profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
+    whole = HostProfile(profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
     return dataclasses.replace(whole, **changes)
 
 
@@ -69,24 +69,32 @@ def test_it_is_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_each_temperature_has_its_policy() -> None:
-    found = made(greedy="dynamic", sampled="static")
-    assert isinstance(of_the_model(found.policy(0.0)), MarginalPolicy)
-    assert isinstance(of_the_model(found.policy(0.4)), MarginalPolicy)
-    assert of_the_model(found.policy(0.8)) == of_the_model(found.policy(3.0)) == FixedPolicy(TreeShape(8, 3, 2))
-    assert of_the_model(made(sampled="lookup").policy(1.0)) == FixedPolicy(PLAIN)
-    assert made(sampled="plain").policy(1.0) == FixedPolicy(PLAIN)
+    found = made(greedy="adaptive", sampled="fixed")
+    assert (
+        found.choice(0.0).policy
+        == found.choice(0.4).policy
+        == Policy("adaptive", TreeShape(8, 3, 2), CHANCES, 150 / 90)
+    )
+    assert (
+        found.choice(0.8).policy == found.choice(3.0).policy == Policy("fixed", TreeShape(8, 3, 2), CHANCES, 150 / 90)
+    )
+    assert made(sampled="lookup").choice(1.0).policy.tree == PLAIN_TREE
+    assert [made(sampled=kind).choice(1.0).policy.kind for kind in ("lookup", "plain")] == ["lookup", "plain"]
+    assert [made(sampled=kind).choice(1.0).policy.most_nodes for kind in ("lookup", "plain")] == [23, 0]
+
+
+def test_a_summary_names_what_was_chosen() -> None:
+    summary = made(greedy="adaptive", sampled="fixed").summary
+    assert summary.startswith(
+        "at temperature 0 adaptive (width 2); at temperature 1 fixed (8 nodes, depth 3, width 2) (draft on cpu, fast, "
+    )
+    assert made(greedy="lookup").summary.startswith("at temperature 0 lookup; at temperature 1 plain (")
 
 
 def test_what_a_profile_needs() -> None:
     assert (made().drafts, made().looks_up) == (True, True)
     assert (made(greedy="lookup").drafts, made(greedy="lookup").looks_up) == (False, True)
     assert (made(greedy="plain").drafts, made(greedy="plain").looks_up) == (False, False)
-
-
-def of_the_model(policy: Policy) -> Policy:
-    """What stands behind matches in the text."""
-    assert isinstance(policy, MixedPolicy)
-    return policy.model
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -105,6 +113,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
         profile.dumps(made()).encode()[:-200],
         b" " * (2 << 20),
         damaged(lambda d: d.update(profile_version=1)),
+        damaged(lambda d: d.update(profile_version=3)),
         damaged(lambda d: d.update(extra=1)),
         damaged(lambda d: d.pop("engines")),
         damaged(lambda d: d.update(artifact="short")),
@@ -114,9 +123,14 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> bytes:
         damaged(lambda d: d["costs"].update(plain_ms=[-1.0, 1.0])),
         damaged(lambda d: d["costs"].update(nodes="1,2")),
         damaged(lambda d: d["costs"]["verify_ms"][0].pop()),
+        damaged(lambda d: d["costs"].pop("text_ms")),
+        damaged(lambda d: d["costs"].update(text_ms=[0.1])),
+        damaged(lambda d: d["costs"].update(text_ms=[0.1, -0.1])),
         damaged(lambda d: d.update(choices=[])),
         damaged(lambda d: d["choices"].reverse()),
-        damaged(lambda d: d["choices"][0].update(policy="magic")),
+        damaged(lambda d: d["choices"][0].update(kind="magic")),
+        damaged(lambda d: d["choices"][0].update(kind="dynamic")),
+        damaged(lambda d: d["choices"][0].update(kind="static")),
         damaged(lambda d: d["choices"][0].update(predicted=0)),
         damaged(lambda d: d["choices"][0]["tree"].update(nodes=4096)),
         damaged(lambda d: d["choices"][0]["chances"].update(by_score=[])),
@@ -158,47 +172,54 @@ def test_the_fingerprint_changes_with_every_part() -> None:
     assert Machine(**dataclasses.asdict(here)).fingerprint == here.fingerprint
 
 
-def keep(found: Profile) -> Path:
+def keep(found: HostProfile) -> Path:
     path = profile.cache_path(found.artifact, found.machine, found.engines.draft_device, found.engines.numerics)
     profile.write(found, path)
     return path
 
 
-def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path) -> None:
-    told: list[str] = []
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
+def test_one_of_a_newer_version_asks_for_a_newer_program() -> None:
+    data = damaged(lambda d: d.update(profile_version=profile.PROFILE_VERSION + 1))
+    with pytest.raises(ProfileError, match="upgrade dovetail"):
+        profile.loads(data)
+
+
+def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, told: pytest.LogCaptureFixture) -> None:
+    def found(draft_device: str = "cpu", numerics: str = "fast") -> HostProfile | None:
+        return profile.find("a" * 64, this_machine(), draft_device, numerics)
+
+    assert found() is None
     path = keep(made())
     assert path.is_relative_to(cache)
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) == made()
-    assert profile.find("a" * 64, this_machine(), "cpu", "exact", told.append) is None
-    assert profile.find("a" * 64, this_machine(), "cuda:0", "fast", told.append) is None
-    assert profile.profiles_of("a" * 64, told.append) == [made()]
-    assert not told
+    assert found() == made()
+    assert found(numerics="exact") is None
+    assert found("cuda:0") is None
+    assert profile.profiles_of("a" * 64) == [made()]
+    assert not told.records
     path.write_text(path.read_text()[:-40])
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
-    assert profile.profiles_of("a" * 64, told.append) == []
-    assert len(told) == 2
-    assert all("is ignored" in line and "\n" not in line for line in told)
+    assert found() is None
+    assert profile.profiles_of("a" * 64) == []
+    assert len(told.messages) == 2
+    assert all("is ignored" in line and "\n" not in line for line in told.messages)
     profile.write(made("b" * 64), path)  # a file under another's name
-    assert profile.find("a" * 64, this_machine(), "cpu", "fast", told.append) is None
-    assert len(told) == 3
+    assert found() is None
+    assert len(told.messages) == 3
 
 
-def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture) -> None:
     digest = open_artifact(tiny_artifact).digest
-    told: list[str] = []
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.profile is None
         expected = pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids
-    assert not any("profile" in line for line in told)
+    assert not any("profile" in line for line in told.messages)
     keep(made(digest))
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.profile == made(digest)
-        assert isinstance(of_the_model(pipe._policy(0.0)), MarginalPolicy)
-        assert pipe._policy(1.0) == FixedPolicy(PLAIN)
+        assert pipe.policy(0.0) == made(digest).choice(0.0).policy
+        assert pipe.policy(1.0).kind == "plain"
         assert pipe.generate("def main(", max_new_tokens=12, ignore_eos=True, temperature=1.0).drafted_tokens == 0
         assert len(pipe.generate("def main(", max_new_tokens=12, ignore_eos=True).token_ids) == len(expected)
-    assert sum(line.startswith("profile: at temperature 0 dynamic") for line in told) == 1
+    assert sum(line.startswith("profile: at temperature 0 adaptive") for line in told.messages) == 1
     with load(tiny_artifact, tree=TreeShape(4, 2, 2)) as pipe:
         assert pipe.profile is None
     with load(tiny_artifact, profile=None) as pipe:
@@ -207,27 +228,29 @@ def test_the_runtime_picks_it_up(cache: Path, tiny_artifact: Path, tmp_path: Pat
         assert pipe.profile is None
 
 
-def test_where_the_draft_never_pays_it_is_not_loaded(cache: Path, tiny_artifact: Path) -> None:
+def test_where_the_draft_never_pays_it_is_not_loaded(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest, greedy="plain"))
-    told: list[str] = []
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert pipe.draft is None
         assert pipe.generate("x", max_new_tokens=4, ignore_eos=True).drafted_tokens == 0
-    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told
+    assert "draft: none, plain decoding is faster here (dovetail calibrate)" in told.messages
 
 
-def test_where_matches_alone_pay_only_they_are_taken(cache: Path, tiny_artifact: Path) -> None:
+def test_where_matches_alone_pay_only_they_are_taken(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest, greedy="lookup"))
-    told: list[str] = []
     repeated = {"max_new_tokens": 40, "ignore_eos": True, "logit_bias": {7: 100.0}}
-    with load(tiny_artifact, notice=told.append) as pipe:
+    with load(tiny_artifact) as pipe:
         assert (pipe.draft, pipe.draft_kind) == (None, "lookup")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens > 0
         assert pipe.generate([7, 7, 7, 7], temperature=1.0, **repeated).drafted_tokens == 0
+    assert any(line.startswith("draft: lookup, matches in the text") for line in told.messages)
     with load(tiny_artifact, draft="artifact") as pipe:  # the same profile, which says that this draft is of no use
         assert (pipe.draft, pipe.draft_kind) == (None, "none")
         assert pipe.generate([7, 7, 7, 7], temperature=0.0, **repeated).drafted_tokens == 0
-    assert any(line.startswith("draft: lookup, matches in the text") for line in told)
 
 
 def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_path: Path) -> None:
@@ -251,12 +274,13 @@ def test_a_given_file_must_be_for_this(cache: Path, tiny_artifact: Path, tmp_pat
         load(tiny_artifact, profile=tmp_path / "nothing.json")
 
 
-def test_other_threads_than_the_cached_profiles_do_without_it(cache: Path, tiny_artifact: Path) -> None:
+def test_other_threads_than_the_cached_profiles_do_without_it(
+    cache: Path, tiny_artifact: Path, told: pytest.LogCaptureFixture
+) -> None:
     keep(made(open_artifact(tiny_artifact).digest))
-    told: list[str] = []
-    with load(tiny_artifact, threads=default_threads() + 1, notice=told.append) as pipe:
+    with load(tiny_artifact, threads=default_threads() + 1) as pipe:
         assert pipe.profile is None
-    assert sum(line.startswith("profile: not used") for line in told) == 1
+    assert sum(line.startswith("profile: not used") for line in told.messages) == 1
 
 
 def test_a_place_that_can_not_be_written_to(tmp_path: Path) -> None:

@@ -193,10 +193,10 @@ def test_a_draft_that_is_right_foresees_every_draw(controls: dict[str, Any]) -> 
     seeing, blind = (Sampler(config, [1], V, sequence) for _ in range(2))
     tokens = np.random.default_rng(1).permutation(V)[None].repeat(3, axis=0)
     for i in range(0, len(rows), 3):
-        ahead = []
-        for depth in (1, 2, 3):
-            log_probs = torch.log_softmax(torch.from_numpy(rows[i + depth - 1]), -1).numpy()[tokens]
-            foreseen = seeing.foresee(depth, tokens, log_probs)
+        ahead: list[int] = []
+        for step in range(3):
+            log_probs = torch.log_softmax(torch.from_numpy(rows[i + step]), -1).numpy()[tokens]
+            foreseen = seeing.foresee([ahead] * 3, tokens, log_probs)
             assert np.exp(foreseen).sum(axis=1) == pytest.approx(1, abs=1e-5)
             ahead.append(int(tokens[0, foreseen[0].argmax()]))
         assert ahead == [seeing.draw(row) for row in rows[i : i + 3]]
@@ -205,7 +205,7 @@ def test_a_draft_that_is_right_foresees_every_draw(controls: dict[str, Any]) -> 
 
 def test_nothing_is_foreseen_of_a_greedy_text() -> None:
     log_probs = np.log(np.array([[0.5, 0.3]], np.float32))
-    assert sampler([1]).foresee(1, np.array([[3, 4]]), log_probs) is log_probs
+    assert sampler([1]).foresee([[]], np.array([[3, 4]]), log_probs) is log_probs
 
 
 class _NoTime:
@@ -220,7 +220,7 @@ def test_a_token_of_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatc
     row[[1, 3]] = 0
     made = sampler([0], temperature=1.0)
     assert {made.draw(row) for _ in range(200)} == {1, 3}
-    monkeypatch.setattr(made._race, "_random", _NoTime())
+    monkeypatch.setattr(np.random, "Generator", lambda bits: _NoTime())
     assert made.draw(row) == 1
 
 

@@ -1,6 +1,6 @@
 """Proves what is the OpenVINO engine's own, beyond the laws in tests/laws/test_target_engines.py: INT8 weights keep a
 node apart from its siblings, too; fast numerics stay near exact; passes of any sizes in any order find their inputs in
-memory that is used again; forks share pages until one of them writes; a cache that fits no memory is refused.
+memory that is used again; forks share pages until one of them writes; the cache keeps to the memory there is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dovetail.runtime.artifact.manifest import TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError
 from dovetail.runtime.targets.base import Numerics, Step, read
+from dovetail.runtime.targets.openvino import engine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, chain, root_only
 
@@ -31,8 +32,10 @@ def files(path: Path) -> tuple[Path, TargetInfo]:
     return artifact.file(TARGET_MODEL), artifact.manifest.target
 
 
-def load(path: Path, numerics: Numerics = "exact", capacity: int = 2048) -> OpenVinoTarget:
-    return OpenVinoTarget(*files(path), numerics=numerics, threads=2, capacity=capacity)
+def load(
+    path: Path, numerics: Numerics = "exact", *, capacity: int = 2048, at_most: int | None = None
+) -> OpenVinoTarget:
+    return OpenVinoTarget(*files(path), numerics=numerics, threads=2, capacity=capacity, at_most=at_most)
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +132,21 @@ def test_forks_share_pages_until_one_of_them_writes(target: OpenVinoTarget) -> N
 
 
 def test_a_cache_that_fits_no_memory_is_refused(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(np, "zeros", none_left)
-    with pytest.raises(ContextOverflowError, match=r"memory for a cache of 0\.0 GB \(2048 tokens\), got none; lower"):
+    size = load(tiny_artifact).cache.nbytes
+    monkeypatch.setattr(engine, "available_memory", lambda: size)
+    load(tiny_artifact)
+    monkeypatch.setattr(engine, "available_memory", lambda: size - 1)
+    with pytest.raises(ContextOverflowError, match=r"expected memory for a cache of .* \(2048 tokens\), got .*; lower"):
         load(tiny_artifact)
+
+
+@pytest.mark.parametrize(("at_most", "capacity"), [(None, 64), (32, 64), (100, 128), (320, 320), (2048, 320)])
+def test_a_cache_grows_into_a_quarter_of_the_free_memory(
+    at_most: int | None, capacity: int, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_of_320 = load(tiny_artifact, capacity=320).cache.nbytes
+    monkeypatch.setattr(engine, "available_memory", lambda: 4 * bytes_of_320)
+    assert load(tiny_artifact, capacity=64, at_most=at_most).capacity == capacity
 
 
 @pytest.mark.parametrize("sizes", [{"vocab_size": 511}, {"hidden_size": 32}, {"num_layers": 3}])

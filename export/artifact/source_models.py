@@ -1,0 +1,126 @@
+"""The model that an artifact is compiled from, as torch or OpenVINO reads it: a checkpoint's or an IR's. Both are asked
+for the same in the same order: the logits to be held against, the draft, the target.
+
+Letters: T tokens, V vocabulary, L feature layers, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length
+from dovetail.export.sources.base import Source
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.optimum_export import export_target, import_target, read_source_ir
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
+
+if TYPE_CHECKING:
+    from dovetail.export.draft.target_features import Taps
+    from dovetail.export.draft.writing import DraftSettings, ExportedDraft
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceLogits:
+    """What the source makes of a text, read in windows of `length`: `logits` [T, V]."""
+
+    length: int
+    logits: Logits
+
+
+class SourceModel(Protocol):
+    """Asked in this order; `folder` is the artifact's, under construction."""
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits | None:
+        """What the source makes of `ids`, kept in the file `scratch`; None where its weights are taken as they are."""
+        ...
+
+    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+        """Write the draft for this target; `ids` are held-out text. Raises `UserError` if it is for another one."""
+        ...
+
+    def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
+        """Write the target, whose hidden states are what `taps` compute, None: the last ones."""
+        ...
+
+
+def source_model(source: Source, compression: Compression) -> SourceModel:
+    """Of what `find_source` found; an IR's weights have their `compression` already."""
+    return IrModel(source) if source.is_ir else CheckpointModel(source, compression)
+
+
+class CheckpointModel:
+    """A checkpoint: torch reads it, then optimum-intel and nncf make the IR."""
+
+    def __init__(self, source: Source, compression: Compression) -> None:
+        self._source, self._compression = source, compression
+        self._torch_model: Any = None
+        self._parameters = 0
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+        from dovetail.export.sources.checkpoint import load_torch
+
+        model = load_torch(self._source.folder, as_stored=True, allow_pickle=self._source.allow_pickle)
+        self._torch_model = model
+        self._parameters = sum(weight.numel() for weight in model.parameters())
+        window = getattr(model.config, "sliding_window", None)
+        length = window_length(model.config.max_position_embeddings, window)
+        return ReferenceLogits(length, torch_logits(model, ids, length, scratch))
+
+    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+        import torch
+
+        from dovetail.export.draft.published import DraftedTarget
+        from dovetail.export.draft.target_features import target_features
+        from dovetail.export.draft.writing import write_draft
+        from dovetail.export.sources.checkpoint import body_and_head
+
+        model = self._torch_model
+        assert model is not None, "the reference comes first"
+
+        def features(ids: Ids, layers: tuple[int, ...]) -> Logits:
+            read: Logits = target_features(model, torch.from_numpy(ids)[None], layers)[0].numpy()
+            return read
+
+        _log.info("draft: exporting to ONNX")
+        target = DraftedTarget(self._source.folder, model.config, *body_and_head(model)[1:])
+        return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
+
+    def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
+        self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
+        _log.info("target: exporting %s as %s", self._source.folder, self._compression.weight_format)
+        info = export_target(self._source.folder, folder, self._compression, self._source.allow_pickle, taps)
+        return dataclasses.replace(info, parameters=self._parameters)
+
+
+class IrModel:
+    """An OpenVINO IR, whose weights and features are read off its graph. torch is needed for a draft alone."""
+
+    def __init__(self, source: Source) -> None:
+        self._folder = source.folder
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> None:
+        return None
+
+    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+        import torch
+        from transformers import AutoConfig
+
+        from dovetail.export.draft.published import DraftedTarget
+        from dovetail.export.draft.writing import write_draft
+        from dovetail.export.target.ir_features import embedding_and_head, features
+
+        model = read_source_ir(self._folder)
+        config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        _log.info("draft: exporting to ONNX")
+        target = DraftedTarget(self._folder, config, *map(torch.from_numpy, embedding_and_head(model)))
+        path = folder / DRAFT_MODEL
+        return write_draft(settings, path, target, lambda ids, layers: features(model, ids, layers), ids)
+
+    def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
+        _log.info("target: taking the IR in %s, weights as they are", self._folder)
+        return import_target(self._folder, folder, taps)

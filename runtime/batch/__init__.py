@@ -1,0 +1,1 @@
+"""Files of many prompts, a JSON object a line, and the files of their answers."""
