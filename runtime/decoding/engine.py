@@ -84,6 +84,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._idle: list[IdleCache] = []  # the least recently used first
+        self._undelivered: deque[Update] = deque()
         self._listeners: dict[int, weakref.WeakMethod[Callable[[Update], None]]] = {}
         self._on_end: dict[int, Callable[[], None]] = {}
 
@@ -153,18 +154,16 @@ class Engine:
         """Free the cancelled and let in the waiting while there is room for what they have to read."""
         updates = self.sweep()
         siblings = {id(sibling) for sequence in [*self._running, *self._waiting] for sibling in sequence.siblings}
-        held_back: list[Sequence] = []
-        while self._waiting and len(self._running) < self._max_texts:
-            sequence = self._waiting.popleft()
+        for sequence in list(self._waiting):
+            if len(self._running) >= self._max_texts:
+                break
             if id(sequence) in siblings:  # its prompt is being read by another
-                held_back.append(sequence)
                 continue
             # A text that runs alone always fits; beside others it must not push them out at once.
             if self._running and not self._has_room(sequence.unread + MAX_TREE_NODES):
-                held_back.append(sequence)
                 break
+            self._waiting.remove(sequence)
             self._running.append(sequence)
-        self._waiting.extendleft(reversed(held_back))
         return updates
 
     def _has_room(self, tokens: int) -> bool:
@@ -174,9 +173,15 @@ class Engine:
         return True
 
     def _evict(self) -> bool:
-        """Give up the pages of the conversation that was idle longest; whether there was one."""
+        """Give up the pages of the conversation that was idle longest, or of the last text that waits with some;
+        whether there was one.
+        """
         while self._idle:
             if self._idle.pop(0).evict():
+                return True
+        for sequence in reversed(self._waiting):
+            if sequence.context:
+                sequence.preempt()
                 return True
         return False
 
@@ -248,8 +253,8 @@ class Engine:
 
     def _preempt(self, sequence: Sequence) -> None:
         assert len(self._running) > 1, "one text alone has the whole cache"
-        self._running.remove(sequence)
         sequence.preempt()
+        self._running.remove(sequence)
         self._waiting.appendleft(sequence)
 
     def _take(self, sequence: Sequence, out: StepOutput) -> list[int]:
@@ -261,8 +266,10 @@ class Engine:
             return []
 
     def _deliver(self, updates: Iterable[Update]) -> None:
-        """Tell the listeners; one of them may end its text."""
-        for update in updates:
+        """Tell the listeners; one of them may end its text. What an interrupt leaves is told the next time."""
+        self._undelivered += updates
+        while self._undelivered:
+            update = self._undelivered.popleft()
             listener = self._listeners[id(update.sequence)]()
             if listener is None:
                 update.sequence.end("cancelled")

@@ -57,7 +57,7 @@ class Sequence:
         self._sampler, self._max_new_tokens, self._ends, self._window = sampler, max_new_tokens, ends, window
         self._tree = chain(np.array(self.text[:1], np.int64))  # what the pass verifies
         self._drafted: DraftedTree | None = None  # None: the pass reads a chunk
-        self._prompt_features: list[Float32s] = []  # for the siblings' drafts
+        self._prompt_features = np.empty((0, 0), np.float32)  # [m, D] for the siblings' drafts
         self._begin = 0  # of those
         self._mark = (self.prompt_length, 0)
 
@@ -165,6 +165,7 @@ class Sequence:
     def rewind(self) -> None:
         """Undo the step since `mark`, however far it came: the text and both models are as before."""
         length, context = self._mark
+        self.finish_reason = self.error = None
         del self.text[length:]
         self._sampler.rewind(length - self.prompt_length)
         self.cache.truncate(context)
@@ -172,13 +173,16 @@ class Sequence:
     def _hand_prompt(self, begin: int, features: Float32s) -> None:
         """Give the siblings what was read of the prompt, when all of it is."""
         if self.model is not None:
-            if not self._prompt_features:
-                self._begin = begin
-            self._prompt_features.append(features.copy())
+            before = self._prompt_features[: max(begin - self._begin, 0)]  # a chunk may be read twice
+            if not len(before):
+                self._begin, before = begin, features[:0]
+            self._prompt_features = np.concatenate([before, features])
         if self.context < self.prompt_length:
             return
         kept = self.prompt_length - 1
         for sibling in self.siblings:
+            if sibling.finish_reason is not None:
+                continue
             try:
                 fork = self.cache.target.fork()
             except CacheFullError:  # it reads the prompt itself, when there is room
@@ -187,11 +191,11 @@ class Sequence:
             sibling.cache.target.close()
             sibling.cache.target = fork
             sibling.reused = kept
-            if self.model is not None:
-                rows = np.concatenate(self._prompt_features)[: kept - self._begin]
+            if self.model is not None and kept > self._begin:
+                rows = self._prompt_features[: kept - self._begin]
                 sibling.cache.tell(sibling.text[: kept + 1], self._begin, rows)
         self.siblings = []
-        self._prompt_features = []
+        self._prompt_features = self._prompt_features[:0]
 
     # How it ends.
 

@@ -60,11 +60,14 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        while not self._inbox:
-            if self._error is not None:
+        while True:
+            is_over = self._reason is not None  # asked first: another thread may be about to bring the last chunk
+            if self._inbox:
+                return self._inbox.popleft()
+            if is_over and self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._reason is not None:
+            if is_over:
                 raise StopIteration
             try:
                 with self._engine.lock:
@@ -77,7 +80,6 @@ class Stream:
             except BaseException:
                 self._end("error")
                 raise
-        return self._inbox.popleft()
 
     def __aiter__(self) -> Stream:
         return self
@@ -177,7 +179,11 @@ class Stream:
             try:
                 self._inbox.append(self._take(update))
             except Exception as error:
-                sequence.end("error", error)
+                sequence.finish_reason, sequence.error = "error", error
+            except BaseException:  # an interrupt in the middle of a chunk, which is lost
+                self._end("cancelled")
+                self.cancel()
+                raise
         if sequence.finish_reason == "cancelled" and not update.tokens:
             # The pieces that were held back are let out with the last chunk.
             self._inbox.append(Chunk([self._flush()], [], [], [], "cancelled"))

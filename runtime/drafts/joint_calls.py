@@ -45,16 +45,19 @@ class JointCalls:
         size = max(MAX_ROWS // max(width, 1), 1) if self._share else 1
         for begin in range(0, len(growths), size):
             group = growths[begin : begin + size]
-            if len(group) == 1:
-                self._grow_alone(group[0], times)
-                continue
             try:
-                self._grow_together(group, times)
-            except Exception as error:  # whose fault it is shows when each text calls alone, from now on
-                _log.warning("a call that %d drafts shared failed (%s); they call alone from now on", len(group), error)
-                self._share = False
+                if len(group) == 1:
+                    self._grow_alone(group[0], times)
+                else:
+                    self._grow_together(group, times)
+            except BaseException as error:  # what the last call has written is not known
                 for growth in group:
                     growth.abandon()
+                if len(group) == 1 or not isinstance(error, Exception):
+                    raise
+                # Whose fault it is shows when each text calls alone, from now on.
+                _log.warning("a call that %d drafts shared failed (%s); they call alone from now on", len(group), error)
+                self._share = False
         return times
 
     def _grow_alone(self, growth: TreeGrowth, times: list[CallTime]) -> None:

@@ -201,6 +201,7 @@ class ModelGrowth:
             pass
         self._done = True
         self._draft.end_growth()
+        self._drafted = 0
         return None
 
     def _read(self, alone: bool) -> DraftCall | None:
@@ -258,3 +259,4 @@ class ModelGrowth:
         """See `TreeGrowth`."""
         self._done = True
         self._draft.forget(self._drafted)
+        self._drafted = 0

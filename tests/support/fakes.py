@@ -84,6 +84,7 @@ class FakeTarget:
         self.info = TargetInfo("fake", D, 1, vocab, 1 << 20, 1, "fp32", window)
         self.capacity = self.free = capacity // PAGE * PAGE
         self.watch: Callable[[Sequence[Step]], None] = lambda steps: None  # called before and behind every pass
+        self.touch: Callable[[], None] = lambda: None  # called before and behind what else a text does with its cache
         self._remembers = remembers
         self._lent: list[StepOutput] = []
 
@@ -144,6 +145,7 @@ class FakeSequence:
 
     def reserve(self, num_tokens: int) -> None:
         """See `TargetSequence`."""
+        self._engine.touch()
         lacking = max(_in_pages(self.length + num_tokens) - self._room, 0)
         if lacking > self._engine.free:
             raise CacheFullError(f"expected {lacking} free tokens in the cache, got {self._engine.free}")
@@ -158,10 +160,12 @@ class FakeSequence:
     def commit(self, path: Sequence[int]) -> None:
         """See `TargetSequence`."""
         assert self._fed is not None, "no tree was fed since the last commit or truncate"
+        self._engine.touch()
         tokens, parents = self._fed.tokens.tolist(), self._fed.parents.tolist()
         assert [parents[node] for node in path] == [-1, *path][: len(path)], "a path begins at the root"
         self.tokens += [tokens[node] for node in path]
         self._fed = None
+        self._engine.touch()
 
     def truncate(self, length: int) -> None:
         """See `TargetSequence`."""
@@ -319,9 +323,10 @@ class FakeGraph:
         for children in self._lent:
             children.log_probs.fill(np.nan)
             children.tokens.fill(-1)
-        self.watch(calls)
         written = [row for call in calls for row in call.rows]
         assert len(set(written)) == len(written), "two pairs in one row"
+        self.clear(written)  # until the call is through, nobody knows what is there
+        self.watch(calls)
         for call in calls:
             for row, position, token in zip(call.rows, call.positions, call.tokens, strict=True):
                 self._rows[row] = position, token
