@@ -181,13 +181,17 @@ def _of_model(load: PassLoad, text: DecodingText, candidates: CandidateTree | No
     if candidates is None or not len(candidates):
         return _Draft("none", candidates or CandidateTree(text.root), [])
     policy = text.pace.policy
-    chances = policy.chances_of(candidates.scores[: policy.tree.nodes - 1])
+    scores = candidates.scores[: policy.tree.nodes - 1]
+    chances = policy.chances_of(scores)
+    # Alone it is what calibration found best; in company it must earn its place, unless somebody asked for it.
+    is_fixed = policy.kind == "fixed" and (policy.is_wish or load.texts == 1)
+    if is_fixed:  # the whole tree, whatever it hopes for
+        chances += [0.0] * (len(scores) - len(chances))
     return _Draft(
         source="model",
         candidates=candidates,
         chances=chances,
         trust=text.pace.trust,
         draft_ms=load.draft_ms(candidates.depth, policy.tree.width, asking),
-        # Alone it is what calibration found best; in company it must earn its place, unless somebody asked for it.
-        is_fixed=policy.kind == "fixed" and (policy.is_wish or load.texts == 1),
+        is_fixed=is_fixed,
     )

@@ -34,9 +34,9 @@ class Chances:
     def of(self, scores: Sequence[float], least: float) -> list[float]:
         """The chances of those `scores` that have more than `least`, in their order."""
         table = self.by_score
-        if least <= 0:
-            return [table[min(int(score / -SCORE_STEP), len(table) - 1)] for score in scores]
-        worth = min(bisect.bisect_left(table, -least, key=operator.neg), len(table) - 1)  # bins: the table never rises
+        worth = len(table) - 1  # bins that are looked at: the table never rises
+        if least > 0:
+            worth = min(bisect.bisect_left(table, -least, key=operator.neg), worth)
         floor = -SCORE_STEP * worth
         return [table[int(score / -SCORE_STEP)] for score in scores if score > floor]
 
