@@ -63,7 +63,7 @@ def report(result: Generation, stats: bool) -> None:
         "prompt / generated": f"{result.prompt_tokens} / {n} tokens ({result.finish_reason})",
         "prefill": f"{result.prefill_ms:.1f} ms",
         "decode": f"{result.decode_ms:.1f} ms, {result.tokens_per_second:.1f} tokens/s",
-        "rounds": f"{totals.rounds}, {n / per_round:.2f} tokens each",
+        "rounds": f"{totals.rounds}, {n / per_round:.2f} tokens each, {totals.texts / per_round:.1f} texts a pass",
         "accept length": f"{totals.accept_length_mean:.2f} of {totals.drafted_tokens / per_round:.1f} drafted",
         "accept histogram": "  ".join(f"{a}:{count}" for a, count in enumerate(totals.accept_histogram)),
         "verify_ms": f"{totals.verify_ms / per_round:.2f} a round on {result.setup.target_device}",

@@ -40,16 +40,16 @@ def generate(
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)
+    streams = [pipe.stream(text, config, sequence=number) for number in range(config.num_return_sequences)]
+    streams[0].share_prompt(streams[1:])  # they are made together; what the later ones say waits for its turn
     results = []
-    with pipe.conversation() as conversation:  # further answers find the prompt in the cache
-        for sequence in range(config.num_return_sequences):
-            if sequence and not as_json:
-                click.echo("---")
-            stream = pipe.stream(text, config, conversation=conversation, sequence=sequence)
-            results.append(Printer(show_draft).show(stream, quiet=as_json))
-            report(results[-1], stats)
-            if results[-1].finish_reason == "cancelled":
-                break
+    for number, stream in enumerate(streams):
+        if number and not as_json:
+            click.echo("---")
+        results.append(Printer(show_draft).show(stream, quiet=as_json))
+        report(results[-1], stats)
+        if results[-1].finish_reason == "cancelled":
+            break
     if as_json:
         first = results[0].as_dict()
         print_json(first if len(results) == 1 else {**first, "sequences": [result.as_dict() for result in results]})

@@ -12,9 +12,7 @@ from dovetail.runtime.drafts.base import TreeGrowth
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall, DraftGraph
 from dovetail.runtime.errors import DraftError
 
-MAX_ROWS = (
-    32  # of a call that texts share: beyond, a row costs what it costs alone, and the mask of all texts' rows more
-)
+MAX_ROWS = 32  # of a call that texts share: beyond, every row costs as much as in a call of its own
 
 _log = logging.getLogger(__name__)
 

@@ -10,12 +10,11 @@ from collections import Counter
 import fakes
 import numpy as np
 import pytest
-from dovetail.runtime.decoding.rounds import rounds
 from fakes import FakeDraft, FakeTarget
+from one_text import decode
 from scipy import stats
 
-from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.policies.base import FixedPolicy
+from dovetail.runtime.decoding import sequence as decoding
 from dovetail.runtime.sampling import processors
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
@@ -63,9 +62,8 @@ def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, 
         shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
         config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
         sampler = Sampler(config, PROMPT, VOCAB)
-        prompt, foresight = np.array(PROMPT), sampler.foresee
-        loop = rounds(target, draft, FixedPolicy(shape), sampler.draw, prompt, LENGTH, foresight=foresight)
-        counts[tuple(token for done in loop for token in done.tokens)] += 1
+        updates = decode(target, draft, shape, sampler, PROMPT, LENGTH, foresight=sampler.foresee)
+        counts[tuple(updates.tokens)] += 1
     return counts
 
 
@@ -118,7 +116,7 @@ def test_a_wrong_acceptance_rule_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
         return Accepted(path, [*tokens, draw(logits[path[-1]])])
 
     expected = exact(GenerationConfig(temperature=1.0))
-    monkeypatch.setattr(engine, "accept", inverted_ratio)
+    monkeypatch.setattr(decoding, "accept", inverted_ratio)
     p_value, variation, noise = compare(observe({"temperature": 1.0}), expected)
     print(f"wrong rule: p {p_value:.1e}, total variation {variation:.4f}, noise floor {noise:.4f}")
     assert p_value < 1e-6

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from dovetail.runtime.decoding.rounds import rounds
 from draft_kinds import write_kind
 from families import FAMILIES, WINDOW, WINDOWED
+from one_text import decode
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -25,15 +25,17 @@ from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.draft.kinds import KINDS
 from dovetail.export.draft.kinds.eagle3 import default_feature_layers
 from dovetail.export.draft.target_features import target_features
-from dovetail.runtime import load
+from dovetail.runtime import GenerationConfig, load
 from dovetail.runtime.artifact.manifest import WEIGHT_FORMATS
-from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.drafts.base import Foresight, blind
+from dovetail.runtime.drafts.base import Foresight, Grown, blind
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.policies.base import FixedPolicy, Growth
+from dovetail.runtime.policies.base import TreeBudget
+from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.targets.base import read
 from dovetail.runtime.trees.shape import TreeShape
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+from dovetail.runtime.trees.tree import CandidateTree, Float32s
+from dovetail.runtime.trees.verified import Verified
 
 NEW_TOKENS = 60
 TREE = TreeShape(nodes=9, depth=4, width=2)
@@ -136,32 +138,34 @@ class Bushy:
     slots than positions. Where one child a node is wanted, that is the right one.
     """
 
-    native_s = 0.0
-    bytes_in = bytes_out = 0
+    def __init__(self, prompt: list[int], text: list[int]) -> None:
+        self._prompt, self._text, self.known = prompt, text, 0
 
-    def __init__(self, text: list[int]) -> None:
-        self._text, self._done = text, 0  # tokens written so far
+    def tell(self, verified: Verified) -> None:
+        self.known = max(self.known, verified.end)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        self._done += len(tokens) if self._done else 1
-        drafted, parents, node = [int(tokens[-1])], [-1], 0
-        for depth, token in enumerate(self._text[self._done :]):
-            if not growth.goes_on(depth, [0.0]):
+    def truncate(self, known: int) -> None:
+        self.known = min(self.known, known)
+
+    def close(self) -> None:
+        self.known = 0
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> Grown:
+        candidates, node = CandidateTree(root), 0
+        for token in self._text[self.known + 1 - len(self._prompt) :]:
+            if not budget.wants_level(candidates.levels):
                 break
-            siblings = [(token + 1 + i) % families.VOCAB for i in range(growth.width - 1)]
-            drafted += [*siblings, token]
-            parents += [node] * growth.width
-            node = len(drafted) - 1
-        return Tree(np.array(drafted), np.array(parents)) if len(drafted) > 1 else root_only(drafted[0])
+            siblings = [(token + 1 + i) % families.VOCAB for i in range(budget.width - 1)]
+            first = candidates.add_level([node] * budget.width, [*siblings, token], [0.0] * budget.width)
+            node = first + budget.width - 1
+        return Grown(candidates)
 
 
 def write(pipe: Pipeline, prompt: list[int], text: list[int]) -> tuple[list[int], list[int]]:
     """(the tokens behind `prompt` with a draft that knows `text`, accept lengths)"""
-    target = pipe.target.sequence()
-    loop = rounds(target, Bushy(text), FixedPolicy(TREE), lambda row: int(row.argmax()), np.array(prompt), NEW_TOKENS)
-    done = list(loop)
-    target.close()
-    return [token for made in done for token in made.tokens], [made.accept_length for made in done]
+    sampler = Sampler(GenerationConfig(), prompt, families.VOCAB)
+    updates = decode(pipe.target, Bushy(prompt, text), TREE, sampler, prompt, NEW_TOKENS)
+    return updates.tokens, updates.accept_lengths
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -209,7 +213,7 @@ def pair_works(made: Family, weight_format: str, kind: str) -> None:
         prompt = PROMPTS[1]
         if kind != "lm":
             sequence = pipe.target.sequence()
-            fed = sequence.prefill(np.array(prompt)).features
+            fed = read(pipe.target, sequence, np.array(prompt)).features
             sequence.close()
             wanted = made.features(kind)
             cosine = (fed * wanted).sum(1) / np.linalg.norm(fed, axis=1) / np.linalg.norm(wanted, axis=1)
@@ -232,8 +236,7 @@ def test_trees_beyond_the_window_would_be_wrong(
     """The same without the fall back to chains: other tokens come out, so the test above can fail."""
     made = family(name)
     pipe = load(made.artifact("fp32", BESIDE["fp32"]), draft="none", numerics="exact", ctx_size=families.CONTEXT)
-    monkeypatch.setattr(engine, "propose", lambda draft, target, *rest: draft.propose(*rest))
-    pipe.target.window = None
+    monkeypatch.setattr(pipe.target, "window", None)
     assert [write(pipe, prompt, text)[0] for prompt, text in zip(PROMPTS, made.texts, strict=True)] != made.texts
     pipe.close()
 

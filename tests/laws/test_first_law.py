@@ -5,27 +5,28 @@ always, never and sometimes guess right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dovetail.runtime.decoding.rounds import rounds
-from fakes import chain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from one_text import Updates, decode
 
 from dovetail.export.training import corpus
 from dovetail.runtime import GenerationConfig, load
-from dovetail.runtime.decoding import rounds as engine
-from dovetail.runtime.drafts.base import Draft, Foresight, NoDraft, blind
+from dovetail.runtime.decoding import sequence as decoding
+from dovetail.runtime.drafts.base import Draft, Foresight, Grown, blind
+from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.policies.base import FixedPolicy, Growth
+from dovetail.runtime.policies.base import TreeBudget
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.trees.acceptance import Accepted, Draw, accept
 from dovetail.runtime.trees.shape import TreeShape
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, root_only
+from dovetail.runtime.trees.tree import CandidateTree, Float32s, Tree
+from dovetail.runtime.trees.verified import Verified
 
 NUM_PROMPTS, NEW_TOKENS = 50, 128
 SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
@@ -53,14 +54,18 @@ def held_out_prompts() -> list[str]:
 def test_shipped_artifact_with_and_without_its_draft(
     params: GenerationConfig, shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str]
 ) -> None:
+    """The drafted texts share their passes, the plain ones theirs; some of each are made alone besides."""
     assert len(held_out_prompts) == NUM_PROMPTS
-    accepted = 0
-    for prompt in held_out_prompts:
-        with_draft = shipped.generate(prompt, params, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        without = shipped_plain.generate(prompt, params, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        assert with_draft.token_ids == without.token_ids
-        assert len(without.token_ids) == NEW_TOKENS
-        accepted += with_draft.totals.accepted_tokens
+    controls = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+    together = shipped.generate(held_out_prompts, params, **controls)
+    expected = [text.token_ids for text in shipped_plain.generate(held_out_prompts, params, **controls)]
+    assert [text.token_ids for text in together] == expected
+    assert {len(tokens) for tokens in expected} == {NEW_TOKENS}
+    for prompt, tokens in list(zip(held_out_prompts, expected, strict=True))[::5]:
+        assert shipped_plain.generate(prompt, params, **controls).token_ids == tokens
+    alone = [shipped.generate(prompt, params, **controls) for prompt in held_out_prompts[::5]]
+    assert [text.token_ids for text in alone] == expected[::5]
+    accepted = 5 * sum(text.totals.accepted_tokens for text in alone)
     assert accepted > NUM_PROMPTS * NEW_TOKENS / 4, "a law about a draft that is never believed would prove nothing"
 
 
@@ -78,7 +83,7 @@ def test_the_law_notices_an_accept_that_takes_the_drafts_token_unseen(
 
     greedy = GenerationConfig(max_new_tokens=NEW_TOKENS, ignore_eos=True)
     expected = [shipped_plain.generate(prompt, greedy).token_ids for prompt in held_out_prompts[:5]]
-    monkeypatch.setattr(engine, "accept", unseen)
+    monkeypatch.setattr(decoding, "accept", unseen)
     assert [shipped.generate(prompt, greedy).token_ids for prompt in held_out_prompts[:5]] != expected
 
 
@@ -92,43 +97,50 @@ def test_a_draft_fed_shuffled_features_loses_its_accept_length(
         return sum(t.accepted_tokens for t in runs) / sum(t.rounds for t in runs)
 
     aligned = accept_length()
-    assert shipped.draft is not None
-    make = shipped.draft.sequence
-    rng = np.random.default_rng(0)
+    rng, seen = np.random.default_rng(0), list[Float32s]()
+    tell = ModelDraft.tell
 
-    def shuffled() -> Draft:
-        sequence = make()
-        propose = sequence.propose
-        seen: list[Float32s] = []
+    def tell_shuffled(draft: ModelDraft, verified: Verified) -> None:
+        seen.extend(verified.features.copy())
+        others = [seen[i] for i in rng.integers(0, len(seen), len(verified.features))]
+        features = np.array(others, np.float32).reshape(verified.features.shape)
+        tell(draft, Verified(verified.begin, verified.tokens, features))
 
-        def propose_shuffled(tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-            seen.extend(features)
-            others = np.array([seen[i] for i in rng.integers(0, len(seen), len(features))], np.float32)
-            return propose(tokens, others.reshape(features.shape), growth, foresight)
-
-        monkeypatch.setattr(sequence, "propose", propose_shuffled)
-        return sequence
-
-    monkeypatch.setattr(shipped.draft, "sequence", shuffled)
+    monkeypatch.setattr(ModelDraft, "tell", tell_shuffled)
     assert accept_length() < 0.6 * aligned
 
 
 class Scripted:
     """A draft that knows the text to come and offers it wholly, never, or now and then."""
 
-    native_s = 0.0
-    bytes_in = bytes_out = 0
+    def __init__(self, prompt: Sequence[int], text: list[int], keep: Callable[[int], bool], vocab_size: int) -> None:
+        self._prompt_length, self._text, self._keep, self._vocab_size = len(prompt), text, keep, vocab_size
+        self.known = 0
 
-    def __init__(self, text: list[int], keep: Callable[[int], bool], vocab_size: int) -> None:
-        self._text, self._keep, self._vocab_size = text, keep, vocab_size
-        self._done = 0
+    def tell(self, verified: Verified) -> None:
+        self.known = max(self.known, verified.end)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        self._done += len(tokens) if self._done else 2  # the first of the text comes with the prompt
-        depth = next(depth for depth in range(99) if not growth.goes_on(depth, [0.0]))
-        ahead = self._text[self._done - 1 : self._done - 1 + depth]
-        guesses = [t if self._keep(self._done + i) else (t + 1) % self._vocab_size for i, t in enumerate(ahead)]
-        return chain(int(tokens[-1]), guesses) if guesses else root_only(int(tokens[-1]))
+    def truncate(self, known: int) -> None:
+        self.known = min(self.known, known)
+
+    def close(self) -> None:
+        self.known = 0
+
+    def ahead(self) -> list[int]:
+        """The tokens to come, some of them wrong."""
+        written = self.known + 1 - self._prompt_length  # of the answer
+        return [
+            token if self._keep(written + i) else (token + 1) % self._vocab_size
+            for i, token in enumerate(self._text[written:])
+        ]
+
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> Grown:
+        candidates = CandidateTree(root)
+        for token in self.ahead():
+            if not budget.wants_level(candidates.levels):
+                break
+            candidates.add_level([candidates.newest if len(candidates) else 0], [token], [0.0])
+        return Grown(candidates)
 
 
 @pytest.mark.parametrize("params", [GenerationConfig(), SAMPLED], ids=["greedy", "sampled"])
@@ -144,24 +156,16 @@ def test_random_weights_with_scripted_drafts(
     tiny_artifact: Path, params: GenerationConfig, keep: Callable[[int], bool], low: float, high: float
 ) -> None:
     pipe = load(tiny_artifact, numerics="exact", draft="none", ctx_size=256)
-    prompt = np.array([5, 9, 300, 7])
+    prompt = [5, 9, 300, 7]
     vocab = pipe.artifact.manifest.target.vocab_size
 
-    def run(draft: Draft) -> Iterator[engine.Round]:
-        target = pipe.target.sequence()
-        yield from rounds(
-            target, draft, FixedPolicy(TreeShape(6, 5, 1)), Sampler(params, prompt.tolist(), vocab).draw, prompt, 120
-        )
-        target.close()
+    def run(draft: Draft | None) -> Updates:
+        return decode(pipe.target, draft, TreeShape(6, 5, 1), Sampler(params, prompt, vocab), prompt, 120)
 
-    expected = [token for done in run(NoDraft()) for token in done.tokens]
-    lengths, tokens = [], []
-    for done in run(Scripted(expected, keep, vocab)):
-        tokens += done.tokens
-        if done.nodes:
-            lengths.append(done.accept_length)
-    assert tokens == expected
-    assert low <= np.mean(lengths) <= high
+    expected = run(None).tokens
+    drafted = run(Scripted(prompt, expected, keep, vocab))
+    assert drafted.tokens == expected
+    assert low <= np.mean(drafted.accept_lengths) <= high
 
 
 @pytest.fixture(scope="module")
@@ -197,40 +201,41 @@ SHAPES = st.builds(TreeShape, nodes=st.integers(1, 24), depth=st.integers(0, 6),
 class RandomTrees(Scripted):
     """Branching trees of random tokens, with the text to come hidden in a random branch of some of them."""
 
-    def __init__(self, text: list[int], seed: int, vocab_size: int) -> None:
-        super().__init__(text, lambda i: True, vocab_size)
+    def __init__(self, prompt: Sequence[int], text: list[int], seed: int, vocab_size: int) -> None:
+        super().__init__(prompt, text, lambda i: True, vocab_size)
         self._rng = np.random.default_rng(seed)
 
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        true = super().propose(tokens, features, growth)
-        size = min(1 + growth.drafted([0.0] * 11), 12)
-        parents = [-1] + [int(self._rng.integers(0, i)) for i in range(1, size)]
-        drafted = self._rng.integers(0, self._vocab_size, size)
-        drafted[0] = tokens[-1]
-        node = 0
-        for token in true.tokens[1:]:  # down a random branch
-            children = [i for i in range(1, size) if parents[i] == node]
-            if not children:
+    def grow(self, root: int, budget: TreeBudget, foresight: Foresight = blind) -> Grown:
+        candidates, expanded = CandidateTree(root), [0]
+        for token in self.ahead():
+            if not budget.wants_level(candidates.levels):
                 break
-            node = int(self._rng.choice(children))
-            drafted[node] = token
-        return Tree(drafted, np.array(parents))
+            parents = self._rng.choice(expanded, int(self._rng.integers(1, 5))).tolist()
+            tokens = self._rng.integers(0, self._vocab_size, len(parents)).tolist()
+            place = int(self._rng.integers(0, len(parents)))
+            parents[place], tokens[place] = expanded[-1], token
+            first = candidates.add_level(parents, tokens, np.sort(-self._rng.random(len(parents)))[::-1].tolist())
+            expanded = [*range(first, first + len(parents)), first + place]
+        return Grown(candidates)
 
 
-def no_guess(expected: list[int], vocab: int) -> Draft:
-    return NoDraft()
+MakeDraft = Callable[[list[int], list[int], int], Draft | None]
 
 
-def knows_it_all(expected: list[int], vocab: int) -> Draft:
-    return Scripted(expected, lambda i: True, vocab)
+def no_guess(prompt: list[int], expected: list[int], vocab: int) -> None:
+    return None
 
 
-def knows_every_third(expected: list[int], vocab: int) -> Draft:
-    return Scripted(expected, lambda i: i % 3 == 0, vocab)
+def knows_it_all(prompt: list[int], expected: list[int], vocab: int) -> Draft:
+    return Scripted(prompt, expected, lambda i: True, vocab)
 
 
-def always_wrong(expected: list[int], vocab: int) -> Draft:
-    return Scripted(expected, lambda i: False, vocab)
+def knows_every_third(prompt: list[int], expected: list[int], vocab: int) -> Draft:
+    return Scripted(prompt, expected, lambda i: i % 3 == 0, vocab)
+
+
+def always_wrong(prompt: list[int], expected: list[int], vocab: int) -> Draft:
+    return Scripted(prompt, expected, lambda i: False, vocab)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -248,22 +253,19 @@ def test_any_controls_any_tree_any_draft(
     config = tiny.config(**controls)
     vocab = tiny.artifact.manifest.target.vocab_size
 
-    def run(draft: Draft, shape: TreeShape) -> list[int]:
-        target, draw = tiny.target.sequence(), Sampler(config, prompt, vocab).draw
-        length, ends = config.max_new_tokens or 1, config.eos_token_id
-        try:
-            loop = rounds(target, draft, FixedPolicy(shape), draw, np.array(prompt), length, ends)
-            return [token for done in loop for token in done.tokens]
-        finally:
-            target.close()
+    def run(draft: Draft | None) -> list[int]:
+        sampler = Sampler(config, prompt, vocab)
+        ends, count = config.eos_token_id, config.max_new_tokens or 1
+        return decode(tiny.target, draft, shape, sampler, prompt, count, ends=ends, graph=tiny.draft).tokens
 
-    expected = run(NoDraft(), TreeShape(1, 0, 1))
+    expected = run(None)
     if kind == "own":
         assert tiny.draft is not None
-        draft: Draft = tiny.draft.sequence()
+        draft: Draft | None = ModelDraft(tiny.draft)
     elif kind == "random tree":
-        draft = RandomTrees(expected, data.draw(st.integers(0, 1000)), vocab)
+        draft = RandomTrees(prompt, expected, data.draw(st.integers(0, 1000)), vocab)
     else:
-        make = data.draw(st.sampled_from([no_guess, knows_it_all, knows_every_third, always_wrong]))
-        draft = make(expected, vocab)
-    assert run(draft, shape) == expected
+        make: MakeDraft = data.draw(st.sampled_from([no_guess, knows_it_all, knows_every_third, always_wrong]))
+        draft = make(prompt, expected, vocab)
+    assert run(draft) == expected
+    assert tiny.target.free == tiny.target.capacity

@@ -4,7 +4,7 @@ its neighbour in the vocabulary. Not a test: run it by hand.
 Usage: python tests/tools/compare_hopeless.py ARTIFACT [NUM_PROMPTS]
 
 Beside a pipeline without a draft, interleaved: one that found the profile which calibration writes for the hopeless
-pair; and the dynamic policy it makes for the good one, as when a text turns into something that the draft knows
+pair; and the adaptive policy it makes for the good one, as when a text turns into something that the draft knows
 nothing of.
 """
 
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from dovetail.calibration.choose import calibration as decision
-from dovetail.calibration.measure.latency import ROOM
 from dovetail.calibration.measure.pair import PipelinePair
 from dovetail.export.demo.acceptance import held_out_prompts
 from dovetail.runtime import load
+from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.stream import Stream
 from dovetail.runtime.drafts.graph_contract import Children
-from dovetail.runtime.drafts.onnxruntime_graph import OnnxMemory
+from dovetail.runtime.drafts.onnxruntime_graph import OnnxRuntimeGraph
 from dovetail.runtime.hardware.machine import this_machine
 from dovetail.runtime.policies.host_profile import Engines, write
 
@@ -38,9 +38,9 @@ TEXT: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "tempe
 def spoil(call: Any, vocab_size: int) -> Any:
     """The draft's call with every child replaced."""
 
-    def spoiled(self: OnnxMemory, given: Any) -> Children:
-        out: Children = call(self, given)
-        return Children((out.tokens + 1) % vocab_size, out.log_probs)
+    def spoiled(self: OnnxRuntimeGraph, calls: Any) -> list[Children]:
+        out: list[Children] = call(self, calls)
+        return [Children((one.tokens + 1) % vocab_size, one.log_probs, one.first_row) for one in out]
 
     return spoiled
 
@@ -48,13 +48,14 @@ def spoil(call: Any, vocab_size: int) -> Any:
 def main() -> None:
     path, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 6
     plain = load(path, draft="none", profile=None)
-    pipe = load(path, draft="artifact", profile=None, sequences=3)
+    pipe = load(path, draft="artifact", profile=None, sequences=16)
     prompts = held_out_prompts(max(count, 12), 600)
     tokens = [token for prompt in prompts for token in pipe.encode(prompt)]
-    pair = PipelinePair(pipe, ROOM)
+    pair = PipelinePair(pipe)
     settings = {"effort": decision.QUICK, "default": pipe.artifact.manifest.default_tree, "temperatures": (0.0,)}
     good = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]  # three keywords in one place
-    OnnxMemory.run = spoil(OnnxMemory.run, pipe.artifact.manifest.target.vocab_size)  # type: ignore[method-assign]
+    vocab_size = pipe.artifact.manifest.target.vocab_size
+    OnnxRuntimeGraph.run = spoil(OnnxRuntimeGraph.run, vocab_size)  # type: ignore[method-assign]
     bad = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]
     for result in (good, bad):
         if result.too_noisy:
@@ -65,11 +66,12 @@ def main() -> None:
         kept = Path(folder, "hopeless.json")
         write(decision.as_profile(bad, pipe.artifact.digest, this_machine(), engines), kept)
         profiled = load(path, draft="artifact", profile=kept)
-    ratios: dict[str, list[float]] = {"with its profile": [], "dynamic, made for a good draft": []}
+    pipe.engine._planner = RoundPlanner(good.latency.costs)
+    adaptive = good.decisions[0].candidates.adaptive.policy
+    ratios: dict[str, list[float]] = {"with its profile": [], "adaptive, made for a good draft": []}
     for prompt in prompts[:count]:
-        pipe.policy = good.decisions[0].candidates.dynamic.make()
-        pipelines = {"plain": plain, **dict(zip(ratios, (profiled, pipe), strict=True))}
-        spent = in_turns({name: one.stream(prompt, **TEXT) for name, one in pipelines.items()})
+        streams = (profiled.stream(prompt, **TEXT), pipe.stream(prompt, policy=adaptive, **TEXT))
+        spent = in_turns({"plain": plain.stream(prompt, **TEXT), **dict(zip(ratios, streams, strict=True))})
         for name, found in ratios.items():
             found.append(spent["plain"] / spent[name])
     for name, found in ratios.items():

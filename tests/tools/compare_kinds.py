@@ -14,32 +14,34 @@ from pathlib import Path
 import numpy as np
 
 from dovetail.export.demo.acceptance import accept_length, held_out_prompts, repeated_share
-from dovetail.runtime import load
+from dovetail.runtime import load, pipeline
 from dovetail.runtime.decoding.generation import Generation
-from dovetail.runtime.drafts.base import Foresight, RewindableDraft, blind
+from dovetail.runtime.drafts.graph_contract import DraftGraph
+from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.policies.base import Growth
 from dovetail.runtime.trees.shape import TreeShape
-from dovetail.runtime.trees.tree import Float32s, Int64s, Tree
+from dovetail.runtime.trees.tree import Float32s
+from dovetail.runtime.trees.verified import Verified
 
 NEW_TOKENS = 128
 
 
-class Misled:
-    """A draft that is given the target's features of other positions. See `RewindableDraft`."""
+class MisledDraft(ModelDraft):
+    """A draft that is told of the target's features of other positions."""
 
-    def __init__(self, draft: RewindableDraft) -> None:
-        self._draft = draft
-        self._seen: list[Float32s] = []
+    def __init__(self, graph: DraftGraph) -> None:
+        super().__init__(graph)
+        self._pool: list[Float32s] = []
         self._random = np.random.default_rng(0)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._draft, name)
-
-    def propose(self, tokens: Int64s, features: Float32s, growth: Growth, foresight: Foresight = blind) -> Tree:
-        self._seen += [features.copy()] if len(features) else []
-        pool = np.concatenate(self._seen) if self._seen else features
-        return self._draft.propose(tokens, pool[self._random.integers(0, len(pool), len(features))], growth, foresight)
+    def tell(self, verified: Verified) -> None:
+        """See `Draft`."""
+        features = verified.features
+        if len(features):
+            self._pool.append(features.copy())
+            pool = np.concatenate(self._pool)
+            features = pool[self._random.integers(0, len(pool), len(features))]
+        super().tell(Verified(verified.begin, verified.tokens, features))
 
 
 def main() -> None:
@@ -80,12 +82,11 @@ def main() -> None:
 
 def mislead(pipe: Pipeline, prompt: str, settings: dict[str, object]) -> Generation:
     """The same text with the features mixed up."""
-    right = pipe._draft_of_a_text
-    pipe._draft_of_a_text = lambda: Misled(right())  # type: ignore[assignment,method-assign,arg-type]  # it has a draft
+    pipeline.ModelDraft = MisledDraft  # type: ignore[misc]  # a tool that looks inside
     try:
         return pipe.generate(prompt, **settings)  # type: ignore[arg-type]  # a string gives one text
     finally:
-        del pipe._draft_of_a_text
+        pipeline.ModelDraft = ModelDraft  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -21,26 +21,32 @@ from dovetail.export.demo.acceptance import accept_length, held_out_prompts, rep
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.decoding.generation import Generation
+from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.hardware.machine import this_machine
+from dovetail.runtime.pipeline import UNMEASURED_GAIN
 from dovetail.runtime.policies import host_profile as profile
-from dovetail.runtime.policies.base import PLAIN, FixedPolicy, Policy
-from dovetail.runtime.policies.host_profile import Profile
+from dovetail.runtime.policies.base import PLAIN_TREE, Policy
+from dovetail.runtime.policies.host_profile import HostProfile
 from dovetail.runtime.trees.shape import TreeShape
 
 NEW_TOKENS = 128
 PAPER = TreeShape(16, 7, 10)
-DEFAULT = [PLAIN, *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4))), PAPER]
+DEFAULT = [
+    PLAIN_TREE,
+    *(TreeShape(*shape) for shape in ((3, 2, 1), (4, 1, 3), (5, 2, 3), (8, 3, 3), (12, 5, 4))),
+    PAPER,
+]
 CHAINS = [TreeShape(depth + 1, depth, 1) for depth in (1, 2, 3, 4, 6, 8, 10)]
 TREES = [TreeShape(*shape) for shape in itertools.product((4, 8, 12, 16), (1, 2, 3, 5, 7), (3, 6))]
 
-Make = Callable[[float], Policy]
-"""A policy for texts of one temperature."""
+Of = Callable[[float], Policy]
+"""The policy for texts of one temperature."""
 
 
 def main() -> None:
     path, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    found: Profile | None = None
-    shapes = [PLAIN]
+    found: HostProfile | None = None
+    shapes = [PLAIN_TREE]
     for word in sys.argv[3:]:
         if word.startswith("profile"):
             found = profile_of(path, word.partition("=")[2])
@@ -53,22 +59,27 @@ def main() -> None:
     if not sys.argv[3:]:
         shapes = DEFAULT
     pipe = load(path, draft="artifact", draft_device=found.engines.draft_device if found else "cpu", profile=None)
-    policies: dict[str, Make] = {label(shape): lambda _, shape=shape: FixedPolicy(shape) for shape in shapes}
+    policies: dict[str, Of] = {label(shape): lambda _, shape=shape: policy(shape) for shape in shapes}
     if found is not None:
-        policies["profile"] = found.policy
+        policies["profile"] = lambda temperature: found.choice(temperature).policy
+        pipe.engine._planner = RoundPlanner(found.costs)
     prompts = held_out_prompts(count, 600)
     pipe.generate(prompts[0], max_new_tokens=NEW_TOKENS)  # the engines' first calls are slow
     print(f"{len(prompts)} held-out prompts, {NEW_TOKENS} tokens each, {pipe.threads} threads, medians over prompts")
     for temperature in (0.0, 1.0):
         made: dict[str, list[Generation]] = {name: [] for name in policies}
         for seed, prompt in enumerate(prompts):
-            for name, make in policies.items():  # interleaved: a slow moment hits every policy alike
-                pipe.policy = make(temperature)
+            for name, of in policies.items():  # interleaved: a slow moment hits every policy alike
                 settings = {"temperature": temperature, "seed": seed, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-                made[name].append(pipe.generate(prompt, **settings))
+                made[name].append(pipe.stream(prompt, policy=of(temperature), **settings).finish())
         report(temperature, made)
         if found is not None:
             judge(found, temperature, made)
+
+
+def policy(shape: TreeShape) -> Policy:
+    """As of a user who asks for this tree."""
+    return Policy("plain") if shape == PLAIN_TREE else Policy("fixed", shape, gain=UNMEASURED_GAIN, is_wish=True)
 
 
 def offered(shape: TreeShape) -> int:
@@ -77,10 +88,10 @@ def offered(shape: TreeShape) -> int:
 
 
 def label(shape: TreeShape) -> str:
-    return f"{shape.nodes},{shape.depth},{shape.width}" if shape != PLAIN else "plain"
+    return f"{shape.nodes},{shape.depth},{shape.width}" if shape != PLAIN_TREE else "plain"
 
 
-def profile_of(path: str, file: str) -> Profile:
+def profile_of(path: str, file: str) -> HostProfile:
     if file:
         return profile.read(Path(file))
     found = profile.find(open_artifact(path).digest, this_machine(), "cpu", "fast")
@@ -109,7 +120,7 @@ def report(temperature: float, made: dict[str, list[Generation]]) -> None:
         )
 
 
-def judge(found: Profile, temperature: float, made: dict[str, list[Generation]]) -> None:
+def judge(found: HostProfile, temperature: float, made: dict[str, list[Generation]]) -> None:
     choice = found.choice(temperature)
     ratios = {name: over_plain(done, made["plain"]) for name, done in made.items()}
     best = max(ratios, key=ratios.__getitem__)

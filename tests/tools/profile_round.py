@@ -22,32 +22,47 @@ import onnxruntime as ort
 
 from dovetail.export.demo.acceptance import held_out_prompts
 from dovetail.runtime import load
-from dovetail.runtime.decoding import rounds as engine
+from dovetail.runtime.decoding import engine, sequence
+from dovetail.runtime.decoding.round_planner import RoundPlanner
+from dovetail.runtime.decoding.sequence import Sequence
 from dovetail.runtime.decoding.stream import Stream
-from dovetail.runtime.drafts.model_draft import ModelDraft
-from dovetail.runtime.drafts.onnxruntime_graph import OnnxDraft, OnnxMemory
+from dovetail.runtime.drafts.joint_calls import JointCalls
+from dovetail.runtime.drafts.model_draft import ModelDraft, ModelGrowth
+from dovetail.runtime.drafts.onnxruntime_graph import OnnxRuntimeGraph
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
-from dovetail.runtime.policies.base import FixedGrowth
+from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.policies.base import DepthBudget
+from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.targets.base import Step, read
 from dovetail.runtime.targets.openvino import engine as target
-from dovetail.runtime.targets.openvino.engine import TargetModel, TargetSequence
+from dovetail.runtime.targets.openvino.engine import OpenVinoSequence, OpenVinoTarget
 from dovetail.runtime.trees.shape import TreeShape
-from dovetail.runtime.trees.tree import Tree
+from dovetail.runtime.trees.tree import CandidateTree, chain
+from dovetail.runtime.trees.verified import Verified
 
 REPEATS = 15
 LEAST = 0.01  # of the whole, for a line of its own
 NEW_TOKENS = 192
 PARTS: list[tuple[str, Any, str]] = [
-    ("lookup", LookupDraft, "propose"),
-    ("the draft's tree", ModelDraft, "propose"),
-    ("the draft's feeds", OnnxMemory, "run"),
-    ("the target's feeds", TargetSequence, "step"),
-    ("the target's feeds", TargetModel, "forward"),
-    ("accept", engine, "accept"),
-    ("commit", TargetSequence, "commit"),
+    ("lookup", LookupDraft, "grow"),
+    ("lookup", LookupDraft, "tell"),
+    ("the draft's tree", ModelDraft, "grow"),
+    ("the draft's tree", ModelGrowth, "next_call"),
+    ("the draft's tree", ModelGrowth, "take"),
+    ("the draft's tree", ModelDraft, "tell"),
+    ("the draft's feeds", OnnxRuntimeGraph, "run"),
+    ("what is verified", engine, "draft_trees"),
+    ("what is verified", RoundPlanner, "load"),
+    ("what is verified", CandidateTree, "best"),
+    ("room in the cache", OpenVinoSequence, "reserve"),
+    ("accept", sequence, "accept"),
+    ("commit", OpenVinoSequence, "commit"),
+    ("what is learnt", Pace, "observe"),
     ("draw", Sampler, "draw"),
     ("foresee", Sampler, "foresee"),
-    ("emit", Stream, "_take"),
+    ("take", Sequence, "take"),
+    ("emit", Stream, "_receive"),
 ]
 """Of the host: what a part calls of another part is that other's."""
 
@@ -62,12 +77,7 @@ def main() -> None:
 def whole_rounds(path: str) -> None:
     """Mean rounds of one text, greedy and sampled."""
     with load(path, draft_device="cpu", trust=True) as pipe:
-        engines = [one for one in (pipe.target, pipe.draft) if one is not None]
-
-        def host_s() -> float:
-            """A clock that stands still inside the engines."""
-            return time.perf_counter() - sum(one.native_s for one in engines)
-
+        host_s = host_clock(pipe)
         spent: dict[str, float] = {}
         inside = [0.0]  # of each part that is under way, and of the whole
         for part, owner, name in PARTS:
@@ -83,7 +93,7 @@ def whole_rounds(path: str) -> None:
             sums = done.totals
             host = {part: 1e3 * s for part, s in spent.items()}
             host["the rest of the host"] = sums.host_ms - sum(host.values())
-            rows = {"the target's engine": sums.verify_ms, "the draft's engine": sums.draft_ms, **host}
+            rows = {"the target's pass": sums.verify_ms, "the draft's engine": sums.draft_ms, **host}
             print(
                 f"\nround at temperature {temperature:g}: {done.decode_ms / sums.rounds:.2f} ms, of these "
                 f"{sums.host_ms / sums.rounds:.2f} the host's; mean of {sums.rounds} rounds, "
@@ -91,6 +101,22 @@ def whole_rounds(path: str) -> None:
             )
             for part, ms in sorted(rows.items(), key=lambda row: -row[1]):
                 print(f"  {part:28} {ms / sums.rounds:9.3f} ms {ms / done.decode_ms:7.1%}")
+
+
+def host_clock(pipe: Pipeline) -> Callable[[], float]:
+    """A clock that stands still in the target's passes and inside the draft's engine."""
+    forward, passes_s = pipe.target.forward, [0.0]
+
+    def counted(steps: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return forward(steps)
+        finally:
+            passes_s[0] += time.perf_counter() - start
+
+    pipe.target.forward = counted  # type: ignore[method-assign]  # a tool that looks inside
+    draft = pipe.draft
+    return lambda: time.perf_counter() - passes_s[0] - (draft.native_s if draft is not None else 0.0)
 
 
 def timed(
@@ -123,22 +149,24 @@ def operators(path: str, nodes: int, context: int) -> None:
         )
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, pipe.target.info.vocab_size, context)
-        sequence = pipe.target.sequence()
-        features = sequence.prefill(tokens).features
-        chain = Tree(tokens[:nodes], np.arange(-1, nodes - 1))
+        assert isinstance(pipe.target, OpenVinoTarget)
+        text = pipe.target.sequence()
+        features = read(pipe.target, text, tokens).features
         passes = []
         for _ in range(REPEATS):
-            sequence.verify(chain)
+            pipe.target.forward([Step(text, chain(tokens[:nodes]))])
             passes.append(
                 [(op.node_type, op.real_time.total_seconds() * 1e3) for op in pipe.target._request.get_profiling_info()]
             )
         show(f"target: a pass over {nodes} nodes behind {context} tokens", passes)
-        assert isinstance(pipe.draft, OnnxDraft)
-        draft = pipe.draft.sequence()
-        draft.propose(tokens, features[:-1], FixedGrowth(TreeShape(2, 1, 1)))
+        assert isinstance(pipe.draft, OnnxRuntimeGraph)
+        draft, calls, budget = ModelDraft(pipe.draft), JointCalls(pipe.draft), DepthBudget(1, 1)
+        draft.tell(Verified(0, tokens, features[:-1]))
+        calls.grow([draft.grow(int(tokens[-1]), budget)], 1)
         for _ in range(REPEATS):
             known = draft.known
-            draft.propose(tokens[-1:], features[-1:], FixedGrowth(TreeShape(2, 1, 1)))
+            draft.tell(Verified(known, tokens[-2:], features[-1:]))
+            calls.grow([draft.grow(int(tokens[-1]), budget)], 1)
             draft.truncate(known)
         events = json.loads(Path(pipe.draft.session.end_profiling()).read_text(encoding="utf-8"))
     show("draft: a call of one row", calls_of(events)[-REPEATS:])

@@ -164,7 +164,8 @@ def test_int8_artifact_is_the_small_one_in_a_bigger_shape(
     for path in (tiny_artifact, tmp_path / "artifact"):
         with load(path, draft_device="cpu", numerics="exact") as pipe:
             prompts = ["def parse(self, text):\n", "import os\n\nclass Decoder(", "    return [x for x in"]
-            done = pipe.generate(prompts, max_new_tokens=48, ignore_eos=True, logprobs=2)
+            # each alone: what several texts share of a pass depends on the last digit of their chances
+            done = [pipe.generate(prompt, max_new_tokens=48, ignore_eos=True, logprobs=2) for prompt in prompts]
         texts.append([text.token_ids for text in done])  # a seed draws otherwise from a bigger vocabulary
         accepted.append([text.totals.accept_histogram for text in done])
         top.append(np.array([token.top[0][1] for text in done for token in text.logprobs or ()]))

@@ -191,15 +191,6 @@ def test_several_texts_share_what_a_pass_has_room_for() -> None:
         Text(Policy("adaptive", SHAPE, OWN_ESTIMATES, gain=2.0), NEW, FakeDraft(lambda before, p=p: [(1, p)]))
         for p in guesses
     ]
-<<<<<<< HEAD
-    cheap = costs(8, first_ms=0.02)
-    made = round_of(texts, cheap)
-    counts = [drafted.count for drafted in made]
-    assert sum(counts) == 4
-    assert counts[0] == counts[3] == 2
-    alone = [round_of([one], cheap)[0].count for one in texts]
-    assert alone[0] == 3
-=======
     prices = costs(8, first_ms=0.1)
     counts = [drafted.count for drafted in round_of(texts, prices)]
     assert sum(counts) == 4
@@ -218,7 +209,6 @@ def test_in_company_a_model_is_asked_where_it_is_expected_to_earn_its_calls(
     assert sum(map(asked, texts)) == asked_together
     round_of(texts[:1], costs(step_at, first_ms=first_ms))
     assert sum(map(asked, texts)) == asked_together + 1
->>>>>>> drafttests
 
 
 @pytest.mark.parametrize("is_wish", [False, True])

@@ -103,11 +103,7 @@ def test_a_pass_is_priced_by_its_texts_and_their_context() -> None:
     paces = [Pace(Policy("fixed", TreeShape(8, 3, 2), gain=gain)) for gain in (2.0, 3.0)]
     load = RoundPlanner(costs).load(paces, [0, 1000], 7)
     assert (load.texts, load.rows) == (2, 9)
-<<<<<<< HEAD
-    assert load.gain == 1 + (speed_gain(paces) - 1) / 2, "together texts gain less than alone"
-=======
     assert load.gain == pytest.approx(1 + (speed_gain(paces) - 1) / 2), "what they gained alone they share"
->>>>>>> drafttests
     assert load.prices.plain_ms() == pytest.approx(5, abs=0.5), "of the mean context"
     assert load.plain_rate == pytest.approx(2 / load.prices.plain_ms(2))
     assert load.rate == pytest.approx(load.gain * load.plain_rate)

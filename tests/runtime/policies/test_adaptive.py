@@ -94,9 +94,8 @@ def test_chances_drop_what_is_not_worth_a_look() -> None:
     found = CHANCES.of(scores, 0.005)
     assert found == [HONEST[0], HONEST[0], HONEST[1], HONEST[3]]
     assert CHANCES.of(scores, 0.8) == found[:3]
-    assert len(CHANCES.of([-SCORE_STEP * step for step in range(100)], 1e-9)) >= 69
     every = CHANCES.of([-SCORE_STEP * (step + 0.5) for step in range(100)], 0.0)
-    assert every == [*HONEST, *[HONEST[-1]] * 30], "of all, where all are wanted"
+    assert every == list(HONEST[:-1]), "of what the table tells apart, where all are wanted"
 
 
 def test_levels_stop_where_they_no_longer_pay() -> None:

@@ -71,12 +71,8 @@ def test_unmeasured_eight_rows_cost_what_one_does() -> None:
     assert [prices.pass_ms(rows) for rows in (1, 8)] == [1.0, 1.0]
     assert prices.pass_ms(9) > 1.0
     assert prices.plain_ms(8) == prices.plain_ms(1) == 1.0
-<<<<<<< HEAD
-    assert prices.first_ms() == pytest.approx(0.1)
-=======
     assert prices.first_ms() == pytest.approx(0.1), "a draft call a tenth of it"
     assert prices.level_ms(8) < 2 * prices.level_ms(1)
->>>>>>> drafttests
 
 
 @pytest.mark.parametrize(
