@@ -1,0 +1,223 @@
+"""Proves what happens where the cache is full: texts wait, or are preempted and go on with the tokens that they would
+have had; pages that nobody needs go first; a long prompt stops nobody. And that a request's answers share its prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fakes
+import pytest
+from fake_pipeline import PLAIN, FakePipeline
+from fakes import FakeGraph, FakeTarget
+
+from dovetail.runtime.decoding.round_planner import PROMPT_TOKENS, PROMPT_TOKENS_BESIDE
+from dovetail.runtime.decoding.stream import Stream
+from dovetail.runtime.drafts.model_draft import ModelDraft
+from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.targets.base import Step
+from dovetail.runtime.trees.shape import TreeShape
+
+FIXED = Policy("fixed", TreeShape(8, 3, 3), is_wish=True)
+
+
+class Cache:
+    """A pipeline with a small cache, on fakes."""
+
+    def __init__(self, capacity: int = 4096, kind: str = "dgf") -> None:
+        self.target = FakeTarget(capacity=capacity, remembers=True)
+        self.graph = FakeGraph(fakes.best(self.target), kind=kind)
+        self.pipe = FakePipeline(self.target, graph=self.graph, costs=fakes.FREE)
+
+    def stream(self, prompt: Sequence[int], count: int = 40, seed: int = 1, **settings: Any) -> Stream:
+        config = GenerationConfig(max_new_tokens=count, temperature=1.0, seed=seed)
+        if "conversation" not in settings:
+            settings["model"] = ModelDraft(self.graph)
+        return self.pipe.stream(prompt, config, settings.pop("policy", FIXED), **settings)
+
+    @staticmethod
+    def tokens(prompt: Sequence[int], count: int = 40, seed: int = 1, number: int = 0) -> list[int]:
+        """What the text has with a whole cache of its own."""
+        return Cache(8192).stream(prompt, count, seed, number=number).finish().token_ids
+
+    def close(self) -> None:
+        self.pipe.engine.sweep()
+        assert self.pipe.engine.is_idle
+        assert self.target.free == self.target.capacity, "a page leaked"
+        assert self.graph.pool.num_free == self.graph.pool.max_blocks, "a row of the draft leaked"
+
+
+@pytest.fixture
+def small() -> Iterator[Cache]:
+    cache = Cache(200)
+    yield cache
+    cache.close()
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return random.Random(seed).choices(range(12), k=length)
+
+
+def test_texts_that_do_not_fit_are_preempted_and_go_on_with_the_same_tokens(small: Cache) -> None:
+    texts = [small.stream(prompt(i, 30), seed=i) for i in range(5)]
+    for stream in texts:
+        stream.open()
+    for i, stream in enumerate(texts):
+        done = stream.finish()
+        assert done.token_ids == small.tokens(prompt(i, 30), seed=i)
+        assert done.draft_failure is None
+    assert sum(stream._sequence.preemptions for stream in texts) > 0
+    assert texts[0]._sequence.preemptions == 0, "the first one goes first"
+
+
+def test_a_text_that_finds_no_room_waits_and_those_before_it_are_not_pushed_out(small: Cache) -> None:
+    first = small.stream(prompt(1, 100))
+    next(first)
+    second = small.stream(prompt(2, 60))
+    second.open()
+    next(first)
+    assert small.pipe.engine._running == [first._sequence]
+    assert first.finish().token_ids == small.tokens(prompt(1, 100))
+    assert second.finish().token_ids == small.tokens(prompt(2, 60))
+    assert first._sequence.preemptions == second._sequence.preemptions == 0
+
+
+def test_of_idle_conversations_the_one_that_was_idle_longest_goes_first(small: Cache) -> None:
+    old, new = small.pipe.conversation(ModelDraft(small.graph)), small.pipe.conversation(ModelDraft(small.graph))
+    answers = {}
+    for conversation in (old, new, old, new):
+        answers[conversation] = small.stream(prompt(1, 20), 10, conversation=conversation).finish().token_ids
+    running = small.stream(prompt(2, 80), 40)
+    assert running.finish().token_ids == small.tokens(prompt(2, 80), 40)
+    assert running._sequence.preemptions == 0
+    assert (old.cache.target.length, new.cache.target.length) == (0, 29)
+    for conversation, reused in ((new, 29), (old, 0)):
+        text = prompt(1, 20) + answers[conversation] + [5, 5, 5]
+        again = small.stream(text, 10, conversation=conversation).finish()
+        assert again.token_ids == small.tokens(text, 10)
+        assert (again.reused_tokens > 0) == (reused > 0)
+    for conversation in (old, new):
+        conversation.close()
+
+
+def test_a_conversation_that_waits_for_its_turn_gives_its_pages_too(small: Cache) -> None:
+    """Else the only text that runs would find the cache full, with nobody to preempt."""
+    with small.pipe.conversation(ModelDraft(small.graph)) as conversation:
+        text = prompt(1, 90)
+        text += small.stream(text, 10, conversation=conversation).finish().token_ids
+        other = small.stream(prompt(2, 60), 60)
+        next(other)
+        again = small.stream([*text, 5], 10, conversation=conversation)
+        again.open()
+        assert other.finish().token_ids == small.tokens(prompt(2, 60), 60)
+        assert again.finish().token_ids == small.tokens([*text, 5], 10)
+
+
+def test_a_long_prompt_stops_nobody() -> None:
+    cache = Cache(8192)
+    decoding = [cache.stream(prompt(i, 10), 400, seed=i, policy=PLAIN) for i in range(4)]
+    for stream in decoding:
+        next(stream)
+    passes: list[tuple[int, int]] = []  # prompt tokens, texts that decode
+
+    def watch(steps: Sequence[Step]) -> None:
+        read = [step for step in steps if step.wanted is not None]
+        passes.append((sum(len(step.tree) for step in read), len(steps) - len(read)))
+
+    cache.target.watch = watch
+    long = cache.stream(prompt(9, 4000), 5)
+    before = [len(stream._sequence.new_tokens) for stream in decoding]
+    next(long)
+    after = [len(stream._sequence.new_tokens) for stream in decoding]
+    assert max(tokens for tokens, _ in passes) <= PROMPT_TOKENS_BESIDE
+    assert {count for _, count in passes} == {4}
+    count = len(passes) // 2  # passes: each was watched before and behind
+    assert count == -(-4000 // PROMPT_TOKENS_BESIDE)
+    assert [now - then for now, then in zip(after, before, strict=True)] == [count] * 4, "one token in every pass"
+    for stream in decoding:
+        stream.close()
+    assert long.finish().token_ids == cache.tokens(prompt(9, 4000), 5)
+    cache.close()
+
+
+def test_a_prompt_alone_is_read_in_large_chunks() -> None:
+    cache, sizes = Cache(), []
+    cache.target.watch = lambda steps: sizes.append(len(steps[0].tree))
+    next(cache.stream(prompt(1, 1000)))
+    assert max(sizes) == PROMPT_TOKENS
+    assert len(sizes) == 2 * -(-1000 // PROMPT_TOKENS)
+    cache.close()
+
+
+# A request's answers.
+
+
+def answers(cache: Cache, length: int, count: int = 3) -> list[Stream]:
+    streams = [cache.stream(prompt(3, length), number=number) for number in range(count)]
+    streams[0].share_prompt(streams[1:])
+    return streams
+
+
+@pytest.mark.parametrize("kind", ["dgf", "lm"])
+@pytest.mark.parametrize("length", [1, 2, 50])
+def test_answers_share_the_reading_of_their_prompt(length: int, kind: str) -> None:
+    cache, read = Cache(kind=kind), []
+    cache.target.watch = lambda steps: read.extend(len(step.tree) for step in steps if step.wanted is not None)
+    streams = answers(cache, length)
+    done = [stream.finish() for stream in streams]
+    for number, one in enumerate(done):
+        assert one.token_ids == cache.tokens(prompt(3, length), number=number)
+        assert one.draft_failure is None
+        assert one.reused_tokens == (length - 1 if number else 0)
+    assert sum(read) == (2 * length if length > 1 else 0), "once; every pass is watched twice"
+    cache.close()
+
+
+def test_a_prompt_that_is_read_again_tells_the_answers_drafts_every_feature_once() -> None:
+    """The reader is preempted in the middle of it; the fakes look at every feature."""
+    cache = Cache()
+    neighbour = cache.stream(prompt(4, 8), 100, policy=PLAIN)
+    next(neighbour)
+    first, *others = answers(cache, 600)
+    engine = cache.pipe.engine
+    for _ in range(3):
+        engine.step()
+    assert 0 < first._sequence.context < 600
+    engine._preempt(first._sequence)
+    for number, stream in enumerate([first, *others]):
+        done = stream.finish()
+        assert done.token_ids == cache.tokens(prompt(3, 600), number=number)
+        assert done.draft_failure is None
+    assert all(stream._sequence.reused == 599 for stream in others)
+    neighbour.close()
+    cache.close()
+
+
+def test_an_answer_that_was_cancelled_meanwhile_gets_no_pages() -> None:
+    cache = Cache()
+    first, second, third = answers(cache, 600)
+    cache.pipe.engine.step()
+    second.close()
+    assert first.finish().token_ids == cache.tokens(prompt(3, 600))
+    assert third.finish().token_ids == cache.tokens(prompt(3, 600), number=2)
+    cache.close()
+
+
+def test_answers_whose_reader_was_cancelled_read_the_prompt_themselves() -> None:
+    cache = Cache()
+    first, second, third = answers(cache, 600)
+    cache.pipe.engine.step()
+    first.close()
+    for number, stream in ((1, second), (2, third)):
+        assert stream.finish().token_ids == cache.tokens(prompt(3, 600), number=number)
+    cache.close()
+
+
+def test_answers_for_which_there_is_no_room_read_the_prompt_later() -> None:
+    cache = Cache(200)
+    for number, stream in enumerate(answers(cache, 90)):
+        assert stream.finish().token_ids == cache.tokens(prompt(3, 90), number=number)
+    cache.close()
