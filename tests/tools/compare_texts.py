@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 RUNNERS = {
-    "plain": {"draft": "none"},
+    "plain": {"draft": "none", "profile": None},
     "lookup": {"draft": "lookup"},
     "draft": {"draft": "artifact"},
     "auto": {"draft": "auto"},
@@ -51,10 +51,10 @@ def prompts_of(pipe: Any, path: Path, count: int, longest: int = 400) -> list[li
 class Ours:
     """An open pipeline, whose passes are counted."""
 
-    def __init__(self, artifact: str, profile: str | None, **config: Any) -> None:
+    def __init__(self, artifact: str, **config: Any) -> None:
         from dovetail import load
 
-        self.pipe = load(artifact, ctx_size=1024, sequences=16, profile=profile or "auto", **config)
+        self.pipe = load(artifact, ctx_size=1024, sequences=16, **config)
         self.costs: list[Any] = []
         forward = self.pipe.engine._round
 
@@ -150,7 +150,10 @@ def main() -> None:
         genai(json.loads(options.job))
         return
     counts = [int(count) for count in options.texts.split(",")]
-    runners = {name: Ours(options.artifact, options.profile, **RUNNERS[name]) for name in options.runners.split(",")}
+    runners = {
+        name: Ours(options.artifact, **{"profile": options.profile or "auto", **RUNNERS[name]})
+        for name in options.runners.split(",")
+    }
     any_pipe = next(iter(runners.values())).pipe
     prompts = prompts_of(any_pipe, Path(options.questions), max(counts))
     child = None

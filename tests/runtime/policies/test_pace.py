@@ -188,7 +188,7 @@ def test_matches_get_their_credit_back() -> None:
         pace.observe(Verdict("none", 0, 0.0, 0.0, 1.0))
         values.append(pace.match_trust)
     assert values == sorted(values)
-    assert values[-1] > 0.8
+    assert values[-1] > 0.85 * Pace(Policy("lookup")).match_trust
 
 
 def test_speed_is_measured_against_plain_decoding() -> None:
