@@ -14,8 +14,9 @@ from dovetail.calibration.choose.comparison import Compared, compare
 from dovetail.calibration.choose.search import Candidate, Candidates
 from dovetail.calibration.measure import acceptance
 from dovetail.calibration.measure.acceptance import TextRecords
-from dovetail.calibration.measure.latency import CONTEXTS, NODES, QUICK_CONTEXTS, QUICK_NODES, Latency, measure
+from dovetail.calibration.measure.latency import CONTEXTS, NODES, QUICK_CONTEXTS, QUICK_NODES, measure
 from dovetail.calibration.measure.pair import Pair
+from dovetail.calibration.measure.price_tables import Latency
 from dovetail.runtime.hardware.machine import Machine
 from dovetail.runtime.policies.host_profile import PROFILE_VERSION, Choice, Engines, HostProfile
 from dovetail.runtime.trees.shape import TreeShape

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from dovetail.calibration.measure.latency import rising
 from dovetail.calibration.measure.pair import Pair, Text
+from dovetail.calibration.measure.price_tables import rising
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.base import LOOKUP_TREE, DepthBudget

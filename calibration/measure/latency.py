@@ -6,8 +6,6 @@ draft's threads have just gone to sleep. So nothing is timed alone; rounds of al
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import random
 import statistics
 import time
@@ -15,13 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
-
 from dovetail.calibration.measure.pair import Pair, Rounds
-from dovetail.runtime.decoding.engine import PassCost
+from dovetail.calibration.measure.price_tables import Latency, Sample, Samples, fitted, timing
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.base import PLAIN_TREE
-from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.trees.shape import TreeShape
 
 CONTEXTS = (64, 256, 1024, 2048)
@@ -41,31 +36,6 @@ _POLISHES = 4
 
 Progress = Callable[[float], None]
 """Told the share that is done."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timing:
-    """Repeated times of one thing, in milliseconds."""
-
-    median: float
-    spread: float  # interquartile range over median
-    count: int
-
-    @property
-    def error(self) -> float:
-        """Standard error of the median over the median, for a normal distribution's ratio of quartiles to width."""
-        return 0.93 * self.spread / math.sqrt(self.count)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Latency:
-    """The costs, and what they were smoothed from."""
-
-    costs: Costs
-    verify: dict[tuple[int, int], Timing]  # (context, nodes); one node: a plain pass
-    error: float  # median over all points of the target's pass
-    rounds: int
-    seconds: float
 
 
 def contexts_for(context_length: int, wanted: Sequence[int] = CONTEXTS) -> tuple[int, ...]:
@@ -127,9 +97,11 @@ def measure(
     for bench in benches:
         bench.close()
     _level_out([sample for bench in benches for samples in bench.samples.values() for sample in samples])
-    alone = [bench for bench in benches if bench.texts == 1]
-    together = [bench for bench in benches if bench.texts > 1]
-    return _fitted(alone, together, nodes, time.perf_counter() - start)
+    alone, together = (
+        [Samples(bench.context, bench.texts, bench.samples) for bench in benches if (bench.texts > 1) is shared]
+        for shared in (False, True)
+    )
+    return fitted(alone, together, nodes, time.perf_counter() - start)
 
 
 def _shared_shape(nodes: int, width: int) -> TreeShape:
@@ -148,17 +120,17 @@ def _parts(rng: random.Random, shapes: list[TreeShape]) -> list[list[TreeShape]]
 def _uncertain(rng: random.Random, benches: list[Bench]) -> tuple[Bench, list[TreeShape]]:
     """A context, and some of the shapes whose medians are less certain than others' there."""
     bench = rng.choice(benches)
-    errors = {shape: _timing(bench.times(shape)).error for shape in bench.shapes if bench.times(shape)}
+    errors = {shape: timing(bench.times(shape)).error for shape in bench.shapes if bench.times(shape)}
     worst = sorted(errors, key=errors.__getitem__, reverse=True)[: len(errors) // 2 + 1]
     return bench, rng.sample(worst, min(_PART, len(worst)))
 
 
-def _level_out(samples: Sequence[_Sample]) -> None:
+def _level_out(samples: Sequence[Sample]) -> None:
     """Divide every sample by how slow the machine was in its epoch: a neighbour's load lasts for seconds and slows down
     all that is timed then. Epochs and points are fitted in turns, each by medians (median polish, Tukey 1977).
     """
-    points: dict[tuple[int, int, TreeShape], list[_Sample]] = defaultdict(list)
-    epochs: dict[int, list[_Sample]] = defaultdict(list)
+    points: dict[tuple[int, int, TreeShape], list[Sample]] = defaultdict(list)
+    epochs: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         points[sample.texts, sample.context, sample.shape].append(sample)
         epochs[sample.epoch].append(sample)
@@ -182,43 +154,13 @@ def _tiled(text: Sequence[int], length: int) -> list[int]:
     return (list(text) * (length // len(text) + 1))[:length]
 
 
-@dataclasses.dataclass(slots=True)
-class _Sample:
-    """One round, and how slow the machine was in its epoch."""
-
-    context: int
-    texts: int
-    shape: TreeShape
-    epoch: int
-    cost: PassCost
-    slowness: float = 1.0
-
-    @property
-    def verify_ms(self) -> float:
-        return self.cost.verify_ms / self.slowness
-
-    @property
-    def host_ms(self) -> float:
-        return self.cost.host_ms / self.slowness
-
-    @property
-    def first_ms(self) -> list[float]:
-        """Of the calls that read what was verified."""
-        return [call.ms / self.slowness for call in self.cost.draft_calls if call.reads_text]
-
-    @property
-    def levels(self) -> list[tuple[int, float]]:
-        """Rows and milliseconds of the further calls."""
-        return [(call.rows, call.ms / self.slowness) for call in self.cost.draft_calls if not call.reads_text]
-
-
 class Bench:
     """One context and number of texts: rounds on demand."""
 
     def __init__(self, pair: Pair, prompt: list[int], shapes: list[TreeShape], texts: int = 1) -> None:
         self.context, self.texts, self.shapes = len(prompt), texts, shapes
         self._rounds: Rounds = pair.rounds(prompt, texts, ROOM)
-        self.samples: dict[TreeShape, list[_Sample]] = defaultdict(list)
+        self.samples: dict[TreeShape, list[Sample]] = defaultdict(list)
 
     def visit(self, shape: TreeShape, epoch: int = 0) -> None:
         """Time a round of `shape`; of plain decoding a few, because its caches are warm when it comes in a row."""
@@ -226,7 +168,7 @@ class Bench:
         costs = [self._rounds.next(shape) for _ in range(count)]
         for cost in costs[_BURST // 3 :] if shape == PLAIN_TREE else costs:
             if cost.rows == self.texts * shape.nodes:
-                self.samples[shape].append(_Sample(self.context, self.texts, shape, epoch, cost))
+                self.samples[shape].append(Sample(self.context, self.texts, shape, epoch, cost))
 
     def times(self, shape: TreeShape) -> list[float]:
         """Passes of the target, as they were."""
@@ -235,152 +177,6 @@ class Bench:
     def close(self) -> None:
         """Forget the texts."""
         self._rounds.close()
-
-
-def _timing(values: Sequence[float]) -> Timing:
-    low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
-    return Timing(middle, (high - low) / middle if middle else 0.0, len(values))
-
-
-def _fitted(alone: Sequence[Bench], together: Sequence[Bench], nodes: Sequence[int], seconds: float) -> Latency:
-    contexts = tuple(bench.context for bench in alone)
-    verify: dict[tuple[int, int], Timing] = {}
-    plain, passes, first, levels = [], [], [], []
-    widths = tuple(
-        sorted({rows for bench in alone for samples in bench.samples.values() for s in samples for rows, _ in s.levels})
-    )
-    everything: list[_Sample] = []
-    for bench in alone:
-        by_nodes: dict[int, list[float]] = defaultdict(list)
-        by_width: dict[int, list[float]] = defaultdict(list)
-        firsts: list[float] = []
-        for shape, samples in bench.samples.items():
-            everything += samples
-            by_nodes[shape.nodes] += [sample.verify_ms for sample in samples]
-            for sample in samples:
-                firsts += sample.first_ms
-                for rows, ms in sample.levels:
-                    by_width[rows].append(ms)
-        for count in nodes:
-            verify[bench.context, count] = _timing(by_nodes[count])
-        timings = [verify[bench.context, count] for count in nodes]
-        plain.append(statistics.median(sample.cost.total_ms / sample.slowness for sample in bench.samples[PLAIN_TREE]))
-        passes.append(rising([timing.median for timing in timings], [timing.count for timing in timings]))
-        first.append(statistics.median(firsts))
-        of_widths = {rows: statistics.median(times) for rows, times in by_width.items()}
-        counts = [len(by_width[rows]) for rows in widths]
-        levels.append(rising(_filled(widths, of_widths), [max(count, 1) for count in counts]))
-    text_ms = _of_a_text(together, alone, nodes, passes)
-    all_rows, passes = _with_shared_rows(together, nodes, contexts, passes, text_ms)
-    costs = Costs(
-        contexts=contexts,
-        nodes=all_rows,
-        widths=widths,
-        plain_ms=tuple(plain),
-        verify_ms=tuple(passes),
-        first_ms=tuple(first),
-        level_ms=tuple(levels),
-        text_ms=tuple(text_ms(context) for context in contexts),
-        **_host([sample for sample in everything if sample.cost.draft_calls]),
-    )
-    error = statistics.median(timing.error for timing in verify.values())
-    return Latency(costs, verify, error, len(everything), seconds)
-
-
-def _filled(points: Sequence[int], values: dict[int, float]) -> list[float]:
-    """A value at every point, linear between those that there are."""
-    known = sorted(values)
-    return [float(np.interp(point, known, [values[one] for one in known])) for point in points]
-
-
-def _of_a_text(
-    together: Sequence[Bench], alone: Sequence[Bench], nodes: Sequence[int], passes: Sequence[Sequence[float]]
-) -> Callable[[int], float]:
-    """Context -> what every further text adds to a pass of as many rows: the median over passes of several texts less
-    the pass of one, by a line over the contexts; never less than nothing.
-    """
-    contexts = [bench.context for bench in alone]
-    medians = {}
-    for context in sorted({bench.context for bench in together}):
-        added = []
-        for bench in (bench for bench in together if bench.context == context):
-            for shape, samples in bench.samples.items():
-                rows = bench.texts * shape.nodes
-                if samples and rows <= nodes[-1]:
-                    one = [np.interp(rows, nodes, row) for row in passes]
-                    pass_ms = float(np.interp(context, contexts, one))
-                    median = statistics.median(sample.verify_ms for sample in samples)
-                    added.append((median - pass_ms) / (bench.texts - 1))
-        if added:
-            medians[context] = statistics.median(added)
-    points = sorted(medians)
-    values = [max(medians[point], 0.0) for point in points]
-    slope = max((values[-1] - values[0]) / (points[-1] - points[0]), 0.0) if len(points) > 1 else 0.0
-    return lambda context: max(values[0] + slope * (context - points[0]), 0.0) if points else 0.0
-
-
-def _with_shared_rows(
-    together: Sequence[Bench],
-    nodes: Sequence[int],
-    contexts: Sequence[int],
-    passes: Sequence[Sequence[float]],
-    text_ms: Callable[[int], float],
-) -> tuple[tuple[int, ...], list[tuple[float, ...]]]:
-    """The table of passes with the row counts that only several texts together have: their passes less what the texts
-    add, as multiples of the longest pass of one text.
-    """
-    ratios: dict[int, list[float]] = defaultdict(list)
-    for bench in together:
-        longest = float(np.interp(bench.context, contexts, [row[-1] for row in passes]))
-        for shape, samples in bench.samples.items():
-            rows = bench.texts * shape.nodes
-            if samples and rows > nodes[-1]:
-                median = statistics.median(sample.verify_ms for sample in samples)
-                ratios[rows].append((median - (bench.texts - 1) * text_ms(bench.context)) / longest)
-    further = sorted(ratios)
-    extended = []
-    for row in passes:
-        values = [*row, *(row[-1] * statistics.median(ratios[rows]) for rows in further)]
-        extended.append(rising(values, [1.0] * len(values)))
-    return (*nodes, *further), extended
-
-
-def _host(samples: Sequence[_Sample]) -> dict[str, float]:
-    """The host's time of a round, of every level and every node: least squares over the medians of equal rounds, none
-    below 0.
-    """
-    groups: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for sample in samples:
-        groups[len(sample.cost.draft_calls), sample.cost.rows].append(sample.host_ms)
-    rows = np.array([[1, depth, nodes] for depth, nodes in groups], np.float64)
-    weights = np.sqrt([len(values) for values in groups.values()])
-    medians = np.array([statistics.median(values) for values in groups.values()])
-    active = [0, 1, 2]
-    while True:
-        fit = np.linalg.lstsq(rows[:, active] * weights[:, None], medians * weights, rcond=None)[0]
-        if (fit >= 0).all() or len(active) == 1:
-            break
-        active.remove(active[int(fit.argmin())])
-    solution = np.zeros(3)
-    solution[active] = np.maximum(fit, 0)
-    names = ("host_ms", "host_level_ms", "host_node_ms")
-    return {name: float(value) for name, value in zip(names, solution, strict=True)}
-
-
-def rising(values: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:
-    """The nearest values, by weighted squares, that never fall: pool adjacent violators (Ayer et al. 1955).
-
-    More nodes are never cheaper; where the medians say so it is noise.
-    """
-    pools: list[tuple[float, float, int]] = []  # mean, weight, length
-    for value, weight in zip(values, weights, strict=True):
-        mean, total, length = float(value), float(weight), 1
-        while pools and pools[-1][0] >= mean:
-            before, its_weight, its_length = pools.pop()
-            mean = (before * its_weight + mean * total) / (its_weight + total)
-            total, length = total + its_weight, length + its_length
-        pools.append((mean, total, length))
-    return tuple(mean for mean, _, length in pools for _ in range(length))
 
 
 def fastest_threads(

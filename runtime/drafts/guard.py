@@ -45,11 +45,18 @@ class GuardedDraft:
     def truncate(self, known: int) -> None:
         """See `Draft`."""
         if self.failure is None:
-            self._draft.truncate(known)
+            try:
+                self._draft.truncate(known)
+            except Exception as error:
+                self.give_up(error)
 
     def close(self) -> None:
         """See `Draft`."""
-        self._draft.close()
+        try:
+            self._draft.close()
+        except Exception as error:
+            if self.failure is None:
+                self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
         """Ask the draft no more."""

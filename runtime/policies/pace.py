@@ -98,6 +98,8 @@ class Pace:
             self._hoped.add(verdict.hoped)
             self._accepted.add(verdict.accepted)
             self._agreed.add(float(verdict.accepted > 0))
+        if self.policy.is_wish:  # whoever asks for a tree gets it
+            return
         self._probes -= 1
         if self._model_tokens.value < _MARGIN * self._model_plain_tokens.value and self._probes <= 0:
             self._rest_now()

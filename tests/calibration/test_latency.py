@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.calibration.measure import latency
+from dovetail.calibration.measure import latency, price_tables
 from dovetail.calibration.measure.pair import EngineRounds
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.costs import Costs
@@ -39,7 +39,7 @@ def pass_ms(nodes: int) -> float:
     return 2.0 if nodes <= 8 else 5.0
 
 
-def measured(pair: planted.PlantedPair, seconds: float = 0.5) -> latency.Latency:
+def measured(pair: planted.PlantedPair, seconds: float = 0.5) -> price_tables.Latency:
     return latency.measure(pair, planted.tokens(64), seconds=seconds, nodes=NODES, contexts=(40, 100))
 
 
@@ -105,7 +105,7 @@ def test_a_neighbour_that_comes_and_goes_does_not_bend_the_curve() -> None:
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(1, 9)), min_size=1, max_size=12))
 def test_rising_is_the_nearest_curve_that_never_falls(points: list[tuple[float, int]]) -> None:
     values, weights = [float(value) for value, _ in points], [weight for _, weight in points]
-    fitted = latency.rising(values, weights)
+    fitted = price_tables.rising(values, weights)
     assert list(fitted) == sorted(fitted)
 
     def distance(curve: list[float]) -> float:
