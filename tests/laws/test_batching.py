@@ -36,7 +36,8 @@ from dovetail.runtime.drafts.model_draft import ModelDraft, ModelGrowth
 from dovetail.runtime.errors import DrawError
 from dovetail.runtime.evaluation.standard_library import held_out_files
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.policies.base import OWN_ESTIMATES, Policy, TreeBudget
+from dovetail.runtime.policies.base import Policy, TreeBudget
+from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import ASSUMED
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
@@ -219,13 +220,13 @@ class Answer:
 class Player:
     """Plays a trace."""
 
-    def __init__(self, trace: Trace, target: TargetEngine | None = None) -> None:
-        """`target`: in place of the fake one; its features are not the fakes'."""
+    def __init__(self, trace: Trace, target: TargetEngine | None = None, reference: TargetEngine | None = None) -> None:
+        """`target`: in place of the fake one, with features that are not the fakes'; `reference`: the same, unused."""
         self.trace, self.moment = trace, Moments(trace.interrupts)
         fake = FakeTarget(VOCAB, capacity=trace.capacity, remembers=True)
         fake.watch = fake.touch = self.moment
         self.target: TargetEngine = target or fake
-        self.row = fake.row if target is None else functools.partial(row_of, target)
+        self.row = fake.row if reference is None else functools.partial(row_of, reference)
         self.graph = FakeGraph(fakes.best(fake), VOCAB, max_rows=trace.max_rows, kind=trace.graph_kind)
         self.graph.watch = self._call
         self._calls = 0
@@ -369,12 +370,12 @@ def row_of(target: TargetEngine, context: Sequence[int]) -> Any:
         return read(target, sequence, np.array(context)).logits[0].copy()
 
 
-def holds(trace: Trace, target: TargetEngine | None = None) -> Player:
-    """The law, for one trace."""
+def holds(trace: Trace, *targets: TargetEngine) -> Player:
+    """The law, for one trace. `targets`: see `Player`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(round_planner, "PROMPT_TOKENS", trace.prompt_tokens)
         patch.setattr(round_planner, "PROMPT_TOKENS_BESIDE", trace.prompt_tokens_beside)
-        player = Player(trace, target)
+        player = Player(trace, *targets)
         player.play()
         player.check()
     return player
@@ -407,6 +408,7 @@ def configs(draw: st.DrawFn) -> GenerationConfig:
     return GenerationConfig(**controls)
 
 
+CHANCES = Chances(tuple(round(0.95**i, 2) for i in range(1, 31)), ((0.5, 0.12, 0.03, 0.01),) * 6)  # short to print
 SHAPES = st.sampled_from([TreeShape(1, 0, 1), TreeShape(4, 3, 1), TreeShape(8, 3, 3), TreeShape(24, 6, 4)])
 
 
@@ -426,7 +428,7 @@ def texts(draw: st.DrawFn) -> Text:
                 [
                     Policy("fixed", shape, gain=2.0),
                     Policy("fixed", shape, gain=2.0, is_wish=True),
-                    Policy("adaptive", shape, OWN_ESTIMATES, gain=2.0),
+                    Policy("adaptive", shape, CHANCES, gain=2.0),
                 ]
             )
         )
@@ -450,8 +452,8 @@ def texts(draw: st.DrawFn) -> Text:
 TRACES = st.builds(
     Trace,
     texts=st.lists(texts(), min_size=1, max_size=8),
-    capacity=st.sampled_from([160, 256, 400, 4096]),
-    max_texts=st.sampled_from([1, 3, 16]),
+    capacity=st.sampled_from([160, 200, 240, 4096]),
+    max_texts=st.sampled_from([1, 4, 16]),
     graph_kind=st.sampled_from(["dgf", "dgf", "lm"]),
     max_rows=st.sampled_from([64, 256, 4096]),
     prompt_tokens=st.sampled_from([3, 7, 256]),
@@ -497,7 +499,7 @@ def test_the_traces_had_all_of_it_in_them() -> None:
     print(dict(COUNTS))
     assert COUNTS["traces"] == 300
     for what in ("interrupts", "preemptions", "forced", "failures", "siblings", "reused", "cancelled", "error", "stop"):
-        assert COUNTS[what] >= 20, what
+        assert COUNTS[what] >= 10, what
     assert COUNTS["accepted"] > COUNTS["rounds"] / 5
 
 
@@ -507,8 +509,8 @@ def test_so_it_is_on_a_target_that_computes(trace: Trace) -> None:
     """A Llama in numpy, whose rows depend on the whole text, and whose forks may find the cache full."""
     drafts = {"graph": "graph", "none": "none"}
     texts = [dataclasses.replace(text, draft=drafts.get(text.draft, "graph")) for text in trace.texts]
-    target = NumpyTarget.random(vocab_size=VOCAB, capacity=trace.capacity)
-    holds(dataclasses.replace(trace, texts=texts, graph_kind="lm"), target)
+    target, reference = (NumpyTarget.random(vocab_size=VOCAB, capacity=size) for size in (trace.capacity, 4096))
+    holds(dataclasses.replace(trace, texts=texts, graph_kind="lm"), target, reference)
 
 
 # Bugs that are planted.
@@ -561,6 +563,11 @@ def abandon_nothing(self: ModelGrowth) -> None:
     self._done = True
 
 
+def often_interrupted(trace: Trace) -> Trace:
+    """Where most of these bugs show."""
+    return dataclasses.replace(trace, interrupts=frozenset(range(min(trace.interrupts, default=0), 600, 29)))
+
+
 REWIND, PLAN_CHUNK, PREEMPT = TextSequence.rewind, TextSequence.plan_chunk, TextSequence.preempt
 COMMIT, FORK = FakeSequence.commit, FakeSequence.fork
 
@@ -582,7 +589,7 @@ def test_the_law_notices(place: type, name: str, mutant: Callable[..., Any], mon
     monkeypatch.setattr(place, name, mutant)
 
     @settings(QUIET, max_examples=400)
-    @given(TRACES)
+    @given(TRACES.map(often_interrupted))
     def law(trace: Trace) -> None:
         holds(trace)
 
@@ -622,10 +629,10 @@ class CodeText:
 CODE_TEXTS = st.builds(
     CodeText,
     file=st.integers(0, 19),
-    length=st.integers(1, 160),
+    length=st.integers(1, 120),
     config=st.builds(
         GenerationConfig,
-        max_new_tokens=st.integers(1, 24),
+        max_new_tokens=st.integers(1, 20),
         temperature=st.sampled_from([0.0, 0.8]),
         repetition_penalty=st.sampled_from([1.0, 1.2]),
         seed=st.integers(0, 1000),
@@ -639,7 +646,7 @@ CODE_TEXTS = st.builds(
 
 @settings(QUIET, max_examples=20)
 @given(
-    st.lists(CODE_TEXTS, min_size=1, max_size=6),
+    st.lists(CODE_TEXTS, min_size=1, max_size=5),
     st.frozensets(st.integers(0, 12), max_size=3),
     st.frozensets(st.integers(0, 40), max_size=2),
     st.sampled_from([5, 32, 64]),
