@@ -1,5 +1,5 @@
 """Proves of every engine setting that wrong values and unknown names are refused before anything is loaded, that
-flags, files and README know it, and that making one imports no engine.
+flags, files and docs/python.md know it, and that making one imports no engine.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_readme_lists_every_setting(documented: Callable[[str, str, list[str]], 
     rows = ["| setting | what it says | default |", "| --- | --- | --- |"]
     rows += [f"| `{one.name}` | {one.help} | {one.default_text or 'none'} |" for one in SETTINGS.values()]
     assert max(map(len, rows)) <= 120
-    documented("../README.md", "engine", rows)
+    documented("python.md", "engine", rows)
 
 
 def test_making_one_imports_no_engine() -> None:
