@@ -496,6 +496,8 @@ def test_a_text_is_what_it_is_alone(trace: Trace) -> None:
 
 def test_the_traces_had_all_of_it_in_them() -> None:
     """A law about what never happens would prove nothing."""
+    if not COUNTS:
+        pytest.skip("it counts what the law before it has played")
     print(dict(COUNTS))
     assert COUNTS["traces"] == 300
     for what in ("interrupts", "preemptions", "forced", "failures", "siblings", "reused", "cancelled", "error", "stop"):
