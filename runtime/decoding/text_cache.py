@@ -21,7 +21,7 @@ class TextCache:
     def __init__(self, target: TargetSequence, model: Draft | None, lookup: LookupDraft | None) -> None:
         self.target = target
         self.model = None if model is None else GuardedDraft(model)
-        self.lookup = lookup
+        self.lookup = None if lookup is None else GuardedDraft(lookup)
 
     def roll_back(self, tokens: Sequence[int], prompt: Sequence[int]) -> int:
         """Keep of the text `tokens`, which it holds, what `prompt` shares; returns how many tokens are kept.

@@ -17,6 +17,7 @@ import pytest
 from dovetail.runtime import load
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.drafts.onnxruntime_graph import OnnxRuntimeGraph
+from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
 from dovetail.runtime.hardware.devices import cuda_driver
 from dovetail.runtime.pipeline import Pipeline
@@ -382,3 +383,17 @@ def test_three_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> N
 
 def resident_pages() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_matches_that_fail_end_no_text(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(tiny_artifact, numerics="exact", draft="none", ctx_size=128) as pipe:
+        expected = pipe.generate(["one", "two"], max_new_tokens=12, ignore_eos=True)
+
+    def fail(*arguments: object) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(LookupDraft, "grow", fail)
+    with load(tiny_artifact, numerics="exact", draft="lookup", ctx_size=128) as pipe:
+        texts = pipe.generate(["one", "two"], max_new_tokens=12, ignore_eos=True)
+    assert [text.token_ids for text in texts] == [text.token_ids for text in expected]
+    assert {text.finish_reason for text in texts} == {"length"}
