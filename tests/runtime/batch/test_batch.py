@@ -253,8 +253,8 @@ def test_an_output_of_another_batch_is_left_alone(
         ((other, *CONTROLS), "(input_sha256 '"),
         ((lines, *CONTROLS, "--seed", 12), "(seed 12), got one of another (seed 11)"),
         ((lines, *CONTROLS, "--top-k", 5), "(controls {"),
-        ((lines, *CONTROLS, "--ctx-size", 64), "(ctx_size 64), got one of another (ctx_size 128)"),
-        ((lines, *CONTROLS, "--chat-template", template), "(chat_template '"),
+        ((lines, *CONTROLS, "--ctx-size", 64), "(--ctx-size 64), got one of another (--ctx-size 128)"),
+        ((lines, *CONTROLS, "--chat-template", template), "(--chat-template '"),
         ((lines, *CONTROLS[:4]), "(numerics 'fast'), got one of another (numerics 'exact')"),
     ):
         mistake = run(*words, "-o", out).mistake
@@ -411,7 +411,7 @@ def test_stdin_is_taken_and_goes_on_too(
         (["good.jsonl", "-o", "out.jsonl", "--sequences", "0"], "sequences: expected an integer from 1 to 4096, got 0"),
         (["good.jsonl", "-o", "out.jsonl", "--temperature", "-1"], "temperature: expected a number from 0"),
         (["good.jsonl", "-o", "out.jsonl", "--num-return-sequences", "2"], "greedy answers are all the same"),
-        (["good.jsonl", "-o", "out.jsonl", "-c", "100000"], "ctx_size: expected an integer from 2 to 2048"),
+        (["good.jsonl", "-o", "out.jsonl", "-c", "100000"], "--ctx-size: expected an integer from 2 to 2048"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -435,7 +435,7 @@ def test_a_cache_beyond_the_memory_names_the_flag(run: Any, tmp_path: Path, monk
     file = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
     mistake = run(file, "-o", tmp_path / "out.jsonl", "--sequences", 1000).mistake
     assert "error: --sequences 1000: expected memory for a cache of " in mistake
-    assert "got 1.0 GB; lower sequences or ctx_size" in mistake
+    assert "got 1.0 GB; lower sequences or --ctx-size" in mistake
 
 
 def test_a_full_disk(lines: Path, undisturbed: Documents, shipped_artifact: Path, tmp_path: Path) -> None:
