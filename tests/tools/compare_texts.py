@@ -180,13 +180,16 @@ def main() -> None:
     if child is not None:
         ask_genai(prompts[:1], 8)
     results: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
-    for _ in range(options.rounds):
-        for count in counts:
-            for name, runner in runners.items():
-                results[name, count].append(runner.run(prompts[:count], options.tokens, options.temperature))
-            if child is not None:
-                results["genai", count].append(ask_genai(prompts[:count], options.tokens))
     names = [*runners, *(["genai"] if child is not None else [])]
+    for turn in range(options.rounds):
+        for i, count in enumerate(counts):
+            first = (turn + i) % len(names)  # each comes behind another one every time
+            for name in names[first:] + names[:first]:
+                some = prompts[:count]
+                if name == "genai":
+                    results[name, count].append(ask_genai(some, options.tokens))
+                else:
+                    results[name, count].append(runners[name].run(some, options.tokens, options.temperature))
     print("| texts | runner | decode, tokens/s | over plain | passes | rows | accepted | 8-grams repeated | host ms |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for count in counts:
