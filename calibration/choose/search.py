@@ -289,8 +289,7 @@ def candidates(
 
 def _round_ms(prices: Prices, nodes: int, depth: int, width: int) -> float:
     load = PassLoad(prices, texts=1, rows=1, gain=1.0)
-    nodes_ms = prices.pass_ms(nodes) - prices.pass_ms(1)
-    return prices.plain + nodes_ms + load.draft_ms(depth, width, 1)
+    return (prices.pass_ms(nodes) if nodes > 1 else prices.plain) + load.draft_ms(depth, width, 1)
 
 
 def _candidate(policy: Policy, texts: Sequence[TextRecords], costs: Costs) -> Candidate:

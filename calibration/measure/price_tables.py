@@ -119,6 +119,7 @@ def fitted(alone: Sequence[Samples], together: Sequence[Samples], nodes: Sequenc
         levels.append(rising(_filled(widths, of_widths), [max(count, 1) for count in counts]))
     text_ms = _of_a_text(together, alone, nodes, passes)
     all_rows, passes = _with_shared_rows(together, nodes, contexts, passes, text_ms)
+    shared_plain = _shared_plain(alone, together, plain)
     costs = Costs(
         contexts=contexts,
         nodes=all_rows,
@@ -128,6 +129,8 @@ def fitted(alone: Sequence[Samples], together: Sequence[Samples], nodes: Sequenc
         first_ms=tuple(first),
         level_ms=tuple(levels),
         text_ms=tuple(text_ms(context) for context in contexts),
+        shared_texts=tuple(shared_plain),
+        shared_plain=tuple(shared_plain.values()),
         **_host([sample for sample in everything if sample.cost.draft_calls]),
     )
     error = statistics.median(timing.error for timing in verify.values())
@@ -153,7 +156,7 @@ def _of_a_text(
         for one in (one for one in together if one.context == context):
             for shape, samples in one.by_shape.items():
                 rows = one.texts * shape.nodes
-                if samples and rows <= nodes[-1]:
+                if samples and shape != PLAIN_TREE and rows <= nodes[-1]:
                     at_contexts = [float(np.interp(rows, nodes, row)) for row in passes]
                     pass_ms = float(np.interp(context, contexts, at_contexts))
                     median = statistics.median(sample.verify_ms for sample in samples)
@@ -164,6 +167,18 @@ def _of_a_text(
     values = [max(medians[point], 0.0) for point in points]
     slope = max((values[-1] - values[0]) / (points[-1] - points[0]), 0.0) if len(points) > 1 else 0.0
     return lambda context: max(values[0] + slope * (context - points[0]), 0.0) if points else 0.0
+
+
+def _shared_plain(alone: Sequence[Samples], together: Sequence[Samples], plain: Sequence[float]) -> dict[int, float]:
+    """Number of texts -> a plain round of theirs over one of one text, at contexts where both were timed."""
+    contexts = [one.context for one in alone]
+    ratios: dict[int, list[float]] = defaultdict(list)
+    for one in together:
+        samples = one.by_shape.get(PLAIN_TREE)
+        if samples:
+            median = statistics.median(sample.cost.total_ms / sample.slowness for sample in samples)
+            ratios[one.texts].append(median / float(np.interp(one.context, contexts, plain)))
+    return {texts: statistics.median(ratios[texts]) for texts in sorted(ratios)}
 
 
 def _with_shared_rows(

@@ -101,7 +101,8 @@ def draft_trees(
     ]
     counts = planner.choose(load, [draft.offer for draft in drafts])
     nodes = sum(counts)
-    nodes_ms = load.prices.pass_ms(load.rows + nodes, load.texts) - load.prices.pass_ms(load.rows, load.texts)
+    passes = load.passes(nodes)
+    nodes_ms = passes[nodes] - passes[0]
     return [
         DraftedTree(
             candidates=draft.candidates,

@@ -41,21 +41,23 @@ class PassLoad:
         return self.gain * self.plain_rate
 
     def passes(self, nodes: int) -> list[float]:
-        """[nodes + 1] milliseconds of the pass with 0, 1, 2 ... drafted nodes in it."""
+        """[nodes + 1] milliseconds of the pass with 0, 1, 2 ... drafted nodes in it; without any it is one of plain
+        decoding, unless prompts are read in it.
+        """
         curve = self._curve  # asked for every text of the round
+        if not curve:
+            mixed_ms = self.prices.pass_ms(self.rows, self.texts)
+            is_plain = self.rows == self.texts
+            curve.append(min(self.prices.plain_ms(self.texts), mixed_ms) if is_plain else mixed_ms)
         while len(curve) <= nodes:
             curve.append(self.prices.pass_ms(self.rows + len(curve), self.texts))
         return curve[: nodes + 1]
 
     def draft_ms(self, levels: int, width: int, texts: int) -> float:
-        """One text's share of the draft's calls, of `texts` that draft levels of `width`. Behind them the target finds
-        the processor's caches cold, which plain decoding does not.
-        """
+        """One text's share of the draft's calls, of `texts` that draft levels of `width`."""
         if not levels:
             return 0.0
-        prices = self.prices
-        calls_ms = prices.first_ms(texts) + (levels - 1) * prices.level_ms(width * texts)
-        return (calls_ms + prices.passes[1] - prices.plain) / texts
+        return (self.prices.first_ms(texts) + (levels - 1) * self.prices.level_ms(width * texts)) / texts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

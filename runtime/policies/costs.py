@@ -34,14 +34,23 @@ class Prices:
     text: float  # what every further text adds to a pass of as many rows
     first: float  # one text
     levels: tuple[float, ...]  # [rows + 1]
+    shared_plain: tuple[tuple[int, float], ...] = ()  # texts, and a plain round of so many over one of one text
 
     def pass_ms(self, rows: int, texts: int = 1) -> float:
         """A pass of the target; beyond what was measured, every row adds what the last ones did."""
         return _extended(self.passes, rows) + (texts - 1) * self.text
 
     def plain_ms(self, texts: int = 1) -> float:
-        """A round of plain decoding of so many texts: behind no draft's call the caches are warm."""
-        return self.pass_ms(texts, texts) - self.passes[1] + self.plain
+        """A round of plain decoding of so many texts. Its passes are all of one size, and behind no draft's call the
+        caches are warm: it costs less than a pass of as many rows among rounds of all sizes.
+        """
+        if not self.shared_plain:
+            return self.pass_ms(texts, texts) - self.passes[1] + self.plain
+        points = [(1, 1.0), *self.shared_plain]
+        high = next((i for i, (count, _) in enumerate(points) if count >= texts), len(points) - 1)
+        (count, ratio), (last, last_ratio) = points[max(high - 1, 0)], points[high]
+        slope = (last_ratio - ratio) / (last - count) if last > count else 0.0
+        return self.plain * (ratio + slope * (texts - count))
 
     def level_ms(self, rows: int) -> float:
         """A call for one level behind the first, of so many candidates over all texts."""
@@ -69,6 +78,8 @@ class Costs:
     host_ms: float
     host_level_ms: float
     host_node_ms: float
+    shared_texts: tuple[int, ...] = ()  # numbers of texts, from 2, whose plain rounds were timed
+    shared_plain: tuple[float, ...] = ()  # such a round over one of one text
 
     def __post_init__(self) -> None:
         for name, first in (("contexts", None), ("nodes", 1), ("widths", 1)):
@@ -86,6 +97,11 @@ class Costs:
                 raise UserError(f"costs.{name}: expected a positive time per context and column, got {rows!r:.60}")
         if len(self.text_ms) != len(self.contexts) or not all(0 <= ms < _LONGEST_MS for ms in self.text_ms):
             raise UserError(f"costs.text_ms: expected a time from 0 per context, got {self.text_ms!r:.60}")
+        good = all(1 < a < b for a, b in itertools.pairwise((*self.shared_texts, 1 << 24)))
+        if not good or len(self.shared_texts) != len(self.shared_plain):
+            raise UserError(f"costs.shared_texts: expected numbers from 2, ascending, got {self.shared_texts!r:.60}")
+        if not all(0 < ratio < _LONGEST_MS for ratio in self.shared_plain):
+            raise UserError(f"costs.shared_plain: expected positive ratios, got {self.shared_plain!r:.60}")
         for name in ("host_ms", "host_level_ms", "host_node_ms"):
             if not 0 <= getattr(self, name) < _LONGEST_MS:
                 raise UserError(f"costs.{name}: expected a time from 0, got {getattr(self, name)!r:.40}")
@@ -109,6 +125,7 @@ class Costs:
             text=mixed(self.text_ms[low], self.text_ms[high]),
             first=mixed(self.first_ms[low], self.first_ms[high]) + self.host_ms + self.host_level_ms,
             levels=(0.0, *(ms + self.host_level_ms for ms in _every(self.widths, level))),
+            shared_plain=tuple(zip(self.shared_texts, self.shared_plain, strict=True)),
         )
 
 

@@ -190,6 +190,14 @@ def main() -> None:
                     results[name, count].append(ask_genai(some, options.tokens))
                 else:
                     results[name, count].append(runners[name].run(some, options.tokens, options.temperature))
+    _print_table(results, counts, names)
+    if child is not None:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait()
+
+
+def _print_table(results: dict[tuple[str, int], list[dict[str, float]]], counts: list[int], names: list[str]) -> None:
     print("| texts | runner | decode, tokens/s | over plain | passes | rows | accepted | 8-grams repeated | host ms |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for count in counts:
@@ -210,10 +218,6 @@ def main() -> None:
                 )
             ]
             print(f"| {count} | {name} | {speed:.1f} | {ratio:.2f} | " + " | ".join(more) + " |")
-    if child is not None:
-        assert child.stdin is not None
-        child.stdin.close()
-        child.wait()
 
 
 if __name__ == "__main__":

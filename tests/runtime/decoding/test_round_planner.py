@@ -109,9 +109,8 @@ def test_a_pass_is_priced_by_its_texts_and_their_context() -> None:
     assert load.rate == pytest.approx(load.gain * load.plain_rate)
     assert load.passes(2) == [load.prices.pass_ms(rows, 2) for rows in (9, 10, 11)]
     assert load.draft_ms(0, 4, 2) == 0
-    cold = load.prices.pass_ms(1) - load.prices.plain_ms()
     calls = load.prices.first_ms(2) + 2 * load.prices.level_ms(8)
-    assert load.draft_ms(3, 4, 2) == pytest.approx((calls + cold) / 2)
+    assert load.draft_ms(3, 4, 2) == pytest.approx(calls / 2)
 
 
 def test_a_question_changes_nothing() -> None:
@@ -120,3 +119,15 @@ def test_a_question_changes_nothing() -> None:
         paces[0].observe(Verdict("model", accepted, 1.5, 0.3, 1.0))
         assert planner.load(paces, [5, 70], 3) == planner.load(paces, [5, 70], 3)
         assert planner.prompt_tokens([1, 80, 3]) == planner.prompt_tokens([1, 80, 3])
+
+
+def test_a_pass_without_nodes_is_one_of_plain_decoding() -> None:
+    """Rounds of one size are cheaper than those of all sizes: the first node pays for the difference."""
+    costs = Costs(
+        (100,), (1, 8), (1,), (10.0,), ((10.0, 38.0),), (1.0,), ((1.0,),), (0.0,), 0, 0, 0, (2, 4), (1.1, 1.5)
+    )
+    paces = [Pace(Policy("lookup")) for _ in range(4)]
+    load = RoundPlanner(costs).load(paces, [100] * 4, 0)
+    assert load.passes(1) == pytest.approx([15.0, 26.0])
+    assert [load.prices.plain_ms(texts) for texts in (1, 2, 3, 4, 6)] == pytest.approx([10, 11, 13, 15, 19])
+    assert RoundPlanner(costs).load(paces, [100] * 4, 4).passes(0) == pytest.approx([38.0]), "beside a prompt"
