@@ -41,7 +41,7 @@ pytest: $(DEV)/installed
 
 # While working on the runtime: what needs no model made by torch (tests/conftest.py sets the mark).
 test-fast: $(DEV)/installed
-	$(DEV)/bin/python -m pytest -q -m "not exports" tests/runtime tests/laws/test_architecture.py
+	$(DEV)/bin/python -m pytest -q -m "not exports" --ignore=tests/runtime/batch tests/runtime tests/laws/test_architecture.py
 
 # The wheel as a server gets it: in an environment without torch, away from the checkout.
 wheel: $(DEV)/installed $(WHEEL)/installed
