@@ -88,4 +88,4 @@ class Policy:
         return (self.chances or OWN_ESTIMATES).of(scores, least)
 
 
-OWN_ESTIMATES = Chances.estimated(levels=TreeShape(1, 64, 1).depth)
+OWN_ESTIMATES = Chances.estimated()

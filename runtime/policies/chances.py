@@ -24,12 +24,12 @@ class Chances:
     by_rank: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def estimated(cls, levels: int) -> Chances:
+    def estimated(cls) -> Chances:
         """Where nothing was measured: a draft's probabilities are taken for the chances, and half of the first
         children to be accepted, a quarter as many of each further rank.
         """
         by_score = tuple(math.exp(-SCORE_STEP * (i + 0.5)) for i in range(SCORE_BINS))
-        return cls(by_score, (tuple(0.5 / 4**rank for rank in range(8)),) * levels)
+        return cls(by_score, (tuple(0.5 / 4**rank for rank in range(8)),))
 
     def of(self, scores: Sequence[float], least: float) -> list[float]:
         """The chances of those `scores` that have more than `least`, in their order."""
