@@ -27,16 +27,13 @@ _LOUD_LOGGERS = (
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
     """Inside: no warnings, no progress bars of theirs, log lines from errors up; and no reports to their makers, which
-    OpenVINO's converter and nncf would send unasked, each from a fork of this process. Behind it the root logger is
-    as it was: OpenVINO's converter sets it to ERROR, which would silence the warnings of the whole process.
+    OpenVINO's converter and nncf would send unasked, each from a fork of this process.
     """
     from openvino_telemetry.utils.sender import TelemetrySender
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in _LOUD_LOGGERS]
     levels = [logger.level for logger in loggers]
-    root = logging.getLogger()
-    root_state = root.level, list(root.filters), list(root.handlers)
     had_bars = transformers_logging.is_progress_bar_enabled()
     tqdm_before = os.environ.get("TQDM_DISABLE")
     send = TelemetrySender.send
@@ -53,8 +50,6 @@ def quiet_torch() -> Iterator[None]:
         TelemetrySender.send = send
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        root.setLevel(root_state[0])
-        root.filters[:], root.handlers[:] = root_state[1:]
         if had_bars:
             transformers_logging.enable_progress_bar()
         if tqdm_before is None:

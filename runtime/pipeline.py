@@ -39,7 +39,7 @@ from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
-from dovetail.runtime.trees.shape import MAX_TREE_NODES
+from dovetail.runtime.trees.shape import MAX_TREE_NODES, TreeShape
 
 DEFAULT_NEW_TOKENS = 256
 MAX_TEXTS = 16  # in a pass, unless `sequences` says otherwise: more rows cost a CPU what they bring
@@ -100,9 +100,11 @@ class Pipeline:
             threads=self.threads,
             capacity=tokens * (config.sequences or 1),
             at_most=None if config.sequences else tokens * MAX_TEXTS,
+            acceptance=config.acceptance,
         )
         costs: Costs = ASSUMED if self.profile is None else self.profile.costs
-        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, self.max_texts)
+        planner = RoundPlanner(costs, branches_cost=config.acceptance == "confirmed")
+        self.engine = Engine(self.target, planner, self.draft, self.max_texts)
 
     def _profile(self) -> HostProfile | None:
         """What calibration found for this machine and this way to run the artifact."""
@@ -124,6 +126,8 @@ class Pipeline:
         if self.profile is not None:
             return {choice.temperature: choice.policy for choice in self.profile.choices}
         tree = config.tree or manifest.default_tree
+        if config.tree is None and config.acceptance == "confirmed":  # siblings cost their whole paths
+            tree = TreeShape(tree.depth + 1, tree.depth, 1)
         return {0.0: Policy("fixed", tree, gain=UNMEASURED_GAIN, is_wish=config.tree is not None)}
 
     def _load_draft(self, max_texts: int) -> DraftGraph:

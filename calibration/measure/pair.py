@@ -14,7 +14,7 @@ import numpy as np
 from dovetail.runtime.decoding.engine import Engine, PassCost, Update
 from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
-from dovetail.runtime.decoding.text_cache import TextCache
+from dovetail.runtime.decoding.text_cache import TextCache, shared_length
 from dovetail.runtime.drafts.base import Draft, Foresight, blind
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.joint_calls import JointCalls
@@ -208,7 +208,7 @@ class EngineRounds:
     def _begin(self) -> None:
         texts = [sequence.text for sequence in self._end()] or [[] for _ in self._caches]
         for text, cache in zip(texts, self._caches, strict=True):
-            cache.roll_back(text, self._prompt)
+            cache.roll_back(shared_length(text, self._prompt))
             sampler = Sampler(GenerationConfig(), self._prompt, self._target.info.vocab_size)
             sequence = TextSequence(
                 self._prompt,
@@ -221,7 +221,7 @@ class EngineRounds:
             )
             self._sequences.append(sequence)
             self._engine.add(sequence, self._ignore, _nothing)
-        while any(sequence.unread > 1 for sequence in self._sequences):
+        while not all(sequence.is_decoding for sequence in self._sequences):
             waiting = sum(sequence.unread for sequence in self._sequences)
             updates = self._engine.step()
             assert all(update.sequence.error is None for update in updates), updates[0].sequence.error

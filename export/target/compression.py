@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +72,8 @@ def compress(model: Any, compression: Compression, widths: Sequence[int]) -> Any
     import nncf
 
     mode = nncf.CompressWeightsMode
-    nncf.set_log_level(40)  # errors
+    # Of its logger alone: `nncf.set_log_level` also changes every handler that hangs there, and those may be others'.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     if compression.weight_format == "int4":
         data = _calibration(model, compression.calibration_ids)
         model = nncf.compress_weights(

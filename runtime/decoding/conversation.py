@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from dovetail.runtime.decoding.engine import Engine
-from dovetail.runtime.decoding.text_cache import TextCache
+from dovetail.runtime.decoding.text_cache import TextCache, shared_length
 from dovetail.runtime.errors import UserError
 
 
 class Conversation:
     """A cache and the tokens that it holds. Use as a context manager, or `close` it.
 
-    Between two turns its pages may be given to other texts that need them; the next turn then reads its text anew.
+    Between two turns its pages may be given to other texts that need them; the next turn then reads its text anew, what
+    was drawn in it as it was drawn (see `Step.is_prompt`): so its answers are the same in either case.
     """
 
     def __init__(self, engine: Engine, cache: TextCache) -> None:
         self.cache = cache
         self._engine = engine
+        self.drawn: list[range] = []  # positions of the answers so far, as far as they count
         self._tokens: list[int] = []
+        self._held = 0  # tokens of them that were in the cache when the last turn ended
         self._is_busy = False  # a stream is making text in it
 
     def begin(self, prompt: Sequence[int]) -> int:
@@ -30,13 +33,16 @@ class Conversation:
         self._check_idle()
         self._is_busy = True
         self._engine.take_idle(self)
-        kept = self.cache.roll_back(self._tokens, prompt)
+        length = min(shared_length(self._tokens, prompt), self._held)
+        self.drawn = [range(span.start, min(span.stop, length)) for span in self.drawn if span.start < length]
         self._tokens = list(prompt)
-        return kept
+        return self.cache.roll_back(length)
 
     def end(self, tokens: Sequence[int]) -> None:
         """The turn is over, and `tokens` were emitted in it."""
+        self.drawn.append(range(len(self._tokens), len(self._tokens) + len(tokens)))
         self._tokens += tokens
+        self._held = self.cache.target.length
         self._is_busy = False
         self._engine.keep_idle(self)
 
@@ -52,7 +58,7 @@ class Conversation:
             self._engine.sweep()
             self._check_idle()
             self._engine.take_idle(self)
-            self._tokens = []
+            self._tokens, self.drawn, self._held = [], [], 0
             self.cache.close()
 
     def close(self) -> None:

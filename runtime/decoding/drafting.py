@@ -19,7 +19,7 @@ from dovetail.runtime.policies.adaptive import AdaptiveBudget, promised_gain
 from dovetail.runtime.policies.base import LOOKUP_TREE, OWN_ESTIMATES, ChainBudget, DepthBudget, TreeBudget
 from dovetail.runtime.policies.chances import best_count
 from dovetail.runtime.policies.pace import Pace, Verdict
-from dovetail.runtime.trees.tree import CandidateTree
+from dovetail.runtime.trees.tree import CandidateTree, Tree
 
 
 class DecodingText(Protocol):
@@ -43,14 +43,24 @@ class DecodingText(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftedTree:
-    """A text's candidates, and how many of them are verified."""
+    """A text's candidates, and which of them are verified."""
 
     candidates: CandidateTree
-    count: int
+    kept: list[int]
     source: str  # model, matches, or none: the root alone
     hoped: float  # accepted tokens, by the chances alone
     extra_ms: float  # what it costs beyond a round without it, by the prices
     plain_rate: float  # tokens per millisecond of plain decoding of the pass's texts
+
+    @property
+    def count(self) -> int:
+        """How many are verified."""
+        return len(self.kept)
+
+    @property
+    def tree(self) -> Tree:
+        """The root, and what is verified behind it."""
+        return self.candidates.tree_of(self.kept)
 
     def verdict(self, accepted: int) -> Verdict:
         """So many of its tokens were accepted."""
@@ -63,25 +73,27 @@ class _Draft:
 
     source: str
     candidates: CandidateTree
-    chances: list[float]
+    order: list[int]  # candidates, in the order in which they may be taken
+    chances: list[float]  # of those
+    rows: list[int]  # that each adds to the pass
     trust: float = 1.0
     draft_ms: float = 0.0
     is_fixed: bool = False
 
     @property
     def offer(self) -> Offer:
-        return Offer([self.trust * chance for chance in self.chances], self.is_fixed)
+        return Offer([self.trust * chance for chance in self.chances], self.rows, self.is_fixed)
 
 
 def draft_trees(
     planner: RoundPlanner, load: PassLoad, texts: Sequence[DecodingText], calls: JointCalls | None
 ) -> tuple[list[DraftedTree], list[CallTime]]:
     """A tree for every text of the pass, and the times of the draft's calls. `calls` runs the models' graph."""
-    matches = [_matches(load, text) for text in texts]
+    matches = [_matches(planner, load, text) for text in texts]
     asking = [
         text
         for text, found in zip(texts, matches, strict=True)
-        if found is None and _may_ask_model(text) and _model_pays(load, text)
+        if found is None and _may_ask_model(text) and _model_pays(planner, load, text)
     ]
     growths = []
     for text in asking:
@@ -96,24 +108,67 @@ def draft_trees(
             times = calls.grow(growths, widest)
     grown = {id(text): growth.candidates for text, growth in zip(asking, growths, strict=True)}
     drafts = [
-        found or _of_model(load, text, grown.get(id(text)), len(asking))
+        found or _of_model(planner, load, text, grown.get(id(text)), len(asking))
         for text, found in zip(texts, matches, strict=True)
     ]
-    counts = planner.choose(load, [draft.offer for draft in drafts])
-    nodes = sum(counts)
-    passes = load.passes(nodes)
-    nodes_ms = passes[nodes] - passes[0]
-    return [
-        DraftedTree(
-            candidates=draft.candidates,
-            count=count,
-            source=draft.source,
-            hoped=sum(draft.chances[:count]),
-            extra_ms=draft.draft_ms + (nodes_ms * count / nodes if count else 0.0),
-            plain_rate=load.plain_rate,
+    filling = planner.choose(load, [draft.offer for draft in drafts])
+    nodes = sum(filling.counts)
+    nodes_ms = filling.ms - load.plain_ms
+    trees = []
+    for draft, count in zip(drafts, filling.counts, strict=True):
+        share = count / nodes if nodes else 1 / len(drafts)
+        trees.append(
+            DraftedTree(
+                candidates=draft.candidates,
+                kept=draft.order[:count],
+                source=draft.source,
+                hoped=sum(draft.chances[:count]),
+                extra_ms=draft.draft_ms + nodes_ms * share,
+                plain_rate=load.plain_rate,
+            )
         )
-        for draft, count in zip(drafts, counts, strict=True)
-    ], times
+    return trees, times
+
+
+def _draft(
+    planner: RoundPlanner,
+    load: PassLoad,
+    source: str,
+    candidates: CandidateTree,
+    chances: list[float],
+    *,
+    trust: float,
+    draft_ms: float = 0.0,
+    is_fixed: bool = False,
+) -> _Draft:
+    """The best candidates, whose `chances` these are. Where a sibling is fed with its whole path, those that are not
+    worth so many rows are left out, and what hangs on them; but of a fixed tree none.
+    """
+    order = candidates.ranked[: len(chances)]
+    if not planner.branches_cost:
+        return _Draft(source, candidates, order, chances, [1] * len(order), trust, draft_ms, is_fixed)
+    if not is_fixed:
+        worth = trust / max(load.rate * load.prices.row_ms(load.rows), 1e-9)  # rows that a token is worth
+        order, chances = _worth_their_rows(candidates, order, chances, worth)
+    return _Draft(source, candidates, order, chances, candidates.rows_of(order), trust, draft_ms, is_fixed)
+
+
+def _worth_their_rows(
+    candidates: CandidateTree, order: list[int], chances: list[float], worth: float
+) -> tuple[list[int], list[float]]:
+    kept, inner = {0: 0}, set[int]()  # candidates with their depths; those that a path goes on from
+    taken = []
+    for candidate, chance in zip(order, chances, strict=True):
+        parent = candidates.parent_of(candidate)
+        if parent not in kept:
+            continue
+        depth = kept[parent] + 1
+        if parent in inner and chance * worth < depth + 1:
+            continue
+        kept[candidate] = depth
+        inner.add(parent)
+        taken.append(chance)
+    return [candidate for candidate in kept if candidate], taken
 
 
 def _may_ask_model(text: DecodingText) -> bool:
@@ -125,7 +180,7 @@ def _may_ask_model(text: DecodingText) -> bool:
     )
 
 
-def _model_pays(load: PassLoad, text: DecodingText) -> bool:
+def _model_pays(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> bool:
     """Whether a tree is expected to earn its calls. Alone a text finds that out by itself, and rests; in company the
     rows of the others leave a draft less to gain, and a round without it is known to cost nothing.
     """
@@ -134,7 +189,7 @@ def _model_pays(load: PassLoad, text: DecodingText) -> bool:
         return True
     gain = promised_gain(
         policy.chances or OWN_ESTIMATES,
-        width=policy.tree.width,
+        width=1 if planner.branches_cost else policy.tree.width,
         depth=min(policy.tree.depth, text.room - 1),
         passes=load.passes(policy.tree.nodes - 1),
         draft_ms=lambda levels: load.draft_ms(levels, policy.tree.width, load.texts),
@@ -144,7 +199,7 @@ def _model_pays(load: PassLoad, text: DecodingText) -> bool:
     return gain > 0
 
 
-def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
+def _matches(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> _Draft | None:
     """Matches in the text, if they promise more than the model's round."""
     if text.lookup is None or text.room < 2 or text.pace.policy.kind == "plain":
         return None
@@ -157,7 +212,7 @@ def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
     count, gain = best_count(chances, load.passes(len(chances)), load.rate, text.pace.match_trust)
     if not count or (_may_ask_model(text) and gain <= text.pace.model_gain(load.gain)):
         return None
-    return _Draft("matches", candidates, chances, text.pace.match_trust)
+    return _draft(planner, load, "matches", candidates, chances, trust=text.pace.match_trust)
 
 
 def _model_budget(load: PassLoad, text: DecodingText, asking: int) -> TreeBudget:
@@ -178,9 +233,11 @@ def _model_budget(load: PassLoad, text: DecodingText, asking: int) -> TreeBudget
     return ChainBudget(budget) if text.only_chains else budget
 
 
-def _of_model(load: PassLoad, text: DecodingText, candidates: CandidateTree | None, asking: int) -> _Draft:
+def _of_model(
+    planner: RoundPlanner, load: PassLoad, text: DecodingText, candidates: CandidateTree | None, asking: int
+) -> _Draft:
     if candidates is None or not len(candidates):
-        return _Draft("none", candidates or CandidateTree(text.root), [])
+        return _Draft("none", candidates or CandidateTree(text.root), [], [], [])
     policy = text.pace.policy
     scores = candidates.scores[: policy.tree.nodes - 1]
     chances = policy.chances_of(scores)
@@ -188,10 +245,12 @@ def _of_model(load: PassLoad, text: DecodingText, candidates: CandidateTree | No
     is_fixed = policy.kind == "fixed" and (policy.is_wish or load.texts == 1)
     if is_fixed:  # the whole tree, whatever it hopes for
         chances += [0.0] * (len(scores) - len(chances))
-    return _Draft(
-        source="model",
-        candidates=candidates,
-        chances=chances,
+    return _draft(
+        planner,
+        load,
+        "model",
+        candidates,
+        chances,
         trust=text.pace.trust,
         draft_ms=load.draft_ms(candidates.depth, policy.tree.width, asking),
         is_fixed=is_fixed,

@@ -190,21 +190,22 @@ class Engine:
         texts = self._reserved(running)
         if not texts:
             return []
-        readers = [(sequence, count) for sequence, count in texts if sequence.unread > 1]
-        decoders = [sequence for sequence, _ in texts if sequence.unread == 1]
+        readers = [(sequence, count) for sequence, count in texts if not sequence.is_decoding]
+        decoders = [sequence for sequence, _ in texts if sequence.is_decoding]
         before = self._draft_counters()
         steps: list[tuple[Sequence, Step]] = []
         times: list[CallTime] = []
+        rows = prompt_tokens = sum(count for _, count in readers)
         if decoders:
-            prompt_tokens = sum(count for _, count in readers)
             paces = [sequence.pace for sequence in decoders]
             load = self._planner.load(paces, [sequence.context for sequence in decoders], prompt_tokens)
             trees, times = draft_trees(self._planner, load, decoders, self._calls)
             steps += [(sequence, sequence.plan_tree(tree)) for sequence, tree in zip(decoders, trees, strict=True)]
+            rows += self._planner.size
         steps += [(sequence, sequence.plan_chunk(count)) for sequence, count in readers]
         drafted = self._draft_counters()
         verify_start = time.perf_counter()
-        outputs = self.target.forward([step for _, step in steps])
+        outputs = self.target.forward([step for _, step in steps], rows)
         verify_ms = 1e3 * (time.perf_counter() - verify_start)
         taken = [(sequence, self._take(sequence, out)) for (sequence, _), out in zip(steps, outputs, strict=True)]
         draft_s, bytes_in, bytes_out = (now - then for now, then in zip(drafted, before, strict=True))
@@ -225,17 +226,17 @@ class Engine:
         ]
 
     def _reserved(self, running: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """The texts that take part in this pass, each with how many of its unread tokens, and with room for them.
+        """The texts that take part in this pass, each with how many tokens it reads, if any, and with room for them.
 
         Where the cache is full, the text that was let in last waits again: it gives its pages up, reads them anew
         later, and goes on with the same tokens.
         """
         texts = []
-        shares = self._planner.prompt_tokens([sequence.unread for sequence in running])
+        shares = self._planner.prompt_tokens([0 if one.is_decoding else one.readable for one in running])
         for sequence, count in zip(running, shares, strict=True):
-            if not count or sequence not in self._running:
+            if sequence not in self._running or not (count or sequence.is_decoding):
                 continue
-            rows = count if sequence.unread > 1 else 1 + min(sequence.pace.policy.most_nodes, MAX_TREE_NODES)
+            rows = 1 + min(sequence.pace.policy.most_nodes, MAX_TREE_NODES) if sequence.is_decoding else max(count, 2)
             while True:
                 try:
                     sequence.cache.target.reserve(rows)

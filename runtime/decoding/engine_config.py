@@ -13,6 +13,7 @@ from dovetail.runtime.trees.shape import MAX_TREE_NODES, TreeShape
 
 DraftChoice = Literal["auto", "artifact", "lookup", "none"]
 Numerics = Literal["fast", "exact"]
+Acceptance = Literal["confirmed", "relaxed"]
 _MAX_THREADS = 4096
 
 
@@ -77,9 +78,15 @@ class EngineConfig:
     numerics: Numerics = setting(
         "fast",
         Choice(get_args(Numerics)),
-        help="exact is token-identical to decoding one token at a time, and slower.",
+        help="fast quantises activations to 8 bits; exact does not, and is slower.",
         has_flag=False,
-        shortcuts={"--exact": ("exact", "Token-identical to decoding one token at a time; slower.")},
+        shortcuts={"--exact": ("exact", "Activations in float32, not quantised to 8 bits; slower.")},
+    )
+    acceptance: Acceptance = setting(
+        "confirmed",
+        Choice(get_args(Acceptance)),
+        help="confirmed: always the bytes of plain decoding; relaxed: trees in one block, which may depart.",
+        shortcuts={"--one-row": ("relaxed", "With --draft none: plain decoding, each pass a single row.")},
     )
     threads: int | None = setting(
         None,

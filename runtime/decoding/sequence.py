@@ -24,8 +24,8 @@ class Sequence:
     """A prompt, and the tokens that were drawn behind it.
 
     The target's cache holds a front of `text`, at most all but the last token. What it lacks is read in chunks; when
-    one token is left, that is the root of a tree. So a new text, one that goes on with what a conversation holds, and
-    one that was preempted and lost its pages are the same: they differ in how much is unread.
+    one drawn token is left, that is the root of a tree. So a new text, one that goes on with what a conversation holds,
+    and one that was preempted and lost its pages are the same: they differ in how much is unread.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Sequence:
         self.is_cancelled = False
         self.preemptions = 0
         self.reused = 0  # tokens of the prompt that were in the cache already
+        self.drawn_before: Items[range] = []  # positions of the prompt that were drawn in earlier turns
         self.siblings: list[Sequence] = []  # further answers to the same prompt, which wait until it is read
         self._sampler, self._max_new_tokens, self._ends, self._window = sampler, max_new_tokens, ends, window
         self._tree = chain(np.array(self.text[:1], np.int64))  # what the pass verifies
@@ -65,8 +66,25 @@ class Sequence:
 
     @property
     def unread(self) -> int:
-        """Tokens of the text that the target's cache lacks; 1: the last one, which is the root of the next tree."""
+        """Tokens of the text that the target's cache lacks."""
         return len(self.text) - self.cache.target.length
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only the last token is unread, and was drawn: it is the root of the next tree."""
+        return self.unread == 1 and len(self.text) > self.prompt_length
+
+    @property
+    def readable(self) -> int:
+        """How many of the unread tokens one pass may read: the first ones, as far as they were all given, or all
+        drawn. Those are computed otherwise than these (see `Step.is_prompt`), whenever they are read.
+        """
+        begin, end = self.context, len(self.text)
+        borders = [self.prompt_length, *(border for span in self.drawn_before for border in (span.start, span.stop))]
+        return min((border for border in borders if begin < border < end), default=end) - begin
+
+    def _is_drawn(self, position: int) -> bool:
+        return position >= self.prompt_length or any(position in span for span in self.drawn_before)
 
     @property
     def root(self) -> int:
@@ -101,25 +119,30 @@ class Sequence:
 
     @property
     def only_chains(self) -> bool:
-        """The target counts its window in cache slots. In a chain slots are positions; a sibling's slot between a node
-        and its ancestors would push the oldest token that the node still sees out of the window. Siblings need three
-        nodes.
+        """Where a tree is one block, the target counts its window in cache slots. In a chain slots are positions; a
+        sibling's slot between a node and its ancestors would push the oldest token that the node still sees out of the
+        window. Siblings need three nodes.
         """
         return self._window is not None and self._window - self.context <= 2
 
     # A step: plan, then take; or rewind.
 
     def plan_chunk(self, count: int) -> Step:
-        """Read the next `count` unread tokens; with the last one of all the next token can be drawn."""
+        """Read the next `count` of the `readable` tokens; with the last one of all the next token can be drawn."""
         begin = self.context
         self._drafted = None
         self._tree = chain(np.array(self.text[begin : begin + count], np.int64))
-        return Step(self.cache.target, self._tree, [count - 1] if count == self.unread else [])
+        wanted = [count - 1] if count == self.unread else []
+        return Step(self.cache.target, self._tree, wanted, is_prompt=not self._is_drawn(begin))
 
     def plan_tree(self, drafted: DraftedTree) -> Step:
         """Verify the best candidates behind the last token."""
-        tree = drafted.candidates.best(drafted.count)
+        tree = drafted.tree
         if self._window is not None and self.context + len(tree) > self._window:
+            tree = tree.first_chain()
+        try:
+            self.cache.target.reserve_tree(tree)
+        except CacheFullError:  # of the branches: the text itself has room
             tree = tree.first_chain()
         self._drafted, self._tree = drafted, tree
         return Step(self.cache.target, tree)

@@ -116,6 +116,7 @@ class Stream:
         with self._engine.lock:
             self._engine.sweep()
             self._sequence.reused = self._conversation.begin(self._sequence.text)
+            self._sequence.drawn_before = self._conversation.drawn
             self._is_open = True
             ending = _Ending(self._conversation, self._sequence, self._keeps_conversation)
             self._engine.add(self._sequence, self._receive, ending)

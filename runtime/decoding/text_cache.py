@@ -23,14 +23,9 @@ class TextCache:
         self.model = None if model is None else GuardedDraft(model)
         self.lookup = None if lookup is None else GuardedDraft(lookup)
 
-    def roll_back(self, tokens: Sequence[int], prompt: Sequence[int]) -> int:
-        """Keep of the text `tokens`, which it holds, what `prompt` shares; returns how many tokens are kept.
-
-        One less than are shared: the newest pair has the feature of a shared token together with the one behind it.
-        """
-        pairs = zip(tokens, prompt[:-1], strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        kept = min(max(shared - 1, 0), self.target.length)
+    def roll_back(self, length: int) -> int:
+        """Keep the first `length` tokens of the text that it holds, as far as it holds them; returns how many."""
+        kept = min(length, self.target.length)
         if self.model is not None and self.model.failure is None:
             kept = min(kept, self.model.known)
         self.truncate(kept)
@@ -59,6 +54,15 @@ class TextCache:
         for draft in (self.model, self.lookup):
             if draft is not None:
                 draft.close()
+
+
+def shared_length(tokens: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many of the text `tokens` a new `prompt` can go on from: one less than they share, because the newest pair
+    has the feature of a shared token together with the one behind it.
+    """
+    pairs = zip(tokens, prompt[:-1], strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return max(shared - 1, 0)
 
 
 def _tokens(text: Sequence[int], begin: int) -> Int64s:

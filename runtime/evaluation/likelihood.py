@@ -41,7 +41,7 @@ def log_probs(engine: TargetEngine, tokens: Int64s) -> Iterator[Float64s]:
     sequence = engine.sequence()
     try:
         for chunk in chunks(tokens):
-            out = engine.forward([Step(sequence, chain(chunk))])[0]
+            out = engine.forward([Step(sequence, chain(chunk), is_prompt=True)])[0]
             sequence.commit(range(len(chunk)))
             yield log_softmax(out.logits)
     finally:

@@ -22,7 +22,7 @@ _BUCKET = 64  # tokens of context that share their prices
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prices:
-    """Costs at one context, in milliseconds, the host's share in each of them.
+    """Costs at one context, in milliseconds, the host's share in each of them; of passes as large as the one before.
 
     A pass over `rows` rows of several texts costs `pass_ms`; a draft call that reads what was verified `first_ms`, one
     for a further level `level_ms`. With one text, and a tree of 8 nodes grown in 3 levels of 4 rows, a round costs
@@ -35,14 +35,19 @@ class Prices:
     first: float  # one text
     levels: tuple[float, ...]  # [rows + 1]
     shared_plain: tuple[tuple[int, float], ...] = ()  # texts, and a plain round of so many over one of one text
+    switch: float = 0.0  # what a pass costs more that has another number of rows than the one before
 
     def pass_ms(self, rows: int, texts: int = 1) -> float:
         """A pass of the target; beyond what was measured, every row adds what the last ones did."""
         return _extended(self.passes, rows) + (texts - 1) * self.text
 
+    def row_ms(self, rows: int) -> float:
+        """What a row more costs, about, in a pass of `rows`: the mean of the next eight."""
+        return (_extended(self.passes, rows + 8) - _extended(self.passes, rows)) / 8
+
     def plain_ms(self, texts: int = 1) -> float:
-        """A round of plain decoding of so many texts. Its passes are all of one size, and behind no draft's call the
-        caches are warm: it costs less than a pass of as many rows among rounds of all sizes.
+        """A round of plain decoding of so many texts. Behind no draft's call the caches are warm: it costs less than a
+        pass of as many rows among drafted rounds.
         """
         if not self.shared_plain:
             return self.pass_ms(texts, texts) - self.passes[1] + self.plain
@@ -80,6 +85,7 @@ class Costs:
     host_node_ms: float
     shared_texts: tuple[int, ...] = ()  # numbers of texts, from 2, whose plain rounds were timed
     shared_plain: tuple[float, ...] = ()  # such a round over one of one text
+    switch_ms: float = 0.0  # what a pass costs more that has another number of rows than the one before
 
     def __post_init__(self) -> None:
         for name, first in (("contexts", None), ("nodes", 1), ("widths", 1)):
@@ -102,7 +108,7 @@ class Costs:
             raise UserError(f"costs.shared_texts: expected numbers from 2, ascending, got {self.shared_texts!r:.60}")
         if not all(0 < ratio < _LONGEST_MS for ratio in self.shared_plain):
             raise UserError(f"costs.shared_plain: expected positive ratios, got {self.shared_plain!r:.60}")
-        for name in ("host_ms", "host_level_ms", "host_node_ms"):
+        for name in ("host_ms", "host_level_ms", "host_node_ms", "switch_ms"):
             if not 0 <= getattr(self, name) < _LONGEST_MS:
                 raise UserError(f"costs.{name}: expected a time from 0, got {getattr(self, name)!r:.40}")
 
@@ -126,6 +132,7 @@ class Costs:
             first=mixed(self.first_ms[low], self.first_ms[high]) + self.host_ms + self.host_level_ms,
             levels=(0.0, *(ms + self.host_level_ms for ms in _every(self.widths, level))),
             shared_plain=tuple(zip(self.shared_texts, self.shared_plain, strict=True)),
+            switch=self.switch_ms,
         )
 
 
@@ -154,17 +161,18 @@ ASSUMED = Costs(
     nodes=(1, 8, 128),
     widths=(1, 8, 32),
     plain_ms=(1.0,),
-    verify_ms=((1.0, 1.0, 8.0),),
+    verify_ms=((1.0, 1.2, 8.0),),
     first_ms=(0.1,),
     level_ms=((0.08, 0.12, 0.4),),
     text_ms=(0.0,),
     host_ms=0.0,
     host_level_ms=0.0,
     host_node_ms=0.0,
+    switch_ms=0.2,
 )
-"""Where nothing was measured, in passes of plain decoding: eight rows cost what one does, a draft call a tenth. So one
-text gets the tree that its artifact names, several texts share the rows that cost little, and a draft that brings less
-than a third of a token a round is put to rest.
+"""Where nothing was measured, in passes of plain decoding: eight rows cost a fifth more than one, a draft call a tenth.
+So one text gets the tree that its artifact names, several texts share the rows that cost little, and a draft that
+brings less than a third of a token a round is put to rest.
 """
 
 

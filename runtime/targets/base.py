@@ -16,6 +16,8 @@ from dovetail.runtime.artifact.manifest import TargetInfo
 from dovetail.runtime.trees.tree import Float32s, Int64s, Tree, chain
 
 Numerics = Literal["fast", "exact"]
+Acceptance = Literal["confirmed", "relaxed"]
+"""Whether every token is drawn from a row that plain decoding has, too, bit for bit; or from rows as they come."""
 
 PREFILL_CHUNK = 256  # tokens a pass: an interrupt is only seen between passes
 
@@ -24,12 +26,16 @@ PREFILL_CHUNK = 256  # tokens a pass: an interrupt is only seen between passes
 class Step:
     """What one sequence feeds into a pass: the nodes of `tree` behind the tokens in its cache.
 
-    A chunk of a prompt is a chain. `wanted` are the nodes whose logits are computed, ascending; None stands for all.
+    `wanted` are the nodes whose logits are computed, ascending; None stands for all. `is_prompt`: the tree is a chain
+    of tokens that were given, not drawn. There are two ways to compute a row, in blocks and each alone, and their sums
+    are ordered differently; a text's bits are its own only if each of its tokens is always computed in one of them
+    (docs/lossless.md). What is given is read in blocks, what is drawn is verified row by row.
     """
 
     sequence: TargetSequence
     tree: Tree
     wanted: Sequence[int] | None = None
+    is_prompt: bool = False
 
     @property
     def logit_rows(self) -> Sequence[int]:
@@ -58,6 +64,12 @@ class TargetSequence(Protocol):
 
     def reserve(self, num_tokens: int) -> None:
         """Make sure that `num_tokens` more tokens fit. Raises `CacheFullError`, changing nothing."""
+        ...
+
+    def reserve_tree(self, tree: Tree) -> None:
+        """Make sure that `tree` fits behind the tokens, and what its siblings need beside. Raises `CacheFullError`,
+        changing nothing.
+        """
         ...
 
     def commit(self, path: Sequence[int]) -> None:
@@ -92,11 +104,11 @@ class TargetEngine(Protocol):
     def numerics(self) -> Numerics: ...
 
     @property
-    def window(self) -> int | None:
-        """Tokens that the most short-sighted layer sees; None: every layer sees the whole text.
+    def acceptance(self) -> Acceptance: ...
 
-        Where past and tree together are longer, only chains may be fed.
-        """
+    @property
+    def window(self) -> int | None:
+        """Where past and tree together are longer, only chains may be fed; None: trees may be fed anywhere."""
         ...
 
     @property
@@ -113,10 +125,11 @@ class TargetEngine(Protocol):
         """A new, empty sequence."""
         ...
 
-    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+    def forward(self, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
         """One pass over the weights for all `steps`, each of another sequence. Raises `CacheFullError`.
 
-        Keys and values are written behind each sequence's `length`, which stays: `commit` says what of them counts.
+        Keys and values are written behind each sequence's `length`, which stays: `commit` says what of them counts. A
+        pass that has less than `rows` rows is filled up with some that nobody reads.
         """
         ...
 
@@ -134,7 +147,8 @@ def read(engine: TargetEngine, sequence: TargetSequence, tokens: Int64s) -> Step
     for begin in range(0, len(tokens), PREFILL_CHUNK):
         chunk = tokens[begin : begin + PREFILL_CHUNK]
         is_last = begin + len(chunk) == len(tokens)
-        out = engine.forward([Step(sequence, chain(chunk), [len(chunk) - 1] if is_last else [])])[0]
+        wanted = [len(chunk) - 1] if is_last else []
+        out = engine.forward([Step(sequence, chain(chunk), wanted, is_prompt=True)])[0]
         logits, features[begin : begin + len(chunk)] = out.logits, out.features
         sequence.commit(range(len(chunk)))
     return StepOutput(logits, features)

@@ -56,11 +56,29 @@ class Tree:
 
     def first_chain(self) -> Tree:
         """The root, its first child, that one's first child, and so on."""
-        path = [0]
-        for node in range(1, len(self)):
-            if self.parents[node] == path[-1]:
-                path.append(node)
-        return Tree(self.tokens[path], np.arange(-1, len(path) - 1))
+        path = self.paths()[0]
+        return chain(self.tokens[path])
+
+    def paths(self) -> list[list[int]]:
+        """The way from the root to every leaf; first the one that always takes the first child.
+
+        root 0 +- 1 +- 3          paths: [0, 1, 3], [0, 1, 4], [0, 2]
+               |    +- 4
+               +- 2
+        """
+        children: list[list[int]] = [[] for _ in range(len(self))]
+        for node, parent in enumerate(self.parents.tolist()):
+            if node:
+                children[parent].append(node)
+        paths, open_paths = [], [[0]]
+        while open_paths:
+            path = open_paths.pop()
+            while children[path[-1]]:
+                first, *others = children[path[-1]]
+                open_paths += [[*path, other] for other in reversed(others)]
+                path = [*path, first]
+            paths.append(path)
+        return paths
 
     def families(self) -> list[dict[int, int]]:
         """[N]: of every node, token -> node of its children. Where siblings repeat a token, the first one counts."""
@@ -167,9 +185,28 @@ class CandidateTree:
             candidate = self._parents[candidate]
         return path[::-1]
 
+    def rows_of(self, candidates: Sequence[int]) -> list[int]:
+        """How many rows each of these adds to a pass in which every path is fed from the root on (`Tree.paths`), if
+        they come in this order, parents first: one that goes on from a leaf one, any other its whole path.
+        """
+        rows, inner = [], set[int]()
+        for candidate in candidates:
+            parent = self._parents[candidate]
+            rows.append(len(self.path_of(candidate)) + 1 if parent in inner else 1)
+            inner.add(parent)
+        return rows
+
+    def parent_of(self, candidate: int) -> int:
+        """The candidate before it; 0 is the root."""
+        return self._parents[candidate]
+
     def best(self, count: int) -> Tree:
         """The root and the `count` best candidates. A child never scores above its parent, so they are a tree."""
-        kept = [0, *sorted(self.ranked[:count])]
+        return self.tree_of(self.ranked[:count])
+
+    def tree_of(self, candidates: Sequence[int]) -> Tree:
+        """The root and these, each with its parent among them or below the root."""
+        kept = [0, *sorted(candidates)]
         renumbered = {candidate: node for node, candidate in enumerate(kept)} | {-1: -1}
         parents = [renumbered[self._parents[candidate]] for candidate in kept]
         return Tree(np.array(self.tokens_of(kept), np.int64), np.array(parents, np.int64))

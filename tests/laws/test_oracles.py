@@ -17,6 +17,7 @@ from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.targets.base import Step, read
 from dovetail.runtime.trees.tree import root_only
 
 COUNT = 64
@@ -34,8 +35,8 @@ def assert_same_or_tied(pipe: Pipeline, prompt: list[int], ours: list[int], thei
         if mine != other:
             sequence = pipe.target.sequence()
             text = np.array(prompt + ours[:i])
-            sequence.prefill(text[:-1])
-            logits = sequence.verify(root_only(int(text[-1]))).logits[0]
+            read(pipe.target, sequence, text[:-1])
+            logits = pipe.target.forward([Step(sequence, root_only(int(text[-1])))])[0].logits[0]
             sequence.close()
             margin = logits[mine] - logits[other]
             assert 0 <= margin < TIE, f"token {i}: {mine} != {other}, {margin} apart"

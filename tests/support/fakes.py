@@ -18,7 +18,7 @@ from dovetail.runtime.drafts.row_pool import RowPool
 from dovetail.runtime.errors import CacheFullError
 from dovetail.runtime.policies.base import TreeBudget
 from dovetail.runtime.policies.costs import Costs
-from dovetail.runtime.targets.base import Numerics, Step, StepOutput
+from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.trees.tree import CandidateTree, Float32s, Tree
 from dovetail.runtime.trees.verified import Verified
 
@@ -69,6 +69,7 @@ class FakeTarget:
     """
 
     numerics: Numerics = "exact"
+    acceptance: Acceptance = "confirmed"
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class FakeTarget:
         """See `TargetEngine`."""
         return FakeSequence(self)
 
-    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+    def forward(self, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
         """See `TargetEngine`."""
         for out in self._lent:
             out.logits.fill(np.nan)
@@ -151,6 +152,10 @@ class FakeSequence:
             raise CacheFullError(f"expected {lacking} free tokens in the cache, got {self._engine.free}")
         self._engine.free -= lacking
         self._room += lacking
+
+    def reserve_tree(self, tree: Tree) -> None:
+        """See `TargetSequence`."""
+        self.reserve(len(tree))
 
     def feed(self, tree: Tree) -> None:
         """The engine's pass has `tree` behind the tokens."""

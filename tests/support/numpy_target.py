@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from dovetail.runtime.artifact.manifest import TargetInfo
 from dovetail.runtime.errors import CacheFullError
-from dovetail.runtime.targets.base import Numerics, Step, StepOutput, TargetEngine
+from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput, TargetEngine
 from dovetail.runtime.trees.tree import Float32s, Tree
 
 Float64s = npt.NDArray[np.float64]
@@ -161,6 +161,7 @@ class NumpyTarget:
     """See `TargetEngine`. `free` counts tokens one by one."""
 
     numerics: Numerics = "exact"
+    acceptance: Acceptance = "confirmed"
     window: int | None = None
 
     def __init__(self, llama: Llama, *, capacity: int) -> None:
@@ -194,7 +195,7 @@ class NumpyTarget:
         """See `TargetEngine`."""
         return NumpySequence(self)
 
-    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+    def forward(self, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
         """See `TargetEngine`."""
         for out in self._lent:
             out.logits.fill(np.nan)
@@ -266,6 +267,10 @@ class NumpySequence:
             raise CacheFullError(f"expected {lacking} free tokens in the cache, got {self._engine.free}")
         self._engine.free -= lacking
         self._taken += lacking
+
+    def reserve_tree(self, tree: Tree) -> None:
+        """See `TargetSequence`."""
+        self.reserve(len(tree))
 
     def feed(self, tree: Tree) -> None:
         """The engine's pass has `tree` behind the tokens."""

@@ -1,13 +1,12 @@
 """The target on the CPU: OpenVINO, PagedAttention with a tree mask, and key/value caches that numpy owns.
 
-Letters: S sequences in a pass, T tokens in a pass over all of them, N nodes of one sequence's tree, R rows of logits
+Letters: S sequences in a pass, T rows of a pass over all of them, N nodes of one sequence's tree, R rows of logits
 wanted, L layers, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +14,16 @@ import numpy as np
 import openvino as ov
 
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TargetInfo
-from dovetail.runtime.errors import ArtifactError, ContextOverflowError
+from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverflowError
 from dovetail.runtime.hardware.cpu import available_memory
-from dovetail.runtime.targets.base import Numerics, Step, StepOutput
+from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
 from dovetail.runtime.targets.openvino.ir import attention_window, read_ir, restrict_logits, to_paged_attention
+from dovetail.runtime.targets.openvino.layout import Rows, filling
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 from dovetail.runtime.targets.openvino.pages import PageCopy, PagePool, PageTable
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
+from dovetail.runtime.trees.tree import Tree
 
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
 _PRECISION: dict[str, dict[str, str]] = {
@@ -44,6 +46,7 @@ class OpenVinoTarget:
         threads: int,
         capacity: int,
         at_most: int | None = None,
+        acceptance: Acceptance = "confirmed",
     ) -> None:
         """Load the IR at `path`; the cache holds `capacity` tokens, rounded up to whole pages, or more of them up to
         `at_most`, as far as a quarter of the free memory goes. Pages take memory when they are first used.
@@ -53,10 +56,15 @@ class OpenVinoTarget:
         """
         self.info = info
         self.numerics: Numerics = numerics
+        self.acceptance: Acceptance = acceptance
+        self.threads = threads
         self._weights = MappedWeights(path.with_suffix(".bin"))
         self._packed = False  # OpenVINO has its own copy of every weight
         model = restrict_logits(to_paged_attention(read_ir(path, self._weights)))
-        self.window = attention_window(model)
+        window = attention_window(model)
+        # A mask counts the window in slots, where siblings lie between a node and its past. A row alone has its path in
+        # front of it, and nothing else.
+        self.window = window if acceptance == "relaxed" else None
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -71,9 +79,9 @@ class OpenVinoTarget:
                 f"{path}: expected one cache shape over all layers, got {sorted(set(shapes))}; not supported"
             )
         _check_sizes(compiled, info, len(ports), path)
-        if self.window != info.sliding_window:
+        if window != info.sliding_window:
             raise ArtifactError(
-                f"{path}: expected the attention window {info.sliding_window}, got {self.window}; export it again"
+                f"{path}: expected the attention window {info.sliding_window}, got {window}; export it again"
             )
         kv_heads, page_size, head_dim = shapes[0]
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
@@ -88,7 +96,10 @@ class OpenVinoTarget:
                 f"expected memory for a cache of {size / 1e9:.1f} GB ({capacity} tokens), got {free / 1e9:.1f} GB; "
                 "lower sequences or ctx_size"
             )
-        self.pool = PagePool(num_pages, page_size)
+        filled = -(-MAX_TREE_NODES // page_size)  # pages of the rows that fill passes up
+        self.pool = PagePool(num_pages + filled, page_size)
+        self._filling_pages = self.pool.take(filled)
+        self.capacity = num_pages * page_size
         # All layers in one array, so that keeping a path is one numpy copy. Untouched pages cost no memory.
         shape = (len(ports), self.pool.num_pages, kv_heads, page_size, head_dim)
         self.cache = np.zeros(shape, dtype)  # [2L, ...]
@@ -96,11 +107,6 @@ class OpenVinoTarget:
         for port, cache in zip(ports, self.cache, strict=True):
             self._request.set_tensor(port.any_name, ov.Tensor(cache, shared_memory=True))
         self._inputs = Inputs(self._request)
-
-    @property
-    def capacity(self) -> int:
-        """See `TargetEngine`."""
-        return self.pool.num_pages * self.pool.page_size
 
     @property
     def free(self) -> int:
@@ -111,26 +117,36 @@ class OpenVinoTarget:
         """See `TargetEngine`."""
         return OpenVinoSequence(self, PageTable(self.pool))
 
-    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+    def forward(self, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
         """See `TargetEngine`."""
-        tables = []
+        parts: list[Rows] = []
+        begins, rows_of_nodes = [0], []  # of every step
+        logit_rows, logit_begins = list[int](), [0]
         for step in steps:
-            sequence = step.sequence
-            assert isinstance(sequence, OpenVinoSequence), "a sequence of another engine"
-            in_window = self.window is None or sequence.length + len(step.tree) <= self.window
-            assert in_window or step.tree.is_chain(), "siblings beyond the attention window"
-            sequence.reserve(len(step.tree))
-            tables.append(sequence.table)
-        tokens, rows = self._inputs.fill(steps, tables)
+            assert isinstance(step.sequence, OpenVinoSequence), "a sequence of another engine"
+            its_parts, its_rows = step.sequence.place(step)
+            parts += its_parts
+            logit_rows += [begins[-1] + (node if its_rows is None else its_rows[node]) for node in step.logit_rows]
+            logit_begins.append(len(logit_rows))
+            begins.append(begins[-1] + sum(map(len, its_parts)))
+            rows_of_nodes.append(its_rows)
+        if self.acceptance == "confirmed":
+            fill = filling(parts, min(rows, begins[-1] + MAX_TREE_NODES), self.threads, self._filling_pages)
+            parts += [] if fill is None else [fill]
+            logit_rows += logit_rows if len(logit_rows) == 1 else []  # the LM head has another kernel for one row, too
+        self._inputs.fill(parts, logit_rows)
         with contextlib.nullcontext() if self._packed else self._weights.read_once():
             self._request.infer(share_outputs=True)
-        self._packed = self._packed or rows[-1] > 0  # no row of logits: the LM head is still to come
+        self._packed = self._packed or bool(logit_rows)  # no row of logits: the LM head is still to come
         logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [R, V]
         features = self._request.get_tensor(FEATURES_OUTPUT).data.reshape(-1, self.info.hidden_size)  # [T, D]
-        return [
-            StepOutput(logits[r0:r1], features[t0:t1])
-            for (r0, r1), (t0, t1) in zip(itertools.pairwise(rows), itertools.pairwise(tokens), strict=True)
-        ]
+        outputs = []
+        for i, step in enumerate(steps):
+            its_rows = rows_of_nodes[i]
+            own = features[begins[i] : begins[i + 1]]
+            own = own[: len(step.tree)] if its_rows is None else own[its_rows]
+            outputs.append(StepOutput(logits[logit_begins[i] : logit_begins[i + 1]], own))
+        return outputs
 
     def close(self) -> None:
         """See `TargetEngine`."""
@@ -138,11 +154,15 @@ class OpenVinoTarget:
 
 
 class OpenVinoSequence:
-    """One text's pages. See `TargetSequence`."""
+    """One text's pages, and those of its tree's branches. See `TargetSequence`."""
 
     def __init__(self, engine: OpenVinoTarget, table: PageTable) -> None:
         self._engine = engine
         self.table = table
+        self._tree: Tree | None = None  # that there is room for
+        self._paths: list[list[int]] = []  # of that tree
+        self._branches: list[PageTable] = []  # of its paths behind the first
+        self._homes: list[tuple[int, int]] | None = None  # page and offset of every node that was fed; None: in order
 
     @property
     def length(self) -> int:
@@ -155,21 +175,87 @@ class OpenVinoSequence:
         if copy is not None:
             self._copy(copy)
 
+    def reserve_tree(self, tree: Tree) -> None:
+        """See `TargetSequence`."""
+        if tree is self._tree:
+            return
+        self._drop_branches()
+        if self._engine.acceptance == "relaxed" or tree.is_chain():
+            self.reserve(len(tree))
+            self._tree, self._paths = tree, [list(range(len(tree)))]
+            return
+        paths = tree.paths()
+        self.reserve(max(map(len, paths)))  # whichever is kept, it ends up in the pages of the text
+        try:
+            for path in paths[1:]:
+                table = self.table.fork()
+                self._branches.append(table)
+                copy = table.reserve(len(path))
+                if copy is not None:
+                    self._copy(copy)
+        except CacheFullError:
+            self._drop_branches()
+            raise
+        self._tree, self._paths = tree, paths
+
+    def place(self, step: Step) -> tuple[list[Rows], list[int] | None]:
+        """The rows of a step, and which of them each node has; None: nodes and rows are the same."""
+        tree, past = step.tree, self.length
+        is_relaxed = self._engine.acceptance == "relaxed"
+        if step.is_prompt or is_relaxed:
+            is_chain = tree.is_chain()
+            assert is_chain or self._engine.window is None or past + len(tree) <= self._engine.window, (
+                "siblings beyond the attention window"
+            )
+            tokens = tree.tokens
+            if len(tokens) == 1 and not is_relaxed:  # a block has two rows; the second is not read
+                tokens = np.append(tokens, 0)
+            self._drop_branches()
+            self.reserve(len(tokens))
+            depths, mask = (np.arange(len(tokens)), None) if is_chain else (tree.depths(), tree.ancestors())
+            self._homes = None
+            return [Rows(tokens, depths, past, self.table.pages, mask)], None
+        self.reserve_tree(tree)
+        tables = [self.table, *self._branches]
+        parts = [
+            Rows(tree.tokens[path], np.arange(len(path)), past, table.pages, are_alone=True)
+            for path, table in zip(self._paths, tables, strict=True)
+        ]
+        if len(parts) == 1:
+            self._homes = None
+            return parts, None
+        rows, homes, row = [-1] * len(tree), [(-1, -1)] * len(tree), 0
+        for path, table in zip(self._paths, tables, strict=True):
+            for depth, node in enumerate(path):
+                if rows[node] < 0:
+                    rows[node], homes[node] = row + depth, table.slot(past + depth)
+            row += len(path)
+        self._homes = homes
+        return parts, rows
+
     def commit(self, path: Sequence[int]) -> None:
         """See `TargetSequence`."""
         table, past = self.table, self.table.length
-        moved = [(past + node, past + kept) for kept, node in enumerate(path) if node != kept]
+        if self._homes is None:
+            moved = [
+                (table.slot(past + node), table.slot(past + kept)) for kept, node in enumerate(path) if node != kept
+            ]
+        else:
+            pairs = ((self._homes[node], table.slot(past + kept)) for kept, node in enumerate(path))
+            moved = [(source, target) for source, target in pairs if source != target]
         if moved:
             # All reads are done before the first write, so the two may overlap.
             sources, targets = zip(*moved, strict=True)
-            source_pages, source_offsets = zip(*(table.slot(slot) for slot in sources), strict=True)
-            target_pages, target_offsets = zip(*(table.slot(slot) for slot in targets), strict=True)
+            source_pages, source_offsets = zip(*sources, strict=True)
+            target_pages, target_offsets = zip(*targets, strict=True)
             cache = self._engine.cache
             cache[:, target_pages, :, target_offsets] = cache[:, source_pages, :, source_offsets]
+        self._drop_branches()
         table.length += len(path)
 
     def truncate(self, length: int) -> None:
         """See `TargetSequence`."""
+        self._drop_branches()
         self.table.truncate(length)
 
     def fork(self) -> OpenVinoSequence:
@@ -178,7 +264,12 @@ class OpenVinoSequence:
 
     def close(self) -> None:
         """See `TargetSequence`."""
-        self.table.truncate(0)
+        self.truncate(0)
+
+    def _drop_branches(self) -> None:
+        for branch in self._branches:
+            branch.truncate(0)
+        self._branches, self._paths, self._tree = [], [], None
 
     def _copy(self, copy: PageCopy) -> None:
         cache = self._engine.cache

@@ -3,7 +3,7 @@
 An input of the size it had in the pass before stays as it is bound; naming memory to OpenVINO is most of the host's
 time in a round of one text.
 
-Letters: S sequences, T tokens over all of them, N tokens and P pages of one, R rows of logits over all of them.
+Letters: S subsequences, T tokens over all of them, N tokens and P pages of one, R rows of logits over all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from dovetail.runtime.targets.base import Step
-from dovetail.runtime.targets.openvino.pages import PageTable
+from dovetail.runtime.targets.openvino.layout import Rows
+from dovetail.runtime.trees.tree import Bools
 
 LOGIT_ROWS = "logit_rows"
 
@@ -28,7 +28,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "subsequence_begins": np.int32,  # [S + 1]
     "block_indices": np.int32,  # [sum P]
     "block_indices_begins": np.int32,  # [S + 1]
-    "qq_bias": np.uint8,  # [sum N * N] ancestor-or-self matrices, of sequences that need one
+    "qq_bias": np.uint8,  # [sum N * N] ancestor-or-self matrices, of subsequences that need one
     "qq_bias_begins": np.int32,  # [S + 1], empty without masks
     LOGIT_ROWS: np.int64,  # [R]
 }
@@ -46,40 +46,51 @@ class Inputs:
         self._longest = np.empty((), np.int32)
         request.set_tensor("max_context_len", ov.Tensor(self._longest, shared_memory=True))
 
-    def fill(self, steps: Sequence[Step], tables: Sequence[PageTable]) -> tuple[list[int], list[int]]:
-        """Write the steps, whose sequences hold `tables`, and make the request read them.
+    def fill(self, parts: Sequence[Rows], logit_rows: Sequence[int]) -> None:
+        """Write the rows of a pass, and which of them [R] want logits, and make the request read them."""
+        tokens = _offsets([len(part) for part in parts])
+        masks = [part.mask for part in parts]
+        pasts = [past for part in parts for past in range(part.past, part.past + part.subsequences)]
+        begins = [0]
+        pages: list[int] = []
+        page_begins = [0]
+        for part, end in zip(parts, tokens[1:], strict=True):
+            for _ in range(part.subsequences):
+                pages += part.pages
+                page_begins.append(len(pages))
+                begins.append(begins[-1] + 1 if part.are_alone else end)
+        ids = self._array("input_ids", tokens[-1])
+        positions = self._array("position_ids", tokens[-1])
+        for part, (begin, end) in zip(parts, itertools.pairwise(tokens), strict=True):
+            ids[begin:end] = part.tokens
+            positions[begin:end] = part.depths
+            positions[begin:end] += part.past
+        self._array(LOGIT_ROWS, len(logit_rows))[:] = logit_rows
+        self._array("past_lens", len(pasts))[:] = pasts
+        self._array("subsequence_begins", len(begins))[:] = begins
+        self._array("block_indices", len(pages))[:] = pages
+        self._array("block_indices_begins", len(page_begins))[:] = page_begins
+        self._fill_masks(parts, masks)
+        self._longest[()] = max(part.past + len(part) for part in parts)
 
-        Returns where each step's tokens begin among the T, and its rows of logits among the R, with the end of all.
-        """
-        trees = [step.tree for step in steps]
-        pasts = [table.length for table in tables]
-        chains = [tree.is_chain() for tree in trees]
-        tokens = _offsets([len(tree) for tree in trees])
-        rows = _offsets([len(step.logit_rows) for step in steps])
-        masks = _offsets([0 if chain else len(tree) ** 2 for tree, chain in zip(trees, chains, strict=True)])
-        pages = _offsets([len(table.pages) for table in tables])
-
-        arrays = {
-            "input_ids": self._array("input_ids", tokens[-1]),
-            "position_ids": self._array("position_ids", tokens[-1]),
-            "qq_bias": self._array("qq_bias", masks[-1]),
-            LOGIT_ROWS: self._array(LOGIT_ROWS, rows[-1]),
-        }
-        for i, (step, tree, past) in enumerate(zip(steps, trees, pasts, strict=True)):
-            begin, end = tokens[i], tokens[i + 1]
-            arrays["input_ids"][begin:end] = tree.tokens
-            arrays["position_ids"][begin:end] = past + (np.arange(end - begin) if chains[i] else tree.depths())
-            if not chains[i]:
-                arrays["qq_bias"][masks[i] : masks[i + 1]] = tree.ancestors().ravel()
-            arrays[LOGIT_ROWS][rows[i] : rows[i + 1]] = [begin + node for node in step.logit_rows]
-        self._array("past_lens", len(steps))[:] = pasts
-        self._array("subsequence_begins", len(tokens))[:] = tokens
-        self._array("block_indices", pages[-1])[:] = [*itertools.chain(*(table.pages for table in tables))]
-        self._array("block_indices_begins", len(pages))[:] = pages
-        begins = masks if masks[-1] else []
+    def _fill_masks(self, parts: Sequence[Rows], masks: Sequence[Bools | None]) -> None:
+        if all(mask is None for mask in masks):
+            self._array("qq_bias", 0)
+            self._array("qq_bias_begins", 0)
+            return
+        sizes = [
+            0 if mask is None else mask.size
+            for part, mask in zip(parts, masks, strict=True)
+            for _ in range(part.subsequences)
+        ]
+        begins = _offsets(sizes)
+        bias = self._array("qq_bias", begins[-1])
+        end = 0
+        for mask in masks:
+            if mask is not None:
+                bias[end : end + mask.size] = mask.ravel()
+                end += mask.size
         self._array("qq_bias_begins", len(begins))[:] = begins
-        self._longest[()] = max(past + len(tree) for past, tree in zip(pasts, trees, strict=True))
-        return tokens, rows
 
     def _array(self, name: str, size: int) -> npt.NDArray[Any]:
         """The memory of an input of this size, bound."""

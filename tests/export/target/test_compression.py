@@ -4,12 +4,14 @@ near; settings that contradict one another are one clear line.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nncf  # here, so that its logger is there when a test begins
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -48,6 +50,17 @@ def export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         return made[name]
 
     return make
+
+
+def test_the_logging_of_others_stays_as_it_was(
+    export: Callable[[str], tuple[Manifest, Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """nncf's logger does not propagate, so pytest, like anybody who wants its lines, hangs handlers there."""
+    assert caplog.handler in logging.getLogger(nncf.__name__).handlers
+    export("int8")
+    assert caplog.handler.level == logging.NOTSET
+    logging.getLogger("dovetail").warning("heard")
+    assert caplog.messages[-1:] == ["heard"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -373,7 +373,9 @@ def test_three_thousand_short_generations_leak_nothing(tiny_artifact: Path) -> N
         return (sys.getallocatedblocks() - before[0]) / count, (resident_pages() - before[1]) * page / count
 
     growth(1000, keep=0)  # caches of all kinds fill
-    blocks, size = (min(pair) for pair in zip(growth(750, keep=0), growth(750, keep=0), strict=True))  # one may be noise
+    blocks, size = (
+        min(pair) for pair in zip(growth(750, keep=0), growth(750, keep=0), strict=True)
+    )  # one may be noise
     planted_blocks, planted_size = growth(500, keep=20_000)
     print(f"a generation leaves {blocks:.3f} blocks and {size:.0f} bytes behind")
     assert blocks < 0.5 < planted_blocks
