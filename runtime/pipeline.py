@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
 from dovetail.runtime.hardware.threads import default_threads
-from dovetail.runtime.policies.base import Policy
+from dovetail.runtime.policies.base import Policy, unmeasured_tree
 from dovetail.runtime.policies.costs import ASSUMED, Costs
 from dovetail.runtime.policies.host_profile import HostProfile, profile_for
 from dovetail.runtime.policies.pace import Pace
@@ -39,7 +40,7 @@ from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
-from dovetail.runtime.trees.shape import MAX_TREE_NODES, TreeShape
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
 DEFAULT_NEW_TOKENS = 256
 MAX_TEXTS = 16  # in a pass, unless `sequences` says otherwise: more rows cost a CPU what they bring
@@ -102,16 +103,16 @@ class Pipeline:
             at_most=None if config.sequences else tokens * MAX_TEXTS,
             acceptance=config.acceptance,
         )
-        costs: Costs = ASSUMED if self.profile is None else self.profile.costs
-        planner = RoundPlanner(costs, branches_cost=config.acceptance == "confirmed")
-        self.engine = Engine(self.target, planner, self.draft, self.max_texts)
+        assumed = dataclasses.replace(ASSUMED, branches_cost=config.acceptance == "confirmed")
+        costs: Costs = assumed if self.profile is None else self.profile.costs
+        self.engine = Engine(self.target, RoundPlanner(costs), self.draft, self.max_texts)
 
     def _profile(self) -> HostProfile | None:
         """What calibration found for this machine and this way to run the artifact."""
         config, draft = self.engine_config, self.artifact.manifest.draft
         if draft is not None and config.draft != "none" and config.tree is None:
             digest, device = self.artifact.digest, config.draft_device
-            return profile_for(digest, config.profile, device, config.numerics, config.threads)
+            return profile_for(digest, config.profile, device, config.numerics, config.acceptance, config.threads)
         if config.profile not in ("auto", None):
             raise UserError("profile: expected the artifact's own draft and no other tree; drop the profile or those")
         return None
@@ -125,9 +126,7 @@ class Pipeline:
             return {0.0: Policy("plain")}
         if self.profile is not None:
             return {choice.temperature: choice.policy for choice in self.profile.choices}
-        tree = config.tree or manifest.default_tree
-        if config.tree is None and config.acceptance == "confirmed":  # siblings cost their whole paths
-            tree = TreeShape(tree.depth + 1, tree.depth, 1)
+        tree = config.tree or unmeasured_tree(manifest.default_tree, config.acceptance == "confirmed")
         return {0.0: Policy("fixed", tree, gain=UNMEASURED_GAIN, is_wish=config.tree is not None)}
 
     def _load_draft(self, max_texts: int) -> DraftGraph:

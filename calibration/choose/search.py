@@ -162,7 +162,7 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
             (drafted,), _ = draft_trees(planner, load, [decoding], None)
             accepted = min(decoding.accepted(drafted), decoding.room - 1)
             decoding.pace.observe(drafted.verdict(accepted))
-            ms += load.prices.plain_ms() + drafted.extra_ms
+            ms += load.plain_ms + drafted.extra_ms
             rounds, tokens, nodes = rounds + 1, tokens + accepted + 1, nodes + drafted.count + 1
             levels += drafted.candidates.depth if drafted.source == "model" else 0
             lengths[accepted] += 1
@@ -191,7 +191,7 @@ class RecordedText:
 
     def accepted(self, drafted: DraftedTree) -> int:
         """How far the text goes along the tree."""
-        kept = set(drafted.candidates.tokens_of(drafted.candidates.ranked[: drafted.count]))
+        kept = set(drafted.candidates.tokens_of(drafted.kept))
         path = [node + 1 for node in self._record.matches.path] if drafted.source == "matches" else self._record.path
         return next((i for i, node in enumerate(path) if node not in kept), len(path))
 
@@ -231,14 +231,16 @@ class RecordedDraft:
         return record.children.get(node, [])
 
     def _grow_matches(self, candidates: CandidateTree, budget: TreeBudget) -> None:
-        """Matches keep their scores; which of them hangs on which does not matter to a replay."""
         assert self._matches is not None
-        depths, scores = self._matches.depths, self._matches.scores
+        depths, scores, parents = self._matches.depths, self._matches.scores, self._matches.parents
+        made = {-1: 0}  # recorded match -> candidate
         for depth in range(1, max(depths, default=0) + 1):
-            level = [i for i, one in enumerate(depths) if one == depth]
+            level = [i for i, one in enumerate(depths) if one == depth and parents[i] in made]
             if not budget.wants_level(candidates.levels):
                 break
-            candidates.add_level([0] * len(level), [i + 1 for i in level], [scores[i] for i in level])
+            steps = [scores[i] - (scores[parents[i]] if parents[i] >= 0 else 0.0) for i in level]
+            first = candidates.add_level([made[parents[i]] for i in level], [i + 1 for i in level], steps)
+            made |= {one: first + place for place, one in enumerate(level)}
 
     def tell(self, verified: Verified) -> None:
         """It knows the text."""
@@ -266,7 +268,9 @@ def candidates(
     chances = acceptance.chances(texts)
     contexts = [record.context for text in texts for record in text]
     prices = costs.at(sum(contexts) // len(contexts))
-    optimum = best_by_rank(chances.by_rank, functools.partial(_round_ms, prices), prices.plain, most_nodes, widths)
+    by_rank_widths = [1] if costs.branches_cost else widths  # a node is a row only in a chain, or under a mask
+    round_ms = functools.partial(_round_ms, prices)
+    optimum = best_by_rank(chances.by_rank, round_ms, prices.plain, most_nodes, by_rank_widths)
     plain = _candidate(Policy("plain"), texts, costs)
     lookup = _settled(Policy("lookup"), texts, costs, plain.replay, plain.replay)
     # From several places: the optimum by rank knows nothing of what confidence adds, and hills may be in between.

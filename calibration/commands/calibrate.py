@@ -41,6 +41,7 @@ _PATH = click.Path(path_type=Path)
     threads="CPU threads of both engines.  [default: what is fastest]",
     draft_device="As for dovetail generate.  [default: auto]",
     numerics="Calibrate for generating with --exact.",
+    acceptance="Calibrate for generating with the same flag.  [default: confirmed]",
 )
 @click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
@@ -91,6 +92,7 @@ def _calibrate(
     from dovetail.calibration.choose import calibration as decision
     from dovetail.calibration.measure.pair import PipelinePair
     from dovetail.runtime.hardware.machine import this_machine
+    from dovetail.runtime.policies.base import unmeasured_tree
     from dovetail.runtime.policies.host_profile import cache_path
 
     machine = this_machine()
@@ -108,7 +110,7 @@ def _calibrate(
                 pair,
                 tokens,
                 effort=decision.QUICK if quick else decision.Effort(),
-                default=opened.manifest.default_tree,
+                default=unmeasured_tree(opened.manifest.default_tree, pair.branches_cost),
                 temperatures=decision.TEMPERATURES if temperature is None else (temperature,),
                 progress=progress,
             )
@@ -124,7 +126,7 @@ def _calibrate(
     }
     if result.too_noisy is None:
         profile = decision.as_profile(result, opened.digest, machine, engines)
-        place = path or cache_path(opened.digest, machine, engines.draft_device, engines.numerics)
+        place = path or cache_path(opened.digest, machine, engines.draft_device, engines.numerics, engines.acceptance)
         document["profile"] = _keep(profile, place, asked=path is not None)
     else:
         notice(f"warning: {result.too_noisy}; the artifact's default tree stays")
@@ -142,7 +144,7 @@ def _calibrate(
 def _engines(pipe: Pipeline, counts: tuple[int, int]) -> Engines:
     from dovetail.runtime.policies.host_profile import Engines
 
-    return Engines(pipe.draft_device, pipe.target.numerics, *counts)
+    return Engines(pipe.draft_device, pipe.target.numerics, pipe.target.acceptance, *counts)
 
 
 def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_threads: int) -> Pipeline:

@@ -39,6 +39,7 @@ class Matched:
 
     scores: list[float]  # descending
     depths: list[int]
+    parents: list[int]  # which of them each goes on from; -1: the root
     path: list[int]  # which of them the text followed, from depth 1 on
 
 
@@ -105,8 +106,13 @@ def _record(candidates: CandidateTree, following: Sequence[int], context: int, m
 def _matched(candidates: CandidateTree, following: Sequence[int]) -> Matched:
     tree = candidates.best(len(candidates))
     order, depths = candidates.ranked, tree.depths().tolist()
-    rank = {node: i for i, node in enumerate(order)}
-    return Matched(candidates.scores, [depths[node] for node in order], [rank[node] for node in _path(tree, following)])
+    rank = {node: i for i, node in enumerate(order)} | {0: -1}
+    return Matched(
+        scores=candidates.scores,
+        depths=[depths[node] for node in order],
+        parents=[rank[candidates.parent_of(node)] for node in order],
+        path=[rank[node] for node in _path(tree, following)],
+    )
 
 
 def _path(tree: Tree, following: Sequence[int]) -> list[int]:

@@ -1,7 +1,8 @@
 """What a round costs on this host: every part timed inside real rounds, interleaved, with its spread.
 
 A pass of the target behind several calls of the draft is not the pass of plain decoding: the caches are cold, and the
-draft's threads have just gone to sleep. So nothing is timed alone; rounds of all sizes follow one another.
+draft's threads have just gone to sleep. So nothing is timed alone. Rounds of all sizes follow one another, a few of
+each in a row: the first of them has the price of another size than the one before, the others have not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ TEXTS = (2, 4, 8)  # that share a pass
 SHARED_CONTEXTS = (64, 256)  # of each of them; what a text adds grows with its context along a line
 SHARED_NODES = {2: (1, 4, 8), 4: (1, 4, 16), 8: (1, 2, 4, 8, 12, 16)}  # of each text's tree
 ROOM = 192  # tokens that a text may grow behind its context before it is rolled back
+_ROW = 3  # rounds of a shape in a row
 _BURST = 12  # plain rounds in a row, of which the first third is not counted: plain decoding finds its caches warm
 _SWEEPS = 2  # visits of every shape at every context, at least
 _PART = 4  # shapes in a row at one context
@@ -84,6 +86,7 @@ def measure(
         bench.visit(bench.shapes[-1])
         bench.visit(PLAIN_TREE)
         bench.samples.clear()
+        bench.switches.clear()
     least = [(bench, part) for bench in benches for _ in range(_SWEEPS) for part in _parts(rng, bench.shapes)]
     rng.shuffle(least)
     begun, visited = time.perf_counter(), 0
@@ -96,12 +99,18 @@ def measure(
     progress(1.0)
     for bench in benches:
         bench.close()
-    _level_out([sample for bench in benches for samples in bench.samples.values() for sample in samples])
+    _level_out(
+        [sample for bench in benches for samples in (*bench.samples.values(), bench.switches) for sample in samples]
+    )
     alone, together = (
-        [Samples(bench.context, bench.texts, bench.samples) for bench in benches if (bench.texts > 1) is shared]
+        [
+            Samples(bench.context, bench.texts, bench.samples, bench.switches)
+            for bench in benches
+            if (bench.texts > 1) is shared
+        ]
         for shared in (False, True)
     )
-    return fitted(alone, together, nodes, time.perf_counter() - start)
+    return fitted(alone, together, nodes, time.perf_counter() - start, branches_cost=pair.branches_cost)
 
 
 def _shared_shape(nodes: int, width: int) -> TreeShape:
@@ -129,10 +138,10 @@ def _level_out(samples: Sequence[Sample]) -> None:
     """Divide every sample by how slow the machine was in its epoch: a neighbour's load lasts for seconds and slows down
     all that is timed then. Epochs and points are fitted in turns, each by medians (median polish, Tukey 1977).
     """
-    points: dict[tuple[int, int, TreeShape], list[Sample]] = defaultdict(list)
+    points: dict[tuple[int, int, TreeShape, bool], list[Sample]] = defaultdict(list)
     epochs: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        points[sample.texts, sample.context, sample.shape].append(sample)
+        points[sample.texts, sample.context, sample.shape, sample.is_switch].append(sample)
         epochs[sample.epoch].append(sample)
     slowness = dict.fromkeys(epochs, 1.0)
     for _ in range(_POLISHES):
@@ -142,7 +151,8 @@ def _level_out(samples: Sequence[Sample]) -> None:
         }
         for epoch, found in epochs.items():
             slowness[epoch] = statistics.median(
-                sample.cost.total_ms / typical[sample.texts, sample.context, sample.shape] for sample in found
+                sample.cost.total_ms / typical[sample.texts, sample.context, sample.shape, sample.is_switch]
+                for sample in found
             )
         middle = statistics.median(slowness[sample.epoch] for sample in samples)
         slowness = {epoch: value / middle for epoch, value in slowness.items()}
@@ -161,14 +171,19 @@ class Bench:
         self.context, self.texts, self.shapes = len(prompt), texts, shapes
         self._rounds: Rounds = pair.rounds(prompt, texts, ROOM)
         self.samples: dict[TreeShape, list[Sample]] = defaultdict(list)
+        self.switches: list[Sample] = []
 
     def visit(self, shape: TreeShape, epoch: int = 0) -> None:
-        """Time a round of `shape`; of plain decoding a few, because its caches are warm when it comes in a row."""
-        count = _BURST if shape == PLAIN_TREE else 1
-        costs = [self._rounds.next(shape) for _ in range(count)]
-        for cost in costs[_BURST // 3 :] if shape == PLAIN_TREE else costs:
-            if cost.rows == self.texts * shape.nodes:
-                self.samples[shape].append(Sample(self.context, self.texts, shape, epoch, cost))
+        """Time some rounds of `shape`; of plain decoding more, because its caches are warm when it comes in a row."""
+        is_plain = shape == PLAIN_TREE
+        costs = [self._rounds.next(shape) for _ in range(_BURST if is_plain else _ROW)]
+        samples = [Sample(self.context, self.texts, shape, epoch, cost) for cost in costs]
+        whole = [sample for sample in samples if sample.cost.rows == self.texts * shape.nodes]
+        if not is_plain and whole and whole[0] is samples[0]:
+            samples[0].is_switch = True
+            self.switches.append(samples[0])
+        unused = _BURST // 3 if is_plain else 1
+        self.samples[shape] += [sample for sample in whole if sample not in samples[:unused]]
 
     def times(self, shape: TreeShape) -> list[float]:
         """Passes of the target, as they were."""

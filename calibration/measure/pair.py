@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dovetail.runtime.decoding.drafting import DraftedTree
 from dovetail.runtime.decoding.engine import Engine, PassCost, Update
 from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence as TextSequence
@@ -87,6 +88,8 @@ class Pair(Protocol):
     def context_length(self) -> int: ...
     @property
     def looks_up(self) -> bool: ...  # whether matches in the text are taken, too
+    @property
+    def branches_cost(self) -> bool: ...  # see `Costs`
 
     def rounds(self, prompt: Sequence[int], texts: int, room: int) -> Rounds:
         """Greedy rounds of `texts` texts behind `prompt`, which begin anew when they are `room` tokens longer."""
@@ -114,6 +117,7 @@ class PipelinePair:
         self.width = pipe.draft.info.top_k
         self.context_length = pipe.ctx_size
         self.looks_up = pipe.looks_up
+        self.branches_cost = pipe.target.acceptance == "confirmed"
 
     def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
         """See `Pair`."""
@@ -189,7 +193,8 @@ class EngineRounds:
 
     def __init__(self, target: TargetEngine, graph: DraftGraph, prompt: Sequence[int], texts: int, room: int) -> None:
         self._target, self._prompt, self._room = target, list(prompt), room
-        self._engine = Engine(target, RoundPlanner(ASSUMED), graph, texts)
+        free_branches = dataclasses.replace(ASSUMED, branches_cost=False)  # see `_Chained`
+        self._engine = Engine(target, RoundPlanner(free_branches, keeps_size=False), graph, texts)
         self._caches = [TextCache(target.sequence(), ModelDraft(graph), None) for _ in range(texts)]
         self._sequences: list[TextSequence] = []
 
@@ -210,7 +215,7 @@ class EngineRounds:
         for text, cache in zip(texts, self._caches, strict=True):
             cache.roll_back(shared_length(text, self._prompt))
             sampler = Sampler(GenerationConfig(), self._prompt, self._target.info.vocab_size)
-            sequence = TextSequence(
+            sequence = _Chained(
                 self._prompt,
                 cache,
                 sampler=sampler,
@@ -250,6 +255,17 @@ class EngineRounds:
 
     def _ignore(self, update: Update) -> None:
         """The rounds are looked at, not the text."""
+
+
+class _Chained(TextSequence):
+    """A text whose trees are verified as chains of as many nodes: what a pass costs is asked of its rows."""
+
+    def plan_tree(self, drafted: DraftedTree) -> Step:
+        """See `Sequence`. A node's row is that of its place in the chain, so the text stays the target's own."""
+        chained = CandidateTree(self.root)
+        for i, token in enumerate(drafted.candidates.tokens_of(drafted.kept)):
+            chained.add_level([i], [token], [0.0])
+        return super().plan_tree(dataclasses.replace(drafted, candidates=chained, kept=chained.ranked))
 
 
 def _nothing() -> None:

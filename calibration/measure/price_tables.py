@@ -43,13 +43,14 @@ class Latency:
 
 @dataclasses.dataclass(slots=True)
 class Sample:
-    """One round, and how slow the machine was in its epoch."""
+    """One round, and how slow the machine was in its epoch. `is_switch`: the pass before had another number of rows."""
 
     context: int
     texts: int
     shape: TreeShape
     epoch: int
     cost: PassCost
+    is_switch: bool = False
     slowness: float = 1.0
 
     @property
@@ -77,7 +78,8 @@ class Samples:
 
     context: int
     texts: int
-    by_shape: dict[TreeShape, list[Sample]]
+    by_shape: dict[TreeShape, list[Sample]]  # behind passes of as many rows
+    switches: list[Sample]  # the others
 
 
 def timing(values: Sequence[float]) -> Timing:
@@ -86,7 +88,9 @@ def timing(values: Sequence[float]) -> Timing:
     return Timing(middle, (high - low) / middle if middle else 0.0, len(values))
 
 
-def fitted(alone: Sequence[Samples], together: Sequence[Samples], nodes: Sequence[int], seconds: float) -> Latency:
+def fitted(
+    alone: Sequence[Samples], together: Sequence[Samples], nodes: Sequence[int], seconds: float, *, branches_cost: bool
+) -> Latency:
     """The tables: passes and draft calls from texts that were timed `alone`, what a further text adds from those timed
     `together`. `nodes` are the tree sizes of the former, `seconds` how long it all took.
     """
@@ -131,10 +135,25 @@ def fitted(alone: Sequence[Samples], together: Sequence[Samples], nodes: Sequenc
         text_ms=tuple(text_ms(context) for context in contexts),
         shared_texts=tuple(shared_plain),
         shared_plain=tuple(shared_plain.values()),
+        switch_ms=_of_a_switch([*alone, *together]),
+        branches_cost=branches_cost,
         **_host([sample for sample in everything if sample.cost.draft_calls]),
     )
     error = statistics.median(timing.error for timing in verify.values())
     return Latency(costs, verify, error, len(everything), seconds)
+
+
+def _of_a_switch(found: Sequence[Samples]) -> float:
+    """What a pass costs more than another one of as many rows if the pass before had another number of rows."""
+    extra = []
+    for one in found:
+        steady = {
+            shape: statistics.median(sample.verify_ms for sample in samples)
+            for shape, samples in one.by_shape.items()
+            if samples
+        }
+        extra += [sample.verify_ms - steady[sample.shape] for sample in one.switches if sample.shape in steady]
+    return max(statistics.median(extra), 0.0) if extra else 0.0
 
 
 def _filled(points: Sequence[int], values: dict[int, float]) -> list[float]:
@@ -198,7 +217,8 @@ def _with_shared_rows(
             rows = one.texts * shape.nodes
             if samples and rows > nodes[-1]:
                 median = statistics.median(sample.verify_ms for sample in samples)
-                ratios[rows].append((median - (one.texts - 1) * text_ms(one.context)) / longest)
+                ratio = (median - (one.texts - 1) * text_ms(one.context)) / longest
+                ratios[rows].append(max(ratio, 1.0))  # more rows are never cheaper
     further = sorted(ratios)
     extended = []
     for row in passes:

@@ -95,9 +95,10 @@ class Filling:
 class RoundPlanner:
     """Shares passes out, by the prices measured on this machine. It remembers how large the last pass was."""
 
-    def __init__(self, costs: Costs, *, branches_cost: bool = True) -> None:
-        """`branches_cost`: a sibling is fed with its whole path (acceptance `confirmed`)."""
-        self.branches_cost = branches_cost
+    def __init__(self, costs: Costs, *, keeps_size: bool = True) -> None:
+        """Without `keeps_size` a pass has the rows that it needs, whatever the one before had."""
+        self.branches_cost = costs.branches_cost
+        self._keeps_size = keeps_size
         self._prices = PriceList(costs)
         self._size = PassSize()
         self._prompt_rows = 0  # of the last pass
@@ -119,7 +120,7 @@ class RoundPlanner:
         context = sum(contexts) // len(contexts)
         # What texts gained alone they don't gain together: the others' rows take what cost one text nothing.
         gain = 1 + (speed_gain(paces) - 1) / len(paces)
-        if prompt_tokens != self._prompt_rows:
+        if prompt_tokens != self._prompt_rows or not self._keeps_size:
             self._size.forget()
             self._prompt_rows = prompt_tokens
         return PassLoad(self._prices.at(context), len(paces), prompt_tokens + len(paces), gain, self._size.rows or 0)

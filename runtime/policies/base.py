@@ -63,6 +63,13 @@ LOOKUP_TREE = TreeShape(nodes=24, depth=23, width=3)
 """The most that matches in the text make: only where a long match makes it likely."""
 
 
+def unmeasured_tree(default: TreeShape, branches_cost: bool) -> TreeShape:
+    """What a text gets where nothing was measured: the artifact's `default`; where siblings are fed with their whole
+    paths, the chain of its depth.
+    """
+    return TreeShape(default.depth + 1, default.depth, 1) if branches_cost else default
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
     """What trees the texts of one temperature get.

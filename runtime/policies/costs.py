@@ -86,6 +86,7 @@ class Costs:
     shared_texts: tuple[int, ...] = ()  # numbers of texts, from 2, whose plain rounds were timed
     shared_plain: tuple[float, ...] = ()  # such a round over one of one text
     switch_ms: float = 0.0  # what a pass costs more that has another number of rows than the one before
+    branches_cost: bool = True  # whether a node's siblings are fed with their whole paths (acceptance `confirmed`)
 
     def __post_init__(self) -> None:
         for name, first in (("contexts", None), ("nodes", 1), ("widths", 1)):

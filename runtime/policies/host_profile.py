@@ -25,8 +25,9 @@ from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.trees.shape import TreeShape
 
-# 3: prices of one text alone; 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
-PROFILE_VERSION = 4
+# 4: passes of all sizes mixed, trees under masks; 3: prices of one text alone;
+# 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
+PROFILE_VERSION = 5
 _MAX_BYTES = 1 << 20
 _POLICIES = get_args(PolicyKind)
 _REMEDY = "run dovetail calibrate again"
@@ -49,6 +50,7 @@ class Engines:
 
     draft_device: str
     numerics: str
+    acceptance: str
     threads: int  # of the target
     draft_threads: int
 
@@ -142,7 +144,7 @@ class HostProfile:
         """One line: how the pair is run, and what was chosen."""
         engines = self.engines
         chosen = "; ".join(choice.summary for choice in self.choices)
-        how = f"draft on {engines.draft_device}, {engines.numerics}, {engines.threads} threads"
+        how = f"draft on {engines.draft_device}, {engines.numerics}, {engines.acceptance}, {engines.threads} threads"
         return f"{chosen} ({how}, {self.created})"
 
     def check(self, artifact: str, machine: Machine, engines: Engines) -> None:
@@ -210,9 +212,9 @@ def write(profile: HostProfile, path: Path) -> None:
         raise
 
 
-def cache_path(artifact: str, machine: Machine, draft_device: str, numerics: str) -> Path:
+def cache_path(artifact: str, machine: Machine, draft_device: str, numerics: str, acceptance: str) -> Path:
     """Where the profile for these lies in the user's cache folder."""
-    key = hashlib.sha256(f"{machine.fingerprint} {draft_device} {numerics}".encode()).hexdigest()
+    key = hashlib.sha256(f"{machine.fingerprint} {draft_device} {numerics} {acceptance}".encode()).hexdigest()
     return _folder() / f"{artifact[:16]}-{key[:16]}.json"
 
 
@@ -227,6 +229,7 @@ def profile_for(
     given: str | os.PathLike[str] | None,
     draft_device: str,
     numerics: str,
+    acceptance: str,
     threads: int | None,
 ) -> HostProfile | None:
     """The profile to run `artifact` by, `threads` as the user wants them: the file `given`, `auto` for the cached one,
@@ -238,14 +241,14 @@ def profile_for(
 
     machine, device = this_machine(), likely_device(draft_device)
     if given == "auto":
-        found = find(artifact, machine, device, numerics)
+        found = find(artifact, machine, device, numerics, acceptance)
         if found is not None and threads not in (None, found.engines.threads):
             _log.info("profile: not used, it was made with %d threads; run dovetail calibrate", found.engines.threads)
             return None
     else:
         found = read(Path(given))
         theirs = found.engines
-        ours = Engines(device, numerics, threads or theirs.threads, theirs.draft_threads)
+        ours = Engines(device, numerics, acceptance, threads or theirs.threads, theirs.draft_threads)
         found.check(artifact, machine, ours)
     if found is not None:
         _log.info("profile: %s", found.summary)
@@ -258,7 +261,8 @@ def profiles_of(artifact: str) -> list[HostProfile]:
     for path in sorted(_folder().glob(f"{artifact[:16]}-*.json")):
         try:
             one = read(path)
-            if path == cache_path(artifact, machine, one.engines.draft_device, one.engines.numerics):
+            engines = one.engines
+            if path == cache_path(artifact, machine, engines.draft_device, engines.numerics, engines.acceptance):
                 one.check(artifact, machine, one.engines)
                 found.append(one)
         except ProfileError as error:
@@ -266,14 +270,15 @@ def profiles_of(artifact: str) -> list[HostProfile]:
     return found
 
 
-def find(artifact: str, machine: Machine, draft_device: str, numerics: str) -> HostProfile | None:
+def find(artifact: str, machine: Machine, draft_device: str, numerics: str, acceptance: str) -> HostProfile | None:
     """The cached profile for these, or None. A damaged or misplaced one is ignored, and the log says so."""
-    path = cache_path(artifact, machine, draft_device, numerics)
+    path = cache_path(artifact, machine, draft_device, numerics, acceptance)
     if not path.is_file():
         return None
     try:
         found = read(path)
-        found.check(artifact, machine, dataclasses.replace(found.engines, draft_device=draft_device, numerics=numerics))
+        its = found.engines
+        found.check(artifact, machine, Engines(draft_device, numerics, acceptance, its.threads, its.draft_threads))
     except ProfileError as error:
         _log.warning("%s is ignored: %s", path, error)
         return None
