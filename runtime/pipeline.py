@@ -28,6 +28,7 @@ from dovetail.runtime.drafts.loading import load_draft
 from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, UserError
+from dovetail.runtime.hardware.machine import this_machine
 from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.policies.base import Policy, unmeasured_tree
 from dovetail.runtime.policies.costs import ASSUMED, Costs
@@ -37,6 +38,7 @@ from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.targets.base import TargetEngine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
+from dovetail.runtime.targets.row_check import checked
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import Message, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -82,7 +84,8 @@ class Pipeline:
         threads = None if self.profile is None else self.profile.engines.threads
         self.threads = threads or config.threads or default_threads()
         self._closed = False
-        _log.info("target: CPU, threads %d, numerics %s, context %d", self.threads, config.numerics, self.ctx_size)
+        mode = config.numerics if config.acceptance == "confirmed" else f"{config.numerics}, relaxed acceptance"
+        _log.info("target: CPU, threads %d, numerics %s, context %d", self.threads, mode, self.ctx_size)
         self.policies = self._policies()
         kinds = {policy.kind for policy in self.policies.values()}
         self.looks_up = config.draft in ("auto", "lookup") and kinds != {"plain"}
@@ -103,6 +106,9 @@ class Pipeline:
             at_most=None if config.sequences else tokens * MAX_TEXTS,
             acceptance=config.acceptance,
         )
+        self.row_check = None
+        if config.acceptance == "confirmed":
+            self.row_check = checked(self.target, artifact.digest, this_machine(), self.threads)
         assumed = dataclasses.replace(ASSUMED, branches_cost=config.acceptance == "confirmed")
         costs: Costs = assumed if self.profile is None else self.profile.costs
         self.engine = Engine(self.target, RoundPlanner(costs), self.draft, self.max_texts)

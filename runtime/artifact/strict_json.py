@@ -1,14 +1,20 @@
-"""Strict JSON for files that nobody vouches for: plain UTF-8, no duplicate keys, no NaN, bounded numbers and size."""
+"""Strict JSON for files that nobody vouches for: plain UTF-8, no duplicate keys, no NaN, bounded numbers and size; and
+writing one whole or not at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import reprlib
+import tempfile
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dovetail.runtime.errors import ArtifactError
@@ -45,6 +51,20 @@ def parse(data: bytes, what: str, max_bytes: int, remedy: str = "export the arti
     except (ValueError, RecursionError) as error:
         reason = "nesting too deep" if isinstance(error, RecursionError) else str(error)[:160]
         raise ArtifactError(f"{what}: expected one strict JSON document, got {reason}; {remedy}") from None
+
+
+def write(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename: a reader sees the old file or the new one. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

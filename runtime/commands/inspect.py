@@ -23,12 +23,16 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     """Show what ARTIFACT holds, and verify every file's hash."""
     opened = options.open_verified(artifact, trust)
     examples = options.replay_chat_examples(opened) if verify else None
-    from dovetail.runtime.policies.host_profile import profiles_of  # only now: the artifact's own faults come first
+    from dovetail.runtime.hardware.machine import this_machine  # only now: the artifact's own faults come first
+    from dovetail.runtime.policies.host_profile import profiles_of
+    from dovetail.runtime.targets.row_check import kept_records
 
-    profiles = profiles_of(opened.digest)
+    profiles, records = profiles_of(opened.digest), kept_records(this_machine(), opened.digest)
     if as_json:
         documents = [dataclasses.asdict(profile) for profile in profiles]
-        about = {"profiles": documents, "digest": opened.digest, "verified": not trust, "chat_examples": examples}
+        rows = [dataclasses.asdict(record) for record in records]
+        about = {"profiles": documents, "rows": rows, "digest": opened.digest, "verified": not trust}
+        about["chat_examples"] = examples
         print_json({**dataclasses.asdict(opened.manifest), **about})
         return
     for name, value in _described(opened.manifest):
@@ -39,6 +43,8 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     )
     for profile in profiles:
         click.echo(f"{'profile':<14} {profile.summary}")
+    for record in records:
+        click.echo(f"{'rows':<14} {record.check.summary} ({record.how})")
     if examples is not None:
         click.echo(f"{'chat':<14} {f'{examples} examples render as at export' if examples else 'no template'}")
 

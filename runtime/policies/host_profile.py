@@ -6,14 +6,12 @@ fingerprint, or where `--profile` says. Calibration writes it; the runtime reads
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -200,16 +198,7 @@ def read(path: Path) -> HostProfile:
 
 def write(profile: HostProfile, path: Path) -> None:
     """Write it beside `path` and rename: a reader sees the old one or the new one. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(dumps(profile))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    strict_json.write(path, dumps(profile))
 
 
 def cache_path(artifact: str, machine: Machine, draft_device: str, numerics: str, acceptance: str) -> Path:
