@@ -317,3 +317,7 @@ def _quality(opened: Artifact, reference: Path, content: str | None, threads: in
     click.echo(f"{'perplexity':<18} {quality.perplexity:.4f}, reference {quality.reference_perplexity:.4f}")
     click.echo(f"{'KL, nats a token':<18} mean {quality.kl_mean:.6f}, 99th percentile {quality.kl_p99:.6f}")
     click.echo(f"{'argmax agreement':<18} {quality.argmax_agreement:.2%}")
+    click.echo(
+        f"{'as run by default':<18} KL mean {quality.fast_kl_mean:.6f}, 99th percentile {quality.fast_kl_p99:.6f}, "
+        f"argmax {quality.fast_argmax_agreement:.2%}, perplexity {quality.fast_perplexity:.4f}: activations in 8 bits"
+    )

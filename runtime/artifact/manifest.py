@@ -149,6 +149,8 @@ class ExportChecks:
     draft_argmax_agreement: float | None
     target_perplexity: float | None = None
     source_perplexity: float | None = None
+    fast_kl_mean: float | None = None  # with activations in 8 bits
+    fast_argmax_agreement: float | None = None
 
     def __post_init__(self) -> None:
         _in_range("tokens", self.tokens, 0, 1 << 50)
@@ -158,6 +160,8 @@ class ExportChecks:
             ("draft_argmax_agreement", 0, 1),
             ("target_perplexity", 1, 1e12),
             ("source_perplexity", 1, 1e12),
+            ("fast_kl_mean", -1e-3, 1e6),
+            ("fast_argmax_agreement", 0, 1),
         ):
             value = getattr(self, name)
             if value is not None:
@@ -173,6 +177,8 @@ class ExportChecks:
         if self.target_perplexity is not None:
             before = "" if self.source_perplexity is None else f" (source {self.source_perplexity:.4g})"
             parts.append(f"perplexity {self.target_perplexity:.4g}{before}")
+        if self.fast_kl_mean is not None and self.fast_argmax_agreement is not None:
+            parts.append(f"as run by default KL {self.fast_kl_mean:.5f}, argmax {self.fast_argmax_agreement:.2%}")
         return f"{', '.join(parts)} over {self.tokens} tokens"
 
 

@@ -28,6 +28,8 @@ def test_against_itself_nothing_is_lost(tiny_artifact: Path) -> None:
     assert found.kl_p99 == pytest.approx(0, abs=1e-9)
     assert found.argmax_agreement == 1
     assert found.perplexity == pytest.approx(found.reference_perplexity)
+    assert 0 < found.fast_kl_mean < 0.1, "activations in 8 bits are another matter"
+    assert found.fast_kl_mean < found.fast_kl_p99
     assert shares[-1] == 1
 
 
@@ -40,6 +42,8 @@ def test_int8_against_float(tiny_artifact: Path, tiny_artifact_fp32: Path, tiny_
     assert 0 < found.kl_mean < 0.1
     assert found.kl_mean < found.kl_p99
     assert 0.8 < found.argmax_agreement < 1
+    assert found.fast_kl_mean > found.kl_mean, "weights and activations together lose more than weights alone"
+    assert 0.8 < found.fast_argmax_agreement < 1
     ir = open_artifact(tiny_artifact_fp32).file(TARGET_MODEL)
     assert quality.compare_targets(opened, ir, TOKENS, threads=1) == found
     assert quality.compare_targets(opened, ir.parent, TOKENS, threads=1) == found

@@ -79,6 +79,7 @@ def test_each_format_is_stored_and_runs(name: str, export: Callable[[str], tuple
     assert checks.target_perplexity is not None
     assert checks.source_perplexity is not None
     assert abs(checks.target_perplexity / checks.source_perplexity - 1) < 0.3
+    assert (checks.fast_kl_mean is None) == manifest.target.weight_format.startswith("fp"), "only integers are rounded to"
     with load(path, draft="lookup") as pipe:
         assert len(pipe.generate("def f(", max_new_tokens=8, ignore_eos=True).token_ids) == 8
 
@@ -87,6 +88,8 @@ def test_more_bits_are_nearer_to_the_source(export: Callable[[str], tuple[Manife
     kl = {name: export(name)[0].checks.target_kl_mean or 0.0 for name in FORMATS}
     assert kl["fp32"] < 1e-8 < kl["fp16"] < 5e-6 < kl["int8"] < 1e-2 < kl["int4"], kl
     assert kl["int8_asym"] < 1e-2, kl
+    fast = {name: export(name)[0].checks.fast_kl_mean or 0.0 for name in ("int8", "int4")}
+    assert all(kl[name] < fast[name] < kl[name] + 0.05 for name in fast), (kl, fast)
     assert kl["int4, half int8"] < kl["int4"], kl
     assert kl["int4, data-aware"] < kl["int4"], f"what the text says of the scales helps on that text: {kl}"
     assert kl["int4, rows"] > kl["int4"], kl

@@ -47,6 +47,8 @@ DOCUMENT: dict[str, Any] = {
         "draft_argmax_agreement": 0.97,
         "target_perplexity": 7.5,
         "source_perplexity": 7.4,
+        "fast_kl_mean": 2e-3,
+        "fast_argmax_agreement": 0.98,
     },
     "tool_versions": {"openvino": "2026.4.1"},
     "files": dict.fromkeys(
@@ -62,6 +64,7 @@ def paths(value: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 FIELDS = [path for path in paths(DOCUMENT) if path]
 YOUNGER = {("target", "sliding_window"), ("checks", "target_perplexity"), ("checks", "source_perplexity")}
+YOUNGER |= {("checks", "fast_kl_mean"), ("checks", "fast_argmax_agreement")}
 """Fields that the first artifacts of this format do not have."""
 NULLABLE = YOUNGER | {("draft",)} | {("checks", f"{name}_agreement") for name in ("target_argmax", "draft_argmax")}
 NULLABLE |= {("checks", "target_kl_mean")}
@@ -94,7 +97,7 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize("path", FIELDS, ids="/".join)
 def test_every_field_refuses_other_types(path: tuple[str, ...]) -> None:
     for wrong in ([], {"a": 1}, True, "\0", "a\nb", "\ud800", 10**18, -5, 1.5, [[[[1]]]], {"a": {"b": {}}}, "9" * 5000):
-        if path[-1] in ("target_kl_mean", "target_perplexity", "source_perplexity") and wrong == 1.5:
+        if path[-1] in ("target_kl_mean", "fast_kl_mean", "target_perplexity", "source_perplexity") and wrong == 1.5:
             continue
         refusal(json.dumps(changed(path, wrong)))
     if path not in NULLABLE:
