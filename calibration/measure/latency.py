@@ -33,7 +33,6 @@ _ROW = 3  # rounds of a shape in a row
 _BURST = 12  # plain rounds in a row, of which the first third is not counted: plain decoding finds its caches warm
 _SWEEPS = 2  # visits of every shape at every context, at least
 _PART = 4  # shapes in a row at one context
-_EPOCH = 3  # parts that count as one moment of the machine
 _POLISHES = 4
 
 Progress = Callable[[float], None]
@@ -93,7 +92,7 @@ def measure(
     while visited < len(least) or time.perf_counter() - begun < seconds:
         bench, part = least[visited] if visited < len(least) else _uncertain(rng, benches)
         for shape in part:
-            bench.visit(shape, epoch=visited // _EPOCH)
+            bench.visit(shape, epoch=visited)  # a part is one moment of the machine
         visited += 1
         progress(min((time.perf_counter() - begun) / seconds, visited / len(least), 1.0))
     progress(1.0)
@@ -177,13 +176,15 @@ class Bench:
         """Time some rounds of `shape`; of plain decoding more, because its caches are warm when it comes in a row."""
         is_plain = shape == PLAIN_TREE
         costs = [self._rounds.next(shape) for _ in range(_BURST if is_plain else _ROW)]
-        samples = [Sample(self.context, self.texts, shape, epoch, cost) for cost in costs]
-        whole = [sample for sample in samples if sample.cost.rows == self.texts * shape.nodes]
-        if not is_plain and whole and whole[0] is samples[0]:
-            samples[0].is_switch = True
-            self.switches.append(samples[0])
-        unused = _BURST // 3 if is_plain else 1
-        self.samples[shape] += [sample for sample in whole if sample not in samples[:unused]]
+        unlike = _BURST // 3 if is_plain else 1  # the first ones, which are not like the rest
+        for i, cost in enumerate(costs):
+            if cost.rows != self.texts * shape.nodes:  # the draft had no more to give
+                continue
+            sample = Sample(self.context, self.texts, shape, epoch, cost, is_switch=i == 0)
+            if i >= unlike:
+                self.samples[shape].append(sample)
+            elif not is_plain:
+                self.switches.append(sample)
 
     def times(self, shape: TreeShape) -> list[float]:
         """Passes of the target, as they were."""

@@ -26,7 +26,7 @@ def hand_made(path: list[int]) -> Record:
         path=path,
         children={0: [1, 2], 1: [3, 4]},
         context=10,
-        matches=Matched([], [], []),
+        matches=Matched([], [], [], []),
     )
 
 

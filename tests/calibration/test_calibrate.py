@@ -203,7 +203,7 @@ def test_a_given_profile_path_and_a_text_of_ones_own(run: Any, tiny_artifact: Pa
     found = profile.read(kept)
     assert [choice.temperature for choice in found.choices] == [0.7]
     assert found.engines.threads == 1
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "dovetail" / "profiles").exists()
     code, _, err = run("generate", tiny_artifact, "def", "-n", "4", "--profile", kept)
     assert code == 0, err
     assert f"profile: {found.summary}" in err

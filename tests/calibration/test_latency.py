@@ -82,6 +82,16 @@ def test_what_a_further_text_adds_is_found() -> None:
     assert found.costs.at(70).pass_ms(128) == pytest.approx(5, rel=0.1)
 
 
+@pytest.mark.usefixtures("own_clock")
+def test_what_another_number_of_rows_costs_is_found_and_no_part_of_a_pass() -> None:
+    pair = planted.PlantedPair(pass_ms, lambda rows: 0.6, switch_ms=4.0)
+    costs = measured(pair).costs
+    assert costs.switch_ms == pytest.approx(4.0, rel=0.02)
+    for nodes in NODES:
+        assert costs.at(70).passes[nodes] == pytest.approx(pass_ms(nodes), rel=0.02)
+    assert measured(planted.PlantedPair(pass_ms, lambda rows: 0.6)).costs.switch_ms == pytest.approx(0, abs=0.01)
+
+
 class Disturbed(planted.PlantedPair):
     """Everything takes three times as long in every other half second."""
 

@@ -145,7 +145,8 @@ def test_a_replay_is_what_decoding_does(
     monkeypatch.setattr(FREE, "looks_up", looks_up)
     if not looks_up:
         texts = [
-            [dataclasses.replace(record, matches=acceptance.Matched([], [], [])) for record in text] for text in texts
+            [dataclasses.replace(record, matches=acceptance.Matched([], [], [], [])) for record in text]
+            for text in texts
         ]
     policy = dataclasses.replace(policy, chances=acceptance.chances(texts))
     prompts = acceptance.passages(planted.tokens(200), 4, 30)

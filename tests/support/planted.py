@@ -61,14 +61,17 @@ def use_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SlowTarget(fakes.FakeTarget):
-    """`pass_ms(rows)` for every pass, however many texts share it."""
+    """`pass_ms(rows)` for every pass, however many texts share it, and `switch_ms` if the last had other rows."""
 
-    def __init__(self, pass_ms: Callable[[int], float]) -> None:
+    def __init__(self, pass_ms: Callable[[int], float], switch_ms: float = 0.0) -> None:
         super().__init__(VOCAB, capacity=1 << 16)
-        self._pass_ms = pass_ms
+        self._pass_ms, self._switch_ms = pass_ms, switch_ms
+        self._last_rows = 0
 
-    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
-        time.sleep(self._pass_ms(sum(len(step.tree) for step in steps)) / 1e3)
+    def forward(self, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
+        rows = max(rows, sum(len(step.tree) for step in steps))
+        time.sleep((self._pass_ms(rows) + (self._switch_ms if rows != self._last_rows else 0.0)) / 1e3)
+        self._last_rows = rows
         return super().forward(steps)
 
 
@@ -125,6 +128,8 @@ class PlantedPair:
     width: int = 4
     context_length: int = 400
     looks_up: bool = False
+    switch_ms: float = 0.0
+    branches_cost: bool = False
 
     def children(self, path: Sequence[int]) -> list[tuple[int, float]]:
         """(token, its probability by the draft), best first."""
@@ -139,7 +144,7 @@ class PlantedPair:
 
     def rounds(self, prompt: Sequence[int], texts: int, room: int) -> EngineRounds:
         graph = PlantedGraph(self)
-        return EngineRounds(SlowTarget(self.pass_ms), graph, prompt, texts, room)
+        return EngineRounds(SlowTarget(self.pass_ms, self.switch_ms), graph, prompt, texts, room)
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
         for seed, prompt in enumerate(prompts):
@@ -161,7 +166,7 @@ class PlantedPair:
         """Real rounds of one text, the one in which the prompt is read first."""
         greedy = sampler is None
         sampler = sampler or Sampler(GenerationConfig(), list(prompt), VOCAB)
-        target, graph, updates = SlowTarget(self.pass_ms), PlantedGraph(self), Updates()
+        target, graph, updates = SlowTarget(self.pass_ms, self.switch_ms), PlantedGraph(self), Updates()
         engine = Engine(target, RoundPlanner(costs), graph, 1)
         cache = TextCache(target.sequence(), ModelDraft(graph), LookupDraft() if self.looks_up else None)
         sequence = TextSequence(

@@ -79,7 +79,9 @@ def test_each_format_is_stored_and_runs(name: str, export: Callable[[str], tuple
     assert checks.target_perplexity is not None
     assert checks.source_perplexity is not None
     assert abs(checks.target_perplexity / checks.source_perplexity - 1) < 0.3
-    assert (checks.fast_kl_mean is None) == manifest.target.weight_format.startswith("fp"), "only integers are rounded to"
+    assert (checks.fast_kl_mean is None) == manifest.target.weight_format.startswith("fp"), (
+        "only integers are rounded to"
+    )
     with load(path, draft="lookup") as pipe:
         assert len(pipe.generate("def f(", max_new_tokens=8, ignore_eos=True).token_ids) == 8
 
