@@ -341,10 +341,10 @@ def test_nan_from_the_target_is_an_error_and_frees_the_blocks(
     pipe = make(tiny_artifact)
     forward, calls = OpenVinoTarget.forward, 0
 
-    def failing(self: OpenVinoTarget, steps: Any) -> Any:
+    def failing(self: OpenVinoTarget, steps: Any, rows: int) -> Any:
         nonlocal calls
         calls += 1
-        outputs = forward(self, steps)
+        outputs = forward(self, steps, rows)
         if calls == 6:
             outputs[0].logits[:] = np.nan
         return outputs
