@@ -5,6 +5,7 @@ that whatever is read again is read as it was the first time.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.errors import CacheFullError
 from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.sampling.config import GenerationConfig
-from dovetail.runtime.targets.base import Step
+from dovetail.runtime.targets.base import Step, StepOutput
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Tree
 
@@ -245,6 +246,33 @@ def test_where_a_tree_s_branches_find_no_room_its_first_path_is_verified(monkeyp
     assert done.token_ids == Cache.tokens(prompt(1, 30))
     assert all(tree.is_chain() for tree in fed)
     assert max(map(len, fed)) == 4, "as deep as the tree"
+    cache.close()
+
+
+def test_a_pass_is_asked_for_with_room_for_every_path_and_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that decode, with trees whose siblings cost whole paths, beside one whose prompt is read."""
+    cache, passes = Cache(), list[tuple[int, int, int]]()
+    forward = FakeTarget.forward
+
+    def watched(target: FakeTarget, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
+        read = sum(len(step.tree) for step in steps if step.wanted is not None)
+        fed = sum(sum(map(len, step.tree.paths())) for step in steps if step.wanted is None)
+        if target is cache.target:
+            passes.append((read, fed, rows - read))
+        return forward(target, steps, rows)
+
+    monkeypatch.setattr(FakeTarget, "forward", watched)
+    streams = [cache.stream(prompt(i, 10 + 150 * i), 60, seed=i) for i in range(3)]
+    for stream in streams:
+        stream.open()
+    for i, stream in enumerate(streams):
+        assert stream.finish().token_ids == Cache.tokens(prompt(i, 10 + 150 * i), 60, seed=i)
+    assert all(fed <= size for _, fed, size in passes)
+    assert any(read and fed for read, fed, _ in passes)
+    assert max(fed for _, fed, _ in passes) > 24, "three trees of eight nodes have more rows than nodes"
+    sizes = [size for read, fed, size in passes if fed and not read]
+    assert len(sizes) > 20
+    assert sum(a != b for a, b in itertools.pairwise(sizes)) < len(sizes) / 3
     cache.close()
 
 
