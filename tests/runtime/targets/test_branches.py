@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from random_trees import path_to_root, trees
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import CacheFullError
-from dovetail.runtime.targets.base import Numerics, Step, StepOutput, read
+from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput, read
 from dovetail.runtime.targets.openvino import engine
 from dovetail.runtime.targets.openvino.engine import OpenVinoSequence, OpenVinoTarget
 from dovetail.runtime.targets.openvino.layout import Rows
@@ -30,15 +29,29 @@ VOCAB = 512
 PAGE = 32
 
 
-def load(path: Path, numerics: Numerics = "exact", capacity: int = 4096) -> OpenVinoTarget:
+def load(
+    path: Path,
+    numerics: Numerics = "exact",
+    *,
+    threads: int = 2,
+    capacity: int = 4096,
+    acceptance: Acceptance = "confirmed",
+) -> OpenVinoTarget:
     artifact = open_artifact(path)
-    target = artifact.manifest.target
-    return OpenVinoTarget(artifact.file(TARGET_MODEL), target, numerics=numerics, threads=2, capacity=capacity)
+    return OpenVinoTarget(
+        artifact.file(TARGET_MODEL),
+        artifact.manifest.target,
+        numerics=numerics,
+        threads=threads,
+        capacity=capacity,
+        acceptance=acceptance,
+    )
 
 
-@pytest.fixture(scope="module", params=get_args(Numerics))
+@pytest.fixture(scope="module", params=[("fast", 2), ("fast", 5), ("exact", 2)])
 def target(tiny_artifact: Path, request: pytest.FixtureRequest) -> Iterator[OpenVinoTarget]:
-    loaded = load(tiny_artifact, request.param)
+    numerics, threads = request.param
+    loaded = load(tiny_artifact, numerics, threads=threads)
     assert loaded.pool.page_size == PAGE
     yield loaded
     assert loaded.free == loaded.capacity, "a test leaked pages"
@@ -267,6 +280,38 @@ def test_a_fork_shares_the_past_with_the_branches_of_the_other(target: OpenVinoT
         got = forward(target, Step(first, root_only(7)), Step(second, root_only(7)))
     for out, path in zip(got, ([0, 2, 4, 6], [0, 2, 5]), strict=True):
         assert_same(out, plainly(target, past, [*WIDE.tokens[path].tolist(), 7]))
+
+
+def fed(target: OpenVinoTarget) -> tuple[int, int]:
+    """Rows and subsequences of the last pass."""
+    sizes = [target._request.get_tensor(name).size for name in ("input_ids", "past_lens")]
+    return sizes[0], sizes[1]
+
+
+def test_a_tree_costs_a_row_for_each_node_of_each_path(target: OpenVinoTarget) -> None:
+    with text(target, random_tokens(8, 20)) as sequence, text(target, random_tokens(8, 20)) as other:
+        target.forward([Step(sequence, WIDE)])
+        assert fed(target) == (3 + 4 + 3, 10), "each a subsequence"
+        target.forward([Step(sequence, WIDE), Step(other, chain(np.arange(6)), is_prompt=True)], 20)
+        assert fed(target) == (20, 10 + 1 + 1), "the chunk is one, and so are four rows that nobody reads"
+        target.forward([Step(sequence, root_only(1))])
+        assert fed(target) == ((2, 2) if target.threads == 2 else (3, 2)), "another row alone, or a block"
+        target.forward([Step(sequence, root_only(1), is_prompt=True)])
+        assert fed(target) == (2, 1)
+
+
+def test_relaxed_a_tree_is_one_block(tiny_artifact: Path, target: OpenVinoTarget) -> None:
+    """A row a node and no more, whatever number is asked for; near what rows alone give."""
+    relaxed = load(tiny_artifact, target.numerics, acceptance="relaxed")
+    past = random_tokens(8, 20)
+    with text(relaxed, past) as sequence, text(target, past) as other:
+        for tree in (WIDE, root_only(1), chain(np.arange(4))):
+            (got,) = forward(relaxed, Step(sequence, tree), rows=40)
+            assert fed(relaxed) == (len(tree), 1)
+            (expected,) = forward(target, Step(other, tree))
+            np.testing.assert_allclose(got.logits, expected.logits, atol=0.3 if target.numerics == "fast" else 2e-5)
+            assert relaxed.free == relaxed.capacity - PAGE, "no page for a sibling"
+    assert relaxed.free == relaxed.capacity
 
 
 @pytest.mark.parametrize("threads", [1, 2, 300])
