@@ -22,7 +22,6 @@ class Conversation:
         self._engine = engine
         self.drawn: list[range] = []  # positions of the answers so far, as far as they count
         self._tokens: list[int] = []
-        self._held = 0  # tokens of them that were in the cache when the last turn ended
         self._is_busy = False  # a stream is making text in it
 
     def begin(self, prompt: Sequence[int]) -> int:
@@ -33,7 +32,7 @@ class Conversation:
         self._check_idle()
         self._is_busy = True
         self._engine.take_idle(self)
-        length = min(shared_length(self._tokens, prompt), self._held)
+        length = shared_length(self._tokens, prompt)
         self.drawn = [range(span.start, min(span.stop, length)) for span in self.drawn if span.start < length]
         self._tokens = list(prompt)
         return self.cache.roll_back(length)
@@ -42,7 +41,6 @@ class Conversation:
         """The turn is over, and `tokens` were emitted in it."""
         self.drawn.append(range(len(self._tokens), len(self._tokens) + len(tokens)))
         self._tokens += tokens
-        self._held = self.cache.target.length
         self._is_busy = False
         self._engine.keep_idle(self)
 
@@ -58,7 +56,7 @@ class Conversation:
             self._engine.sweep()
             self._check_idle()
             self._engine.take_idle(self)
-            self._tokens, self.drawn, self._held = [], [], 0
+            self._tokens, self.drawn = [], []
             self.cache.close()
 
     def close(self) -> None:

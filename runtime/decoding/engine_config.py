@@ -85,7 +85,7 @@ class EngineConfig:
     acceptance: Acceptance = setting(
         "confirmed",
         Choice(get_args(Acceptance)),
-        help="confirmed: always the bytes of plain decoding; relaxed: trees in one block, which may depart.",
+        help="confirmed: the bytes of plain decoding; relaxed: trees in one block, which may depart.",
         shortcuts={"--one-row": ("relaxed", "With --draft none: plain decoding, each pass a single row.")},
     )
     threads: int | None = setting(

@@ -17,7 +17,7 @@ _STEPS = 4  # and this many between a power of two and the next
 def sizes(least: int, most: int) -> list[int]:
     """The sizes of a pass that needs `least` rows and has use for `most`, ascending."""
     found, size, step = [least], 1, 1
-    while size < most:
+    while found[-1] < most:
         size += step
         if size >= _EVERY and size & (size - 1) == 0:
             step = size // _STEPS

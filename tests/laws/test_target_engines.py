@@ -228,6 +228,25 @@ class Trace(RuleBasedStateMachine):
         for text, tree, node in pairs:
             text.take(tree, self.path(tree, node))
 
+    @rule(which=which, prompt=texts(1, 70))
+    def read_a_prompt(self, which: int, prompt: Int64s) -> None:
+        text = self.with_room(which)
+        read(self.engine, text.sequence, prompt)
+        text.tokens += prompt.tolist()
+
+    @rule(which=which, tree=tree, node=node, feeds_it=st.booleans())
+    def reserve_a_tree(self, which: int, tree: Tree, node: int, feeds_it: bool) -> None:
+        text = self.with_room(which)
+        text.sequence.reserve_tree(tree)
+        free = self.engine.free
+        text.sequence.reserve_tree(tree)
+        assert self.engine.free == free, "there is room already"
+        if feeds_it:
+            self.engine.forward([Step(text.sequence, tree)])
+            assert self.engine.free == free, "the pass takes what was reserved"
+            text.take(tree, self.path(tree, node))
+            assert self.engine.free >= free, "what only the siblings needed is back"
+
     @rule(which=which)
     def fork(self, which: int) -> None:
         text = self.text(which)
@@ -332,6 +351,10 @@ def test_a_full_cache_changes_nothing(small: TargetEngine) -> None:
         tree = chain(random_tokens(rng, 80))
         assert_full(small, lambda: long.reserve(80), long, short)
         assert_full(small, lambda: small.forward([Step(long, tree)]), long, short)
+        assert small.free == free
+        bush = Tree(random_tokens(rng, 90), np.array([-1] + [0] * 89))
+        assert_full(small, lambda: long.reserve_tree(bush), long, short)
+        assert_full(small, lambda: small.forward([Step(long, bush)]), long, short)
         assert small.free == free
         # Only one of the two fits: neither text has moved, whatever the pass had reserved before it failed.
         assert_full(small, lambda: small.forward([Step(short, root_only(3)), Step(long, tree)]), long, short)

@@ -120,6 +120,7 @@ class FakeTarget:
         assert isinstance(sequence, FakeSequence)
         beyond = self.window is not None and sequence.length + len(tree) > self.window
         assert tree.is_chain() or not beyond, "siblings beyond the attention window"
+        assert tree.is_chain() or not step.is_prompt, "a prompt with siblings"
         sequence.feed(tree)
         paths: list[list[int]] = []
         for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):

@@ -87,16 +87,16 @@ class OpenVinoTarget:
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
         page_bytes = len(ports) * kv_heads * page_size * head_dim * np.dtype(dtype).itemsize
         num_pages = -(-capacity // page_size)
+        filled = -(-(MAX_TREE_NODES + 2) // page_size)  # pages of the rows that fill passes up, see `filling`
         if at_most is not None:
-            within = int(_CACHE_SHARE * available_memory()) // page_bytes
+            within = int(_CACHE_SHARE * available_memory()) // page_bytes - filled
             num_pages = max(num_pages, min(-(-at_most // page_size), within))
-        size, free = num_pages * page_bytes, available_memory()
+        size, free = (num_pages + filled) * page_bytes, available_memory()
         if size > free:
             raise ContextOverflowError(
                 f"expected memory for a cache of {size / 1e9:.1f} GB ({capacity} tokens), got {free / 1e9:.1f} GB; "
                 "lower sequences or ctx_size"
             )
-        filled = -(-MAX_TREE_NODES // page_size)  # pages of the rows that fill passes up
         self.pool = PagePool(num_pages + filled, page_size)
         self._filling_pages = self.pool.take(filled)
         self.capacity = num_pages * page_size
@@ -185,7 +185,6 @@ class OpenVinoSequence:
             self._tree, self._paths = tree, [list(range(len(tree)))]
             return
         paths = tree.paths()
-        self.reserve(max(map(len, paths)))  # whichever is kept, it ends up in the pages of the text
         try:
             for path in paths[1:]:
                 table = self.table.fork()
@@ -193,6 +192,7 @@ class OpenVinoSequence:
                 copy = table.reserve(len(path))
                 if copy is not None:
                     self._copy(copy)
+            self.reserve(max(map(len, paths)))  # whichever is kept, it ends up in the pages of the text
         except CacheFullError:
             self._drop_branches()
             raise

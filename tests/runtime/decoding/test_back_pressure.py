@@ -1,9 +1,11 @@
 """Proves what happens where the cache is full: texts wait, or are preempted and go on with the tokens that they would
-have had; pages that nobody needs go first; a long prompt stops nobody. And that a request's answers share its prompt.
+have had; pages that nobody needs go first; a long prompt stops nobody. That a request's answers share its prompt. And
+that whatever is read again is read as it was the first time.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,15 +13,17 @@ from typing import Any
 import fakes
 import pytest
 from fake_pipeline import PLAIN, FakePipeline
-from fakes import FakeGraph, FakeTarget
+from fakes import FakeGraph, FakeSequence, FakeTarget
 
 from dovetail.runtime.decoding.round_planner import PROMPT_TOKENS, PROMPT_TOKENS_BESIDE
 from dovetail.runtime.decoding.stream import Stream
 from dovetail.runtime.drafts.model_draft import ModelDraft
+from dovetail.runtime.errors import CacheFullError
 from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.sampling.config import GenerationConfig
-from dovetail.runtime.targets.base import Step
+from dovetail.runtime.targets.base import Step, StepOutput
 from dovetail.runtime.trees.shape import TreeShape
+from dovetail.runtime.trees.tree import Tree
 
 FIXED = Policy("fixed", TreeShape(8, 3, 3), is_wish=True)
 
@@ -172,7 +176,8 @@ def test_answers_share_the_reading_of_their_prompt(length: int, kind: str) -> No
         assert one.token_ids == cache.tokens(prompt(3, length), number=number)
         assert one.draft_failure is None
         assert one.reused_tokens == (length - 1 if number else 0)
-    assert sum(read) == (2 * length if length > 1 else 0), "once; every pass is watched twice"
+    tokens = length + len(done) - 1
+    assert sum(read) == 2 * tokens, "once, and its last token by every answer; every pass is watched twice"
     cache.close()
 
 
@@ -220,4 +225,137 @@ def test_answers_for_which_there_is_no_room_read_the_prompt_later() -> None:
     cache = Cache(200)
     for number, stream in enumerate(answers(cache, 90)):
         assert stream.finish().token_ids == cache.tokens(prompt(3, 90), number=number)
+    cache.close()
+
+
+# Branches of trees.
+
+
+def test_where_a_tree_s_branches_find_no_room_its_first_path_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text itself has room, so nobody has to go."""
+    cache, fed = Cache(), list[Tree]()
+
+    def reserve_tree(sequence: FakeSequence, tree: Tree) -> None:
+        if not tree.is_chain():
+            raise CacheFullError("planted")
+        sequence.reserve(len(tree))
+
+    monkeypatch.setattr(FakeSequence, "reserve_tree", reserve_tree)
+    cache.target.watch = lambda steps: fed.extend(step.tree for step in steps if not step.is_prompt)
+    done = cache.stream(prompt(1, 30)).finish()
+    assert done.token_ids == Cache.tokens(prompt(1, 30))
+    assert all(tree.is_chain() for tree in fed)
+    assert max(map(len, fed)) == 4, "as deep as the tree"
+    cache.close()
+
+
+def test_a_pass_is_asked_for_with_room_for_every_path_and_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that decode, with trees whose siblings cost whole paths, beside one whose prompt is read."""
+    cache, passes = Cache(), list[tuple[int, int, int]]()
+    forward = FakeTarget.forward
+
+    def watched(target: FakeTarget, steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
+        read = sum(len(step.tree) for step in steps if step.wanted is not None)
+        fed = sum(sum(map(len, step.tree.paths())) for step in steps if step.wanted is None)
+        if target is cache.target:
+            passes.append((read, fed, rows - read))
+        return forward(target, steps, rows)
+
+    monkeypatch.setattr(FakeTarget, "forward", watched)
+    streams = [cache.stream(prompt(i, 10 + 150 * i), 60, seed=i) for i in range(3)]
+    for stream in streams:
+        stream.open()
+    for i, stream in enumerate(streams):
+        assert stream.finish().token_ids == Cache.tokens(prompt(i, 10 + 150 * i), 60, seed=i)
+    assert all(fed <= size for _, fed, size in passes)
+    assert any(read and fed for read, fed, _ in passes)
+    assert max(fed for _, fed, _ in passes) > 24, "three trees of eight nodes have more rows than nodes"
+    sizes = [size for read, fed, size in passes if fed and not read]
+    assert len(sizes) > 20
+    assert sum(a != b for a, b in itertools.pairwise(sizes)) < len(sizes) / 3
+    cache.close()
+
+
+# What is given is read in blocks, what was drawn is verified row by row, whenever it is read.
+
+
+class Rows:
+    """How each token of one text was computed, by its position: in a block of a prompt or not."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.is_prompt: dict[int, bool] = {}
+        cache.target.watch = self.watch
+
+    def watch(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if step.wanted is None:
+                continue  # a tree
+            begin, count = step.sequence.length, len(step.tree)
+            for position in range(begin, begin + count):
+                self.is_prompt[position] = step.is_prompt
+
+    @property
+    def drawn(self) -> set[int]:
+        """Positions that were read as drawn."""
+        return {position for position, is_prompt in self.is_prompt.items() if not is_prompt}
+
+
+def test_a_preempted_text_reads_its_own_tokens_as_it_drew_them() -> None:
+    cache = Cache()
+    neighbour = cache.stream(prompt(4, 8), 100, policy=PLAIN)
+    next(neighbour)
+    stream = cache.stream(prompt(1, 30))
+    for _ in range(4):
+        next(stream)
+    made = len(stream._sequence.new_tokens)
+    assert made > 3
+    cache.pipe.engine._preempt(stream._sequence)
+    rows = Rows(cache)
+    assert stream.finish().token_ids == Cache.tokens(prompt(1, 30))
+    assert rows.is_prompt == {position: position < 30 for position in range(30 + made)}
+    neighbour.close()
+    cache.close()
+
+
+@pytest.mark.parametrize("is_evicted", [False, True])
+def test_an_evicted_conversation_reads_each_answer_as_it_was_drawn(is_evicted: bool) -> None:
+    """But the last token that an old and a new text share counts as given in either case, and the drawn ones behind
+    where they part are none any more.
+    """
+    cache = Cache()
+    with cache.pipe.conversation(ModelDraft(cache.graph)) as conversation:
+        text, answers = prompt(1, 20), list[range]()
+        for turn in range(3):
+            new = cache.stream(text, 10, conversation=conversation).finish().token_ids
+            answers.append(range(len(text), len(text) + len(new)))
+            text = text + new + prompt(turn, 5)
+        if is_evicted:
+            assert conversation.evict()
+        parted = answers[2].start + 4
+        text = [*text[:parted], (text[parted] + 1) % 12, 3, 3]
+        rows = Rows(cache)
+        cache.stream(text, 10, conversation=conversation).finish()
+        answers[:2] = [range(answer.start, answer.stop - 1) for answer in answers[:2]]
+        drawn = {position for answer in answers for position in answer if position < parted - 1}
+        begin = min(rows.is_prompt)
+        assert begin == (0 if is_evicted else parted - 1)
+        assert set(rows.is_prompt) == set(range(begin, len(text)))
+        assert rows.drawn == {position for position in drawn if position >= begin}
+    cache.close()
+
+
+def test_a_turn_that_is_cancelled_while_it_reads_again_forgets_nothing_of_what_was_drawn() -> None:
+    cache = Cache()
+    with cache.pipe.conversation(ModelDraft(cache.graph)) as conversation:
+        text = prompt(1, 20)
+        text = text + cache.stream(text, 10, conversation=conversation).finish().token_ids + prompt(2, 300)
+        conversation.evict()
+        cancelled = cache.stream(text, 10, conversation=conversation)
+        cancelled.open()
+        cache.pipe.engine.step()
+        assert cancelled._sequence.context == 20, "as far as all was given"
+        cancelled.close()
+        rows = Rows(cache)
+        cache.stream(text, 10, conversation=conversation).finish()
+        assert rows.drawn == set(range(20, 29))
     cache.close()

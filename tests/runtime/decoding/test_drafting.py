@@ -21,6 +21,7 @@ from numpy_target import NumpyTarget
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.decoding.engine_config import EngineConfig
+from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.drafts.base import blind
 from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.drafts.row_pool import RowPool
@@ -218,6 +219,87 @@ def test_in_company_a_fixed_tree_must_earn_its_place_unless_it_was_asked_for(is_
     assert round_of([Text(policy, NEW, FakeDraft(hopeless))], costs(2))[0].count == 3
     made = round_of([Text(policy, NEW, FakeDraft(hopeless)) for _ in range(2)], costs(2))
     assert [drafted.count for drafted in made] == ([3, 3] if is_wish else [0, 0])
+
+
+# Where every path of a tree is fed from the root.
+
+LINE = Costs((100,), (1, 64), (1,), (11.0,), ((11.0, 74.0),), (0.1,), ((0.1,),), (0.0,), 0, 0, 0)  # 1 ms a row
+
+
+def adaptive(tree: TreeShape, gain: float) -> Policy:
+    return Policy("adaptive", tree, OWN_ESTIMATES, gain=gain)
+
+
+def rows_of(tree: Tree) -> int:
+    """That a pass has of it."""
+    return sum(map(len, tree.paths()))
+
+
+@pytest.mark.parametrize(("gain", "count"), [(1.5, 2), (3.0, 1)])
+def test_a_sibling_is_verified_where_it_is_worth_its_whole_path(gain: float, count: int) -> None:
+    """It brings 0.4 tokens with two rows of 1 ms, the root's and its own; a plain token takes 11 ms."""
+    two: Guess = lambda before: [(1, 0.5), (2, 0.4)]  # noqa: E731
+    pace = Pace(adaptive(TreeShape(3, 1, 2), gain))
+    assert (0.4 * 11 / gain >= 2) == (count == 2)
+    planner = RoundPlanner(LINE)
+    (drafted,) = round_of([Text(pace.policy, NEW, FakeDraft(two), pace=pace)], LINE, planner=planner)
+    assert drafted.kept == [1, 2][:count]
+    assert planner.size == rows_of(drafted.tree) == (4 if count == 2 else 2)
+
+
+def test_what_hangs_on_a_sibling_that_is_not_worth_it_goes_with_it() -> None:
+    """The sibling's child is surer than that of the first one, which stays."""
+    chances = {(): [(1, 0.62), (2, 0.4)], (1,): [(3, 0.51)], (2,): [(4, 0.9)]}
+    guess: Guess = lambda before: chances[tuple(before[len(NEW) :])]  # noqa: E731
+    policy = adaptive(TreeShape(5, 2, 2), 2.7)
+    (whole,) = round_of([Text(policy, NEW, FakeDraft(guess))], LINE)
+    assert whole.tree.tokens.tolist() == [79, 1, 2, 3, 4]
+    (drafted,) = round_of([Text(policy, NEW, FakeDraft(guess))], LINE, planner=RoundPlanner(LINE))
+    assert drafted.tree.tokens.tolist() == [79, 1, 3]
+    assert drafted.tree.is_chain()
+    assert drafted.hoped == pytest.approx(0.62 + 0.32, rel=0.1)
+
+
+def test_a_tree_that_somebody_asked_for_is_verified_whatever_its_rows_cost() -> None:
+    wide = Policy("fixed", TreeShape(10, 3, 3), is_wish=True)
+    hopeless: Guess = lambda before: [(1, 0.03), (2, 0.02), (3, 0.01)]  # noqa: E731
+    planner = RoundPlanner(LINE)
+    (drafted,) = round_of([Text(wide, NEW, FakeDraft(hopeless))], LINE, planner=planner)
+    assert drafted.kept == drafted.candidates.ranked[:9]
+    assert len(drafted.tree) == 10
+    assert planner.size == rows_of(drafted.tree) > 10
+
+
+@given(
+    st.lists(st.integers(0, 2**32), min_size=1, max_size=3),
+    st.floats(0, 5),
+    st.floats(1, 4),
+    st.sampled_from(["fixed", "adaptive", "lookup"]),
+    st.booleans(),
+)
+def test_a_pass_has_room_for_every_path_of_its_trees(
+    seeds: list[int], row_ms: float, gain: float, kind: Any, branches_cost: bool
+) -> None:
+    """Of any trees at any prices, and what is verified is a tree of the surest that were left."""
+    prices = dataclasses.replace(LINE, verify_ms=((11.0, 11.0 + 63 * row_ms),))
+    policy = Policy(kind, TreeShape(16, 4, 3), OWN_ESTIMATES, gain=gain)
+
+    def guess(seed: int) -> Guess:
+        def children(before: list[int]) -> list[tuple[int, float]]:
+            shares = np.random.default_rng([seed, *before]).dirichlet([1, 1, 1, 1])[:3]
+            return [(token, float(share)) for token, share in enumerate(sorted(shares, reverse=True))]
+
+        return children
+
+    texts = [Text(policy, WEAK, FakeDraft(guess(seed)), looks_up=True) for seed in seeds]
+    planner = RoundPlanner(prices, branches_cost=branches_cost)
+    made = round_of(texts, prices, planner=planner)
+    for drafted in made:
+        assert drafted.count == len(drafted.tree) - 1
+        scores = [drafted.candidates.scores[drafted.candidates.ranked.index(one)] for one in drafted.kept]
+        assert scores == sorted(scores, reverse=True)
+    needed = sum(rows_of(one.tree) if branches_cost else len(one.tree) for one in made)
+    assert needed <= planner.size <= max(1.25 * needed, needed + 1)
 
 
 # With a target.

@@ -17,7 +17,7 @@ import pytest
 from dovetail.runtime import EngineConfig, load
 from dovetail.runtime.commands import options
 from dovetail.runtime.commands.cli import dovetail
-from dovetail.runtime.decoding.engine_config import Numerics, Shape
+from dovetail.runtime.decoding.engine_config import Acceptance, Numerics, Shape
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.settings import settings_of
 from dovetail.runtime.targets.openvino import engine
@@ -29,6 +29,7 @@ WRONG: dict[str, list[Any]] = {
     "draft_device": ["tpu", "", None, 3],
     "draft_memory_limit": [0, -1, 1.5, "2GB", True],
     "numerics": ["slow", None],
+    "acceptance": ["strict", None, True],
     "threads": [0, 4097, 1.0, "2", True],
     "draft_threads": [0, "2"],
     "ctx_size": [1, 2.5],
@@ -64,8 +65,9 @@ def test_a_config_and_changes_of_it(tiny_artifact: Path) -> None:
         load(tiny_artifact, ctx_size=513)
 
 
-def test_the_target_has_these_numerics() -> None:
+def test_the_target_has_these_numerics_and_ways_to_accept() -> None:
     assert get_args(Numerics) == get_args(engine.Numerics)
+    assert get_args(Acceptance) == get_args(engine.Acceptance)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

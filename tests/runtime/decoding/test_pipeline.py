@@ -209,6 +209,52 @@ def test_an_idle_conversation_gives_its_pages_to_who_needs_them_and_reads_again(
         assert again.token_ids == pipe.generate(text, **{**SAMPLED, "max_new_tokens": 8}).token_ids
 
 
+TURNS = [
+    "def read(path):\n    with open(path) as file:\n",
+    "\n\n\nclass Queue:\n    def __init__(self, maxsize=0):\n",
+    "\n    def get(self, block=True, timeout=None):\n",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("draft", ["auto", "none"])
+def test_an_evicted_conversation_answers_bit_for_bit_as_one_that_was_not(
+    shipped_artifact: Path, draft: Any, temperature: float
+) -> None:
+    """In fast numerics, log-probabilities included, with turns that go back behind the last answer and one that is
+    cancelled while it is read.
+    """
+    controls = {"temperature": temperature, "max_new_tokens": 40, "ignore_eos": True, "logprobs": 2}
+    with (
+        load(shipped_artifact, draft=draft, ctx_size=1024, sequences=2, numerics="fast", profile=None) as pipe,
+        pipe.conversation() as kept,
+        pipe.conversation() as evicted,
+    ):
+        text = list[int]()
+        for turn, more in enumerate(TURNS * 2):
+            text = text + pipe.encode(more)
+            if turn == 5:
+                text = text[:-70] + pipe.encode("x = 3\n")
+            assert evicted.evict() == (turn > 0)
+            if turn == 6:
+                for conversation in (kept, evicted):
+                    with pipe.stream(text, conversation=conversation, **controls) as stream:
+                        stream.open()
+                        pipe.engine.step()
+            expected, got = (
+                pipe.stream(text, conversation=conversation, seed=turn, **controls).finish()
+                for conversation in (kept, evicted)
+            )
+            assert got.token_ids == expected.token_ids
+            assert got.logprobs == expected.logprobs
+            assert (expected.reused_tokens > 0) == (turn > 0)
+            assert (got.reused_tokens > 0) == (turn == 6), "what the cancelled stream had read"
+            text = text + got.token_ids
+        assert (expected.drafted_tokens > 0) == (draft != "none")
+    assert_nothing_is_taken(pipe)
+
+
 def test_cancel_ends_after_the_round_and_close_at_once(pipe: Pipeline) -> None:
     stream = pipe.stream(PROMPT, **SAMPLED)
     next(iter(stream))
@@ -341,10 +387,10 @@ def test_nan_from_the_target_is_an_error_and_frees_the_blocks(
     pipe = make(tiny_artifact)
     forward, calls = OpenVinoTarget.forward, 0
 
-    def failing(self: OpenVinoTarget, steps: Any) -> Any:
+    def failing(self: OpenVinoTarget, steps: Any, rows: int) -> Any:
         nonlocal calls
         calls += 1
-        outputs = forward(self, steps)
+        outputs = forward(self, steps, rows)
         if calls == 6:
             outputs[0].logits[:] = np.nan
         return outputs

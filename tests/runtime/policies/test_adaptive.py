@@ -75,8 +75,9 @@ class Grower:
                 break
             scores.append(np.log(levels[len(scores)]).tolist())
         ranked = sorted((score for level in scores for score in level), reverse=True)[: self._tree.nodes - 1]
-        offer = Offer([self._trust * chance for chance in CHANCES.of(ranked, 0.0)])
-        return len(scores), self._planner.choose(self._load, [offer])[0]
+        chances = [self._trust * chance for chance in CHANCES.of(ranked, 0.0)]
+        offer = Offer(chances, [1] * len(chances))
+        return len(scores), self._planner.choose(self._load, [offer]).counts[0]
 
 
 @pytest.mark.parametrize("step_at", [4, 6, 8])

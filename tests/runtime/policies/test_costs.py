@@ -66,11 +66,12 @@ def test_near_contexts_share_their_prices() -> None:
         assert prices.at(context).pass_ms(8) == pytest.approx(near.pass_ms(8), rel=0.02)
 
 
-def test_unmeasured_eight_rows_cost_what_one_does() -> None:
+def test_unmeasured_eight_rows_cost_a_fifth_more_than_one() -> None:
     prices = ASSUMED.at(1000)
-    assert [prices.pass_ms(rows) for rows in (1, 8)] == [1.0, 1.0]
-    assert prices.pass_ms(9) > 1.0
-    assert prices.plain_ms(8) == prices.plain_ms(1) == 1.0
+    assert [prices.pass_ms(rows) for rows in (1, 8)] == pytest.approx([1.0, 1.2])
+    assert prices.pass_ms(9) - prices.pass_ms(8) > prices.pass_ms(8) - prices.pass_ms(7)
+    assert [prices.plain_ms(texts) for texts in (1, 8)] == pytest.approx([1.0, 1.2])
+    assert prices.switch == 0.2, "another size of the pass as much again"
     assert prices.first_ms() == pytest.approx(0.1), "a draft call a tenth of it"
     assert prices.level_ms(8) < 2 * prices.level_ms(1)
 
@@ -95,11 +96,26 @@ def test_unmeasured_eight_rows_cost_what_one_does() -> None:
         {"host_ms": -1.0},
         {"host_level_ms": float("inf")},
         {"host_node_ms": float("nan")},
+        {"switch_ms": -0.1},
+        {"switch_ms": float("nan")},
     ],
 )
 def test_what_is_no_table_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"costs.{next(iter(wrong))}: expected"):
         dataclasses.replace(COSTS, **wrong)
+
+
+@given(st.integers(1, 60))
+def test_a_further_row_costs_the_mean_of_the_next_eight(rows: int) -> None:
+    """Beyond 16 rows, too, where the last half goes on."""
+    prices = COSTS.at(500)
+    steps = [prices.pass_ms(row + 1) - prices.pass_ms(row) for row in range(rows, rows + 8)]
+    assert prices.row_ms(rows) == pytest.approx(sum(steps) / 8)
+
+
+def test_another_size_costs_the_same_at_every_context() -> None:
+    assert COSTS.at(300).switch == 0.0
+    assert {dataclasses.replace(COSTS, switch_ms=0.7).at(context).switch for context in (0, 300, 5000)} == {0.7}
 
 
 def test_no_cost_of_a_further_text_is_allowed() -> None:
