@@ -227,6 +227,13 @@ class Sequence:
         if self.finish_reason is None:
             self.finish_reason, self.error = reason, error
 
+    def keep(self, count: int) -> None:
+        """Forget what was drawn behind the first `count` new tokens, where plain decoding had stopped: a later turn of
+        the conversation finds the same in the cache.
+        """
+        del self.text[self.prompt_length + count :]
+        self.cache.truncate(min(self.context, len(self.text) - 1))
+
     def preempt(self) -> None:
         """Give the target's pages back; what they held is read again later."""
         self.preemptions += 1

@@ -215,6 +215,7 @@ class Stream:
                 break
         if self._stops.found:
             update.sequence.finish_reason = "stop"  # and not by the length that the round reached behind it
+            update.sequence.keep(len(self._token_ids))
         reason = update.sequence.finish_reason
         if reason is not None:
             pieces[-1] += self._flush()

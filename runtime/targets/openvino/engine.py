@@ -19,10 +19,9 @@ from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
 from dovetail.runtime.targets.openvino.ir import attention_window, read_ir, restrict_logits, to_paged_attention
-from dovetail.runtime.targets.openvino.layout import Rows, filling
+from dovetail.runtime.targets.openvino.layout import MAX_FILLING, Rows, filling
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 from dovetail.runtime.targets.openvino.pages import PageCopy, PagePool, PageTable
-from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Tree
 
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
@@ -87,7 +86,7 @@ class OpenVinoTarget:
         dtype = _CACHE_DTYPES[ports[0].element_type.get_type_name()]
         page_bytes = len(ports) * kv_heads * page_size * head_dim * np.dtype(dtype).itemsize
         num_pages = -(-capacity // page_size)
-        filled = -(-(MAX_TREE_NODES + 2) // page_size)  # pages of the rows that fill passes up, see `filling`
+        filled = -(-MAX_FILLING // page_size)  # pages of the rows that fill passes up
         if at_most is not None:
             within = int(_CACHE_SHARE * available_memory()) // page_bytes - filled
             num_pages = max(num_pages, min(-(-at_most // page_size), within))
@@ -131,7 +130,7 @@ class OpenVinoTarget:
             begins.append(begins[-1] + sum(map(len, its_parts)))
             rows_of_nodes.append(its_rows)
         if self.acceptance == "confirmed":
-            fill = filling(parts, min(rows, begins[-1] + MAX_TREE_NODES), self.threads, self._filling_pages)
+            fill = filling(parts, rows, self.threads, self._filling_pages)
             parts += [] if fill is None else [fill]
             logit_rows += logit_rows if len(logit_rows) == 1 else []  # the LM head has another kernel for one row, too
         self._inputs.fill(parts, logit_rows)

@@ -22,7 +22,10 @@ import dataclasses
 
 import numpy as np
 
+from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Bools, Int64s
+
+MAX_FILLING = MAX_TREE_NODES  # unread rows of a pass
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def filling(parts: list[Rows], rows: int, threads: int, pages: list[int]) -> Row
     wanted = max(rows, fed)
     has_block = any(not part.are_alone for part in parts)
     lacking = 0 if has_block else max(threads, 2) - wanted
-    count = wanted - fed + min(max(lacking, 0), 2)
+    count = min(wanted - fed + min(max(lacking, 0), 2), MAX_FILLING)
     if not count:
         return None
     return Rows(np.zeros(count, np.int64), np.arange(count), 0, pages)
