@@ -202,6 +202,8 @@ class Engine:
             trees, times = draft_trees(self._planner, load, decoders, self._calls)
             steps += [(sequence, sequence.plan_tree(tree)) for sequence, tree in zip(decoders, trees, strict=True)]
             rows += self._planner.size
+        else:
+            self._planner.forget_size()
         steps += [(sequence, sequence.plan_chunk(count)) for sequence, count in readers]
         drafted = self._draft_counters()
         verify_start = time.perf_counter()

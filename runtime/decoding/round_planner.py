@@ -125,6 +125,10 @@ class RoundPlanner:
             self._prompt_rows = prompt_tokens
         return PassLoad(self._prices.at(context), len(paces), prompt_tokens + len(paces), gain, self._size.rows or 0)
 
+    def forget_size(self) -> None:
+        """A pass without decoding texts comes between."""
+        self._size.forget()
+
     def choose(self, load: PassLoad, offers: Sequence[Offer]) -> Filling:
         """How many of each text's candidates the pass verifies: of all texts' the best, until the next one costs more
         than it brings on the measured curve, where a pass of the size of the last one costs least.
