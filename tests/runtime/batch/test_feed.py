@@ -94,7 +94,7 @@ def test_errors_come_in_their_places(pipe: Pipeline, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_our_fault_ends_all(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(steps: object) -> None:
+    def fail(steps: object, rows: int) -> None:
         raise RuntimeError("out of everything")
 
     monkeypatch.setattr(pipe.target, "forward", fail)
