@@ -39,7 +39,8 @@ class Conversation:
 
     def end(self, tokens: Sequence[int]) -> None:
         """The turn is over, and `tokens` were emitted in it."""
-        self.drawn.append(range(len(self._tokens), len(self._tokens) + len(tokens)))
+        if tokens:
+            self.drawn.append(range(len(self._tokens), len(self._tokens) + len(tokens)))
         self._tokens += tokens
         self._is_busy = False
         self._engine.keep_idle(self)
