@@ -66,14 +66,16 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0])
     parser.add_argument("--numerics", default="fast")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--profile", action="store_true", help="prices of the host profile, if there is one")
-    parser.add_argument("--together", action="store_true")
+    parser.add_argument("--profile", help="prices of this host profile, for ways without a tree of their own")
+    parser.add_argument("--together", action="store_true", help="also eight at a time")
+    parser.add_argument("--only-together", action="store_true", help="alone by the first way only")
     options = parser.parse_args()
     asked = questions(options.questions, options.texts)
     with contextlib.ExitStack() as stack:
         pipes: dict[str, Pipeline] = {}
         for name, settings in ways(options.ways).items():
-            profile = "auto" if options.profile and settings["draft"] != "none" and "tree" not in settings else None
+            has_prices = settings["draft"] in ("auto", "artifact") and "tree" not in settings
+            profile = options.profile if has_prices and settings["acceptance"] == "confirmed" else None
             config = {"profile": profile, "numerics": options.numerics, "threads": options.threads, "sequences": 8}
             pipes[name] = stack.enter_context(load(options.artifact, trust=True, ctx_size=2048, **config, **settings))
         names = list(pipes)
@@ -82,15 +84,16 @@ def main() -> None:
             made: dict[str, list[Any]] = {name: [] for name in names}
             controls = {"temperature": temperature, "max_new_tokens": options.new_tokens, "ignore_eos": True}
             for number, question in enumerate(asked):
-                for turn in range(len(names)):
-                    name = names[(number + turn) % len(names)]
+                alone = names[:1] if options.only_together else names
+                for turn in range(len(alone)):
+                    name = alone[(number + turn) % len(alone)]
                     prompt = [{"role": "user", "content": question}]
                     answer = pipes[name].generate(prompt, seed=number, **controls)
                     texts[name].append(answer.token_ids)
                     made[name].append(answer)
             plain = texts[names[0]]
             print(f"T = {temperature:g}, {len(asked)} texts of {options.new_tokens}, repeated {repeated(plain):.0%}")
-            for name in names:
+            for name in alone:
                 equal = sum(a == b for a, b in zip(plain, texts[name], strict=True))
                 rates = [1e3 * (g.completion_tokens - 1) / g.decode_ms for g in made[name]]
                 base = [1e3 * (g.completion_tokens - 1) / g.decode_ms for g in made[names[0]]]
@@ -101,7 +104,7 @@ def main() -> None:
                     f"  {name:24} equal {equal:3}/{len(plain)}  {statistics.median(rates):6.1f} tokens/s  x{ratio:.2f}"
                 )
                 print(f"{line}  accepted {tokens / rounds - 1:.2f} a round", flush=True)
-            if options.together:
+            if options.together or options.only_together:
                 for name in names:
                     start = time.perf_counter()
                     streams = [
