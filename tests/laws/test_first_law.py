@@ -1,6 +1,6 @@
-"""Proves the first law with real engines: in `exact` numerics the token ids with the draft are those without it,
-greedy and sampled, on held-out text with the shipped artifact, and on a target of random weights with drafts that
-always, never and sometimes guess right.
+"""Proves the first law with real engines: the token ids and log-probabilities with the draft are those without it,
+greedy and sampled, on held-out text with the shipped artifact in `fast` numerics, and in both on a target of random
+weights with drafts that always, never and sometimes guess right.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from one_text import Updates, decode
 from dovetail.export.training import corpus
 from dovetail.runtime import GenerationConfig, load
 from dovetail.runtime.decoding import sequence as decoding
+from dovetail.runtime.decoding.generation import Generation
 from dovetail.runtime.drafts.base import Draft, Foresight, Grown, blind
 from dovetail.runtime.drafts.model_draft import ModelDraft
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.policies.base import TreeBudget
-from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.sampling.sampler import Sampler, TokenLogprobs
 from dovetail.runtime.trees.acceptance import Accepted, Draw, accept
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import CandidateTree, Float32s, Tree
@@ -34,12 +35,12 @@ SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
 
 @pytest.fixture(scope="module")
 def shipped(shipped_artifact: Path) -> Pipeline:
-    return load(shipped_artifact, numerics="exact", ctx_size=512)
+    return load(shipped_artifact, ctx_size=512)
 
 
 @pytest.fixture(scope="module")
 def shipped_plain(shipped_artifact: Path) -> Pipeline:
-    return load(shipped_artifact, numerics="exact", ctx_size=512, draft="none")
+    return load(shipped_artifact, ctx_size=512, draft="none")
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +51,26 @@ def held_out_prompts() -> list[str]:
     return starts[:: max(1, len(starts) // NUM_PROMPTS)][:NUM_PROMPTS]
 
 
+def written(text: Generation) -> tuple[list[int], list[TokenLogprobs]]:
+    """What must be the same."""
+    return text.token_ids, text.logprobs
+
+
 @pytest.mark.parametrize("params", [GenerationConfig(), SAMPLED], ids=["greedy", "sampled"])
 def test_shipped_artifact_with_and_without_its_draft(
     params: GenerationConfig, shipped: Pipeline, shipped_plain: Pipeline, held_out_prompts: list[str]
 ) -> None:
     """The drafted texts share their passes, the plain ones theirs; some of each are made alone besides."""
     assert len(held_out_prompts) == NUM_PROMPTS
-    controls = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+    controls = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "logprobs": 0}
     together = shipped.generate(held_out_prompts, params, **controls)
-    expected = [text.token_ids for text in shipped_plain.generate(held_out_prompts, params, **controls)]
-    assert [text.token_ids for text in together] == expected
-    assert {len(tokens) for tokens in expected} == {NEW_TOKENS}
-    for prompt, tokens in list(zip(held_out_prompts, expected, strict=True))[::5]:
-        assert shipped_plain.generate(prompt, params, **controls).token_ids == tokens
+    expected = [written(text) for text in shipped_plain.generate(held_out_prompts, params, **controls)]
+    assert [written(text) for text in together] == expected
+    assert {len(tokens) for tokens, _ in expected} == {NEW_TOKENS}
+    for prompt, text in list(zip(held_out_prompts, expected, strict=True))[::5]:
+        assert written(shipped_plain.generate(prompt, params, **controls)) == text
     alone = [shipped.generate(prompt, params, **controls) for prompt in held_out_prompts[::5]]
-    assert [text.token_ids for text in alone] == expected[::5]
+    assert [written(text) for text in alone] == expected[::5]
     accepted = 5 * sum(text.totals.accepted_tokens for text in alone)
     assert accepted > NUM_PROMPTS * NEW_TOKENS / 4, "a law about a draft that is never believed would prove nothing"
 
@@ -155,7 +161,7 @@ class Scripted:
 def test_random_weights_with_scripted_drafts(
     tiny_artifact: Path, params: GenerationConfig, keep: Callable[[int], bool], low: float, high: float
 ) -> None:
-    pipe = load(tiny_artifact, numerics="exact", draft="none", ctx_size=256)
+    pipe = load(tiny_artifact, draft="none", ctx_size=256)
     prompt = [5, 9, 300, 7]
     vocab = pipe.artifact.manifest.target.vocab_size
 
@@ -168,9 +174,9 @@ def test_random_weights_with_scripted_drafts(
     assert low <= np.mean(drafted.accept_lengths) <= high
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_artifact: Path) -> Pipeline:
-    return load(tiny_artifact, numerics="exact", ctx_size=256)
+@pytest.fixture(scope="module", params=["fast", "exact"])
+def tiny(tiny_artifact: Path, request: pytest.FixtureRequest) -> Pipeline:
+    return load(tiny_artifact, numerics=request.param, ctx_size=256)
 
 
 TOKENS = st.integers(0, 511)
@@ -250,15 +256,16 @@ def test_any_controls_any_tree_any_draft(
     tiny: Pipeline, controls: dict[str, Any], shape: TreeShape, prompt: list[int], kind: str, data: st.DataObject
 ) -> None:
     """Controls, seeds, trees and drafts at random; the artifact's own draft has random weights, the others a script."""
-    config = tiny.config(**controls)
+    config = tiny.config(logprobs=2, **controls)
     vocab = tiny.artifact.manifest.target.vocab_size
 
-    def run(draft: Draft | None) -> list[int]:
+    def run(draft: Draft | None) -> tuple[list[int], list[TokenLogprobs]]:
         sampler = Sampler(config, prompt, vocab)
         ends, count = config.eos_token_id, config.max_new_tokens or 1
-        return decode(tiny.target, draft, shape, sampler, prompt, count, ends=ends, graph=tiny.draft).tokens
+        updates = decode(tiny.target, draft, shape, sampler, prompt, count, ends=ends, graph=tiny.draft)
+        return updates.tokens, sampler.logprobs
 
-    expected = run(None)
+    expected, logprobs = run(None)
     if kind == "own":
         assert tiny.draft is not None
         draft: Draft | None = ModelDraft(tiny.draft)
@@ -267,5 +274,5 @@ def test_any_controls_any_tree_any_draft(
     else:
         make: MakeDraft = data.draw(st.sampled_from([no_guess, knows_it_all, knows_every_third, always_wrong]))
         draft = make(prompt, expected, vocab)
-    assert run(draft) == expected
+    assert run(draft) == (expected, logprobs)
     assert tiny.target.free == tiny.target.capacity
