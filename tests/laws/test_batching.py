@@ -603,13 +603,8 @@ def test_the_law_notices(place: type, name: str, mutant: Callable[..., Any], mon
 # The shipped artifact, in `fast` numerics: bit for bit.
 
 
-@pytest.fixture(scope="module", params=["fast", "exact"])
-def numerics(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def shipped(shipped_artifact: Path, numerics: Any) -> Iterator[Pipeline]:
+def shipped(shipped_artifact: Path) -> Iterator[Pipeline]:
     """With its draft and matches, eight texts at a time, and a cache that holds two long ones."""
     with load(shipped_artifact, ctx_size=256, sequences=2) as pipe:
         pipe.engine._max_texts = 8
