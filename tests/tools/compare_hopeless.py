@@ -61,7 +61,7 @@ def main() -> None:
         if result.too_noisy:
             sys.exit(result.too_noisy)
     print(f"good: {good.decisions[0].choice.summary}; hopeless: {bad.decisions[0].choice.summary}")
-    engines = Engines(pipe.draft_device, pipe.target.numerics, pipe.threads, pipe.threads)
+    engines = Engines(pipe.draft_device, pipe.target.numerics, pipe.target.acceptance, pipe.threads, pipe.threads)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "hopeless.json")
         write(decision.as_profile(bad, pipe.artifact.digest, this_machine(), engines), kept)

@@ -94,7 +94,7 @@ def label(shape: TreeShape) -> str:
 def profile_of(path: str, file: str) -> HostProfile:
     if file:
         return profile.read(Path(file))
-    found = profile.find(open_artifact(path).digest, this_machine(), "cpu", "fast")
+    found = profile.find(open_artifact(path).digest, this_machine(), "cpu", "fast", "confirmed")
     if found is None:
         sys.exit(f"expected a profile of {path}, got none; run dovetail calibrate {path}")
     return found

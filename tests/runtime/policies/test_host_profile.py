@@ -46,7 +46,7 @@ def choice(temperature: float, kind: str) -> Choice:
 
 
 def made(digest: str = "a" * 64, *, greedy: str = "adaptive", sampled: str = "plain", **changes: Any) -> HostProfile:
-    engines = Engines("cpu", "fast", default_threads(), default_threads())
+    engines = Engines("cpu", "fast", "confirmed", default_threads(), default_threads())
     choices = (choice(0.0, greedy), choice(1.0, sampled))
     whole = HostProfile(profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
     return dataclasses.replace(whole, **changes)
@@ -173,7 +173,9 @@ def test_the_fingerprint_changes_with_every_part() -> None:
 
 
 def keep(found: HostProfile) -> Path:
-    path = profile.cache_path(found.artifact, found.machine, found.engines.draft_device, found.engines.numerics)
+    engines = found.engines
+    key = engines.draft_device, engines.numerics, engines.acceptance
+    path = profile.cache_path(found.artifact, found.machine, *key)
     profile.write(found, path)
     return path
 
@@ -185,8 +187,8 @@ def test_one_of_a_newer_version_asks_for_a_newer_program() -> None:
 
 
 def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, told: pytest.LogCaptureFixture) -> None:
-    def found(draft_device: str = "cpu", numerics: str = "fast") -> HostProfile | None:
-        return profile.find("a" * 64, this_machine(), draft_device, numerics)
+    def found(draft_device: str = "cpu", numerics: str = "fast", acceptance: str = "confirmed") -> HostProfile | None:
+        return profile.find("a" * 64, this_machine(), draft_device, numerics, acceptance)
 
     assert found() is None
     path = keep(made())
@@ -194,6 +196,7 @@ def test_the_cached_one_is_found_and_a_damaged_one_ignored(cache: Path, told: py
     assert found() == made()
     assert found(numerics="exact") is None
     assert found("cuda:0") is None
+    assert found(acceptance="relaxed") is None
     assert profile.profiles_of("a" * 64) == [made()]
     assert not told.records
     path.write_text(path.read_text()[:-40])
