@@ -129,10 +129,10 @@ class OpenVinoTarget:
             logit_begins.append(len(logit_rows))
             begins.append(begins[-1] + sum(map(len, its_parts)))
             rows_of_nodes.append(its_rows)
-        if self.acceptance == "confirmed":
-            fill = filling(parts, rows, self.threads, self._filling_pages)
-            parts += [] if fill is None else [fill]
-            logit_rows += logit_rows if len(logit_rows) == 1 else []  # the LM head has another kernel for one row, too
+        fill = filling(parts, rows, self.threads, self._filling_pages)
+        parts += [] if fill is None else [fill]
+        if len(logit_rows) == 1 and self.acceptance == "confirmed":  # the LM head has another kernel for one row, too
+            logit_rows *= 2
         self._inputs.fill(parts, logit_rows)
         with contextlib.nullcontext() if self._packed else self._weights.read_once():
             self._request.infer(share_outputs=True)
