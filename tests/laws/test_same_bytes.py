@@ -33,7 +33,7 @@ from dovetail.runtime.targets.base import Step, TargetEngine
 from dovetail.runtime.targets.openvino import engine as openvino_engine
 from dovetail.runtime.targets.openvino.engine import OpenVinoSequence, OpenVinoTarget
 from dovetail.runtime.targets.openvino.inputs import Inputs
-from dovetail.runtime.targets.openvino.layout import Rows
+from dovetail.runtime.targets.openvino.layout import MAX_FILLING, Rows, filling
 from dovetail.runtime.targets.row_check import check_rows
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, chain
@@ -446,6 +446,16 @@ def test_branches_that_are_not_copied_are_noticed(
     monkeypatch.setattr(OpenVinoSequence, name, mutant)
     with pytest.raises(AssertionError):
         holds(shipped, Company(eight(POLICIES[5], temperature=0.0)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 128, 256])
+def test_filling_has_room_in_its_pages(threads: int) -> None:
+    root = Rows(np.zeros(1, np.int64), np.zeros(1, np.int64), 5, [0], are_alone=True)
+    for rows in (0, 1, 2, 3, MAX_FILLING, MAX_FILLING + 1, MAX_FILLING + 2, 4096):
+        filled = filling([root], rows, threads, [1, 2, 3, 4])
+        assert filled is not None, "a pass of one row"
+        assert len(filled) <= MAX_FILLING
+        assert len(filled) > 1 or threads <= 2
 
 
 def test_relaxed_acceptance_promises_nothing(shipped: Pair, shipped_artifact: Path, numerics: str) -> None:
