@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -54,11 +55,15 @@ class Text:
                 draft.tell(Verified(begin, told, np.empty((len(told) - 1, 0), np.float32)))
 
 
+def _free_branches(costs: Costs) -> RoundPlanner:
+    return RoundPlanner(dataclasses.replace(costs, branches_cost=False))
+
+
 def round_of(
     texts: Sequence[Text], costs: Costs, context: int = 100, *, planner: RoundPlanner | None = None
 ) -> list[DraftedTree]:
     """The trees of one pass: of a first one, if it is not a `planner`'s next. Every node is one row."""
-    planner = planner or RoundPlanner(costs, branches_cost=False)
+    planner = planner or _free_branches(costs)
     load = planner.load([text.pace for text in texts], [context] * len(texts), 0)
     graph: object = FakeGraph()
     return draft_trees(planner, load, texts, JointCalls(graph))[0]  # type: ignore[arg-type]  # enough of a graph
@@ -66,7 +71,7 @@ def round_of(
 
 def rounds(text: Text, costs: Costs, count: int, accept: Callable[[DraftedTree], int]) -> list[DraftedTree]:
     """So many rounds behind an end that stays; `accept` says how many tokens of a tree the target takes."""
-    made, planner = [], RoundPlanner(costs, branches_cost=False)
+    made, planner = [], _free_branches(costs)
     for _ in range(count):
         (tree,) = round_of([text], costs, planner=planner)
         text.pace.observe(tree.verdict(accept(tree)))

@@ -292,7 +292,7 @@ def test_a_pass_has_room_for_every_path_of_its_trees(
         return children
 
     texts = [Text(policy, WEAK, FakeDraft(guess(seed)), looks_up=True) for seed in seeds]
-    planner = RoundPlanner(prices, branches_cost=branches_cost)
+    planner = RoundPlanner(dataclasses.replace(prices, branches_cost=branches_cost))
     made = round_of(texts, prices, planner=planner)
     for drafted in made:
         assert drafted.count == len(drafted.tree) - 1
