@@ -54,12 +54,16 @@ def parse(data: bytes, what: str, max_bytes: int, remedy: str = "export the arti
 
 
 def write(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename: a reader sees the old file or the new one. Raises `OSError`."""
+    """Write `text` beside `path` and rename: a reader sees the old file or the new one, even if the power fails. Raises
+    `OSError`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

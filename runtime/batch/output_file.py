@@ -72,16 +72,19 @@ class OutputFile:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
                 raise BlockingIOError(errno.EAGAIN, "")  # whoever had it has just removed it
+            self._file = descriptor
         except BlockingIOError:
             os.close(descriptor)
             raise self._refusal("a file for this process alone", "one that another writes", "wait for it") from None
         except OSError as error:
             os.close(descriptor)
             raise self._refusal("a file that can be locked", error.strerror, "choose another -o") from None
-        except BaseException:
+        except BaseException:  # an interrupt: nothing is written yet
             os.close(descriptor)
+            self._file = -1
+            if self._is_new:
+                self._path.unlink(missing_ok=True)
             raise
-        self._file = descriptor
         return self
 
     def __exit__(
@@ -152,13 +155,8 @@ class OutputFile:
 
     def _write_progress(self, document: Origin) -> None:
         """All of it or nothing, even if the power fails."""
-        new = Path(f"{self._progress}.new")
         try:
-            with new.open("w", encoding="utf-8") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._progress)
+            strict_json.write(self._progress, json.dumps(document))
         except OSError as error:
             raise UserError(f"{self._progress}: expected a file to write, got {error.strerror}; mend that") from None
 

@@ -57,9 +57,10 @@ def batch(artifact: str, file: str, output: str, as_json: bool, **given: Any) ->
     """
     controls, engine = options.split(given)
     GenerationConfig().with_changes(**controls)
-    with Interrupts() as interrupts, OutputFile(output) as out:
+    out = OutputFile(output)
+    with Interrupts() as interrupts:
         try:
-            with open_input(file) as source:
+            with out, open_input(file) as source:
                 figures = _run(artifact, source, out, controls, engine, interrupts)
         except KeyboardInterrupt:
             figures = None
