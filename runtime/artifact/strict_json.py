@@ -10,7 +10,7 @@ import json
 import math
 import os
 import reprlib
-import tempfile
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -58,16 +58,17 @@ def write(path: Path, text: str) -> None:
     `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # A name that is known before the file is there: an interrupt at any moment leaves nothing behind.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 
