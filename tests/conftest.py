@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -47,6 +47,16 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Everything that the library logs; a command would print it on stderr."""
     caplog.set_level(logging.INFO, "dovetail")
     return caplog
+
+
+@pytest.fixture
+def quiet_drafts() -> Iterator[None]:
+    """Drafts that fail say so; here that is no news."""
+    log = logging.getLogger("dovetail")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 import pytest
 from fake_pipeline import PLAIN, FakePipeline, LetterTokenizer
 from fakes import FakeGraph, FakeSequence, FakeTarget
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_target import NumpyTarget
+from traces import TRACE_SETTINGS
 
 from dovetail.runtime import load
 from dovetail.runtime.decoding import round_planner
@@ -45,6 +45,8 @@ from dovetail.runtime.targets.base import Step, TargetEngine, read
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import CandidateTree, chain
 from dovetail.runtime.trees.verified import Verified
+
+pytestmark = pytest.mark.usefixtures("quiet_drafts")
 
 VOCAB = 12
 MOST_STEPS = 3000  # of a trace that ends
@@ -463,30 +465,12 @@ TRACES = st.builds(
     graph_fault=st.one_of(st.none(), st.none(), st.none(), st.integers(1, 60)),
     free_drafts=st.booleans(),
 )
-QUIET = settings(
-    deadline=None,
-    database=None,
-    derandomize=True,
-    phases=[Phase.generate],  # a trace shrinks slowly
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Drafts that fail say so; here that is no news."""
-    log = logging.getLogger("dovetail")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    yield
-    log.setLevel(level)
 
 
 COUNTS: Counter[str] = Counter()
 
 
-@settings(QUIET, max_examples=300)
+@settings(TRACE_SETTINGS, max_examples=300)
 @given(TRACES)
 def test_a_text_is_what_it_is_alone(trace: Trace) -> None:
     player = holds(trace)
@@ -505,7 +489,7 @@ def test_the_traces_had_all_of_it_in_them() -> None:
     assert COUNTS["accepted"] > COUNTS["rounds"] / 5
 
 
-@settings(QUIET, max_examples=30)
+@settings(TRACE_SETTINGS, max_examples=30)
 @given(TRACES)
 def test_so_it_is_on_a_target_that_computes(trace: Trace) -> None:
     """A Llama in numpy, whose rows depend on the whole text, and whose forks may find the cache full."""
@@ -591,7 +575,7 @@ COMMIT, FORK = FakeSequence.commit, FakeSequence.fork
 def test_the_law_notices(place: type, name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, name, mutant)
 
-    @settings(QUIET, max_examples=400)
+    @settings(TRACE_SETTINGS, max_examples=400)
     @given(TRACES.map(often_interrupted))
     def law(trace: Trace) -> None:
         holds(trace)
@@ -648,7 +632,7 @@ CODE_TEXTS = st.builds(
 )
 
 
-@settings(QUIET, max_examples=20)
+@settings(TRACE_SETTINGS, max_examples=20)
 @given(
     st.lists(CODE_TEXTS, min_size=1, max_size=5),
     st.frozensets(st.integers(0, 12), max_size=3),

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_drafts import FakeDraft, FakeGraph, Guess, Texts, knows, misses
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import TRACE_SETTINGS
 
 from dovetail.runtime import load
 from dovetail.runtime.decoding import round_planner
@@ -37,6 +37,8 @@ from dovetail.runtime.targets.openvino.layout import MAX_FILLING, Rows, filling
 from dovetail.runtime.targets.row_check import check_rows
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, chain
+
+pytestmark = pytest.mark.usefixtures("quiet_drafts")
 
 Written = tuple[list[int], list[TokenLogprobs]]
 """What must be the same."""
@@ -59,13 +61,6 @@ POLICIES = [
     Policy("fixed", TreeShape(64, 5, 8), is_wish=True),
     Policy("adaptive", TreeShape(24, 6, 4), OWN_ESTIMATES, gain=2.0),
 ]
-QUIET = settings(
-    deadline=None,
-    database=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 class Pair:
@@ -113,16 +108,6 @@ def tiny(tiny_artifact: Path, numerics: str) -> Iterator[Pair]:
     pair = Pair(tiny_artifact, numerics)
     yield pair
     pair.close()
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Drafts that fail say so; here that is no news."""
-    log = logging.getLogger("dovetail")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    yield
-    log.setLevel(level)
 
 
 # The law.
@@ -214,7 +199,7 @@ COMPANIES = st.builds(
 
 
 def test_any_company_on_the_shipped_artifact(shipped: Pair) -> None:
-    @settings(QUIET, max_examples=10)
+    @settings(TRACE_SETTINGS, max_examples=10)
     @given(COMPANIES)
     def law(company: Company) -> None:
         holds(shipped, company)
@@ -223,7 +208,7 @@ def test_any_company_on_the_shipped_artifact(shipped: Pair) -> None:
 
 
 def test_any_company_on_random_weights(tiny: Pair) -> None:
-    @settings(QUIET, max_examples=30)
+    @settings(TRACE_SETTINGS, max_examples=30)
     @given(COMPANIES)
     def law(company: Company) -> None:
         holds(tiny, company)
@@ -328,7 +313,7 @@ def test_drafts_that_know_that_err_and_that_fail(tiny: Pair) -> None:
     target = tiny.pipe.target
     vocab = target.info.vocab_size
 
-    @settings(QUIET, max_examples=30)
+    @settings(TRACE_SETTINGS, max_examples=30)
     @given(
         st.lists(st.tuples(st.sampled_from(LENGTHS), st.integers(0, 5)), min_size=1, max_size=5),
         st.sampled_from(CONTROLS),
