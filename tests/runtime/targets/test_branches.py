@@ -301,12 +301,14 @@ def test_a_tree_costs_a_row_for_each_node_of_each_path(target: OpenVinoTarget) -
 
 
 def test_relaxed_a_tree_is_one_block(tiny_artifact: Path, target: OpenVinoTarget) -> None:
-    """A row a node and no more, whatever number is asked for; near what rows alone give."""
+    """A row a node, alone where no more are asked for; near what rows alone give."""
     relaxed = load(tiny_artifact, target.numerics, acceptance="relaxed")
     past = random_tokens(8, 20)
     with text(relaxed, past) as sequence, text(target, past) as other:
         for tree in (WIDE, root_only(1), chain(np.arange(4))):
-            (got,) = forward(relaxed, Step(sequence, tree), rows=40)
+            forward(relaxed, Step(sequence, tree), rows=40)
+            assert fed(relaxed) == (40, 2), "filled up, with a block of its own"
+            (got,) = forward(relaxed, Step(sequence, tree))
             assert fed(relaxed) == (len(tree), 1)
             (expected,) = forward(target, Step(other, tree))
             np.testing.assert_allclose(got.logits, expected.logits, atol=0.3 if target.numerics == "fast" else 2e-5)
