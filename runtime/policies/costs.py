@@ -169,7 +169,7 @@ ASSUMED = Costs(
     host_ms=0.0,
     host_level_ms=0.0,
     host_node_ms=0.0,
-    switch_ms=0.2,
+    switch_ms=0.1,
 )
 """Where nothing was measured, in passes of plain decoding: eight rows cost a fifth more than one, a draft call a tenth.
 So one text gets the tree that its artifact names, several texts share the rows that cost little, and a draft that

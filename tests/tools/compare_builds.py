@@ -38,7 +38,7 @@ def generate(package: Path, words: list[str]) -> dict[str, Any]:
         "sys.argv[0] = 'dovetail'\n"
         "__import__(name, fromlist=['main']).main()"
     )
-    command = [sys.executable, "-c", code, "generate", *words, "--json"]
+    command = [sys.executable, "-P", "-c", code, "generate", *words, "--json"]
     environment = {**os.environ, "PYTHONPATH": str(package)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
