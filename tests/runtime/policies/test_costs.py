@@ -71,7 +71,7 @@ def test_unmeasured_eight_rows_cost_a_fifth_more_than_one() -> None:
     assert [prices.pass_ms(rows) for rows in (1, 8)] == pytest.approx([1.0, 1.2])
     assert prices.pass_ms(9) - prices.pass_ms(8) > prices.pass_ms(8) - prices.pass_ms(7)
     assert [prices.plain_ms(texts) for texts in (1, 8)] == pytest.approx([1.0, 1.2])
-    assert prices.switch == 0.2, "another size of the pass as much again"
+    assert prices.switch == 0.1, "another size of the pass, too"
     assert prices.first_ms() == pytest.approx(0.1), "a draft call a tenth of it"
     assert prices.level_ms(8) < 2 * prices.level_ms(1)
 
