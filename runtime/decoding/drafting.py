@@ -89,11 +89,11 @@ def draft_trees(
     planner: RoundPlanner, load: PassLoad, texts: Sequence[DecodingText], calls: JointCalls | None
 ) -> tuple[list[DraftedTree], list[CallTime]]:
     """A tree for every text of the pass, and the times of the draft's calls. `calls` runs the models' graph."""
-    matches = [_matches(planner, load, text) for text in texts]
+    matches = [_matches(load, text) for text in texts]
     asking = [
         text
         for text, found in zip(texts, matches, strict=True)
-        if found is None and _may_ask_model(text) and _model_pays(planner, load, text)
+        if found is None and _may_ask_model(text) and _model_pays(load, text)
     ]
     growths = []
     for text in asking:
@@ -108,7 +108,7 @@ def draft_trees(
             times = calls.grow(growths, widest)
     grown = {id(text): growth.candidates for text, growth in zip(asking, growths, strict=True)}
     drafts = [
-        found or _of_model(planner, load, text, grown.get(id(text)), len(asking))
+        found or _of_model(load, text, grown.get(id(text)), len(asking))
         for text, found in zip(texts, matches, strict=True)
     ]
     filling = planner.choose(load, [draft.offer for draft in drafts])
@@ -131,7 +131,6 @@ def draft_trees(
 
 
 def _draft(
-    planner: RoundPlanner,
     load: PassLoad,
     source: str,
     candidates: CandidateTree,
@@ -145,7 +144,7 @@ def _draft(
     worth so many rows are left out, and what hangs on them; but of a fixed tree none.
     """
     order = candidates.ranked[: len(chances)]
-    if not planner.branches_cost:
+    if not load.prices.branches_cost:
         return _Draft(source, candidates, order, chances, [1] * len(order), trust, draft_ms, is_fixed)
     if not is_fixed:
         worth = trust / max(load.rate * load.prices.row_ms(load.rows), 1e-9)  # rows that a token is worth
@@ -180,7 +179,7 @@ def _may_ask_model(text: DecodingText) -> bool:
     )
 
 
-def _model_pays(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> bool:
+def _model_pays(load: PassLoad, text: DecodingText) -> bool:
     """Whether a tree is expected to earn its calls. Alone a text finds that out by itself, and rests; in company the
     rows of the others leave a draft less to gain, and a round without it is known to cost nothing.
     """
@@ -189,7 +188,7 @@ def _model_pays(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> bo
         return True
     gain = promised_gain(
         policy.chances or OWN_ESTIMATES,
-        width=1 if planner.branches_cost else policy.tree.width,
+        width=1 if load.prices.branches_cost else policy.tree.width,
         depth=min(policy.tree.depth, text.room - 1),
         passes=load.passes(policy.tree.nodes - 1),
         draft_ms=lambda levels: load.draft_ms(levels, policy.tree.width, load.texts),
@@ -199,7 +198,7 @@ def _model_pays(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> bo
     return gain > 0
 
 
-def _matches(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> _Draft | None:
+def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
     """Matches in the text, if they promise more than the model's round."""
     if text.lookup is None or text.room < 2 or text.pace.policy.kind == "plain":
         return None
@@ -212,7 +211,7 @@ def _matches(planner: RoundPlanner, load: PassLoad, text: DecodingText) -> _Draf
     count, gain = best_count(chances, load.passes(len(chances)), load.rate, text.pace.match_trust)
     if not count or (_may_ask_model(text) and gain <= text.pace.model_gain(load.gain)):
         return None
-    return _draft(planner, load, "matches", candidates, chances, trust=text.pace.match_trust)
+    return _draft(load, "matches", candidates, chances, trust=text.pace.match_trust)
 
 
 def _model_budget(load: PassLoad, text: DecodingText, asking: int) -> TreeBudget:
@@ -233,9 +232,7 @@ def _model_budget(load: PassLoad, text: DecodingText, asking: int) -> TreeBudget
     return ChainBudget(budget) if text.only_chains else budget
 
 
-def _of_model(
-    planner: RoundPlanner, load: PassLoad, text: DecodingText, candidates: CandidateTree | None, asking: int
-) -> _Draft:
+def _of_model(load: PassLoad, text: DecodingText, candidates: CandidateTree | None, asking: int) -> _Draft:
     if candidates is None or not len(candidates):
         return _Draft("none", candidates or CandidateTree(text.root), [], [], [])
     policy = text.pace.policy
@@ -246,7 +243,6 @@ def _of_model(
     if is_fixed:  # the whole tree, whatever it hopes for
         chances += [0.0] * (len(scores) - len(chances))
     return _draft(
-        planner,
         load,
         "model",
         candidates,

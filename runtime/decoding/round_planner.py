@@ -97,7 +97,6 @@ class RoundPlanner:
 
     def __init__(self, costs: Costs, *, keeps_size: bool = True) -> None:
         """Without `keeps_size` a pass has the rows that it needs, whatever the one before had."""
-        self.branches_cost = costs.branches_cost
         self._keeps_size = keeps_size
         self._prices = PriceList(costs)
         self._size = PassSize()

@@ -36,6 +36,7 @@ class Prices:
     levels: tuple[float, ...]  # [rows + 1]
     shared_plain: tuple[tuple[int, float], ...] = ()  # texts, and a plain round of so many over one of one text
     switch: float = 0.0  # what a pass costs more that has another number of rows than the one before
+    branches_cost: bool = True  # see `Costs`
 
     def pass_ms(self, rows: int, texts: int = 1) -> float:
         """A pass of the target; beyond what was measured, every row adds what the last ones did."""
@@ -134,6 +135,7 @@ class Costs:
             levels=(0.0, *(ms + self.host_level_ms for ms in _every(self.widths, level))),
             shared_plain=tuple(zip(self.shared_texts, self.shared_plain, strict=True)),
             switch=self.switch_ms,
+            branches_cost=self.branches_cost,
         )
 
 

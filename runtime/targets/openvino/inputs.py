@@ -17,7 +17,6 @@ import numpy.typing as npt
 import openvino as ov
 
 from dovetail.runtime.targets.openvino.layout import Rows
-from dovetail.runtime.trees.tree import Bools
 
 LOGIT_ROWS = "logit_rows"
 
@@ -49,7 +48,6 @@ class Inputs:
     def fill(self, parts: Sequence[Rows], logit_rows: Sequence[int]) -> None:
         """Write the rows of a pass, and which of them [R] want logits, and make the request read them."""
         tokens = _offsets([len(part) for part in parts])
-        masks = [part.mask for part in parts]
         pasts = [past for part in parts for past in range(part.past, part.past + part.subsequences)]
         begins = [0]
         pages: list[int] = []
@@ -70,26 +68,20 @@ class Inputs:
         self._array("subsequence_begins", len(begins))[:] = begins
         self._array("block_indices", len(pages))[:] = pages
         self._array("block_indices_begins", len(page_begins))[:] = page_begins
-        self._fill_masks(parts, masks)
+        self._fill_masks(parts)
         self._longest[()] = max(part.past + len(part) for part in parts)
 
-    def _fill_masks(self, parts: Sequence[Rows], masks: Sequence[Bools | None]) -> None:
+    def _fill_masks(self, parts: Sequence[Rows]) -> None:
+        masks = [part.mask for part in parts for _ in range(part.subsequences)]
         if all(mask is None for mask in masks):
             self._array("qq_bias", 0)
             self._array("qq_bias_begins", 0)
             return
-        sizes = [
-            0 if mask is None else mask.size
-            for part, mask in zip(parts, masks, strict=True)
-            for _ in range(part.subsequences)
-        ]
-        begins = _offsets(sizes)
+        begins = _offsets([0 if mask is None else mask.size for mask in masks])
         bias = self._array("qq_bias", begins[-1])
-        end = 0
-        for mask in masks:
+        for mask, (begin, end) in zip(masks, itertools.pairwise(begins), strict=True):
             if mask is not None:
-                bias[end : end + mask.size] = mask.ravel()
-                end += mask.size
+                bias[begin:end] = mask.ravel()
         self._array("qq_bias_begins", len(begins))[:] = begins
 
     def _array(self, name: str, size: int) -> npt.NDArray[Any]:

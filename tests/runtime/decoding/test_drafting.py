@@ -117,7 +117,7 @@ def test_a_round_does_not_reach_beyond_its_room() -> None:
 def test_where_siblings_are_forbidden_there_are_chains() -> None:
     """Of the model and of the matches."""
     wide = Policy("fixed", TreeShape(8, 2, 3), gain=2.0)
-    fork: Guess = lambda before: [(5, 0.4), (6, 0.3), (7, 0.2)]  # noqa: E731
+    fork: Guess = lambda before: [(5, 0.4), (6, 0.3), (7, 0.2)]  # noqa: E731  # typed, in one line
     for tokens in (NEW, [1, 2, 5, 0, 1, 2, 6, 0, 1, 2, 5, 9, 1, 2]):
         one = Text(wide, tokens, FakeDraft(fork), looks_up=True)
         assert not verified(one, costs(first_ms=0.1)).is_chain()
@@ -215,7 +215,7 @@ def test_in_company_a_model_is_asked_where_it_is_expected_to_earn_its_calls(
 @pytest.mark.parametrize("is_wish", [False, True])
 def test_in_company_a_fixed_tree_must_earn_its_place_unless_it_was_asked_for(is_wish: bool) -> None:
     policy = dataclasses.replace(FIXED, is_wish=is_wish)
-    hopeless: Guess = lambda before: [(1, 0.01)]  # noqa: E731
+    hopeless: Guess = lambda before: [(1, 0.01)]  # noqa: E731  # typed, in one line
     assert round_of([Text(policy, NEW, FakeDraft(hopeless))], costs(2))[0].count == 3
     made = round_of([Text(policy, NEW, FakeDraft(hopeless)) for _ in range(2)], costs(2))
     assert [drafted.count for drafted in made] == ([3, 3] if is_wish else [0, 0])
@@ -238,7 +238,7 @@ def rows_of(tree: Tree) -> int:
 @pytest.mark.parametrize(("gain", "count"), [(1.5, 2), (3.0, 1)])
 def test_a_sibling_is_verified_where_it_is_worth_its_whole_path(gain: float, count: int) -> None:
     """It brings 0.4 tokens with two rows of 1 ms, the root's and its own; a plain token takes 11 ms."""
-    two: Guess = lambda before: [(1, 0.5), (2, 0.4)]  # noqa: E731
+    two: Guess = lambda before: [(1, 0.5), (2, 0.4)]  # noqa: E731  # typed, in one line
     pace = Pace(adaptive(TreeShape(3, 1, 2), gain))
     assert (0.4 * 11 / gain >= 2) == (count == 2)
     planner = RoundPlanner(LINE)
@@ -250,7 +250,7 @@ def test_a_sibling_is_verified_where_it_is_worth_its_whole_path(gain: float, cou
 def test_what_hangs_on_a_sibling_that_is_not_worth_it_goes_with_it() -> None:
     """The sibling's child is surer than that of the first one, which stays."""
     chances = {(): [(1, 0.62), (2, 0.4)], (1,): [(3, 0.51)], (2,): [(4, 0.9)]}
-    guess: Guess = lambda before: chances[tuple(before[len(NEW) :])]  # noqa: E731
+    guess: Guess = lambda before: chances[tuple(before[len(NEW) :])]  # noqa: E731  # typed, in one line
     policy = adaptive(TreeShape(5, 2, 2), 2.7)
     (whole,) = round_of([Text(policy, NEW, FakeDraft(guess))], LINE)
     assert whole.tree.tokens.tolist() == [79, 1, 2, 3, 4]
@@ -262,7 +262,7 @@ def test_what_hangs_on_a_sibling_that_is_not_worth_it_goes_with_it() -> None:
 
 def test_a_tree_that_somebody_asked_for_is_verified_whatever_its_rows_cost() -> None:
     wide = Policy("fixed", TreeShape(10, 3, 3), is_wish=True)
-    hopeless: Guess = lambda before: [(1, 0.03), (2, 0.02), (3, 0.01)]  # noqa: E731
+    hopeless: Guess = lambda before: [(1, 0.03), (2, 0.02), (3, 0.01)]  # noqa: E731  # typed, in one line
     planner = RoundPlanner(LINE)
     (drafted,) = round_of([Text(wide, NEW, FakeDraft(hopeless))], LINE, planner=planner)
     assert drafted.kept == drafted.candidates.ranked[:9]
@@ -341,7 +341,7 @@ def test_first_law(
     texts = Texts(target, config, policy, costs(step_at, first_ms=draft_ms), looks_up=True)
 
     def draft(text: list[int]) -> FakeDraft:
-        at_random: Guess = lambda before: [(len(before) * 7 % 32, 0.5), (before[-1], 0.4)]  # noqa: E731
+        at_random: Guess = lambda before: [(len(before) * 7 % 32, 0.5), (before[-1], 0.4)]  # noqa: E731  # typed, in one line
         return FakeDraft({"knows": knows(text), "misses": misses(text), "random": at_random}[skill])
 
     made = texts.make(prompts, count, [draft(one.text) for one in plain])

@@ -325,7 +325,7 @@ def test_rows_that_nobody_reads_stay_in_their_own_pages(
     filling = engine.filling
 
     def watched(*arguments: object) -> Rows | None:
-        fill = filling(*arguments)  # type: ignore[arg-type]
+        fill = filling(*arguments)  # type: ignore[arg-type]  # whatever it is called with
         if fill is not None:
             filled.append(fill)
             assert len(fill) <= len(fill.pages) * PAGE
