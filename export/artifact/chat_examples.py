@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dovetail.export.sources.base import Source
 from dovetail.runtime.artifact import manifest as manifests
 
 _TOOL = {
@@ -23,7 +26,6 @@ _TOOL = {
 _USER = {"role": "user", "content": "What is 2 + 2? <b>Réponse</b> & why\n"}
 _ASSISTANT = {"role": "assistant", "content": " 4, because \"two\" and 'two' make four. "}
 _SYSTEM = {"role": "system", "content": "You are terse."}
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _JOBS: list[dict[str, Any]] = [
     {"messages": [_USER], "tools": None, "add_generation_prompt": True},
     {"messages": [_USER, _ASSISTANT], "tools": None, "add_generation_prompt": False},
@@ -32,20 +34,19 @@ _JOBS: list[dict[str, Any]] = [
 ]
 
 
-def write_chat_examples(source: Path, folder: Path, *, by_transformers: bool = True) -> None:
+def write_chat_examples(source: Source, folder: Path) -> None:
     """Write `chat_examples.json` beside the artifact's chat template: special tokens, and what transformers renders.
 
-    Without transformers there are no examples, and the special tokens are those that the tokenizer's settings name. A
-    conversation that the template refuses (no system role, say) gives no example, and a template that shows today's
-    date gives none at all.
+    Without transformers, and for a source that it does not read, there are no examples. A conversation that the
+    template refuses (no system role, say) gives no example, and a template that shows today's date gives none at all.
     """
-    if not by_transformers:
-        _write(folder, _special_tokens(source), [])
+    if source.layout != "checkpoint" or importlib.util.find_spec("transformers") is None:
+        _write(folder, source.special_tokens, [])
         return
     import jinja2
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     template = (folder / manifests.CHAT_TEMPLATE).read_text(encoding="utf-8")
     examples = []
     for job in _JOBS if "strftime_now" not in template else []:
@@ -64,20 +65,7 @@ def write_chat_examples(source: Path, folder: Path, *, by_transformers: bool = T
     _write(folder, special_tokens, examples)
 
 
-def _special_tokens(source: Path) -> dict[str, str]:
-    """Name -> text, from where save_pretrained keeps them; a token may be its text or an object with it."""
-    tokens: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings = json.loads((source / name).read_text(encoding="utf-8")) if (source / name).is_file() else {}
-        for key in _SPECIAL:
-            token = settings.get(key)
-            text = token.get("content") if isinstance(token, dict) else token
-            if isinstance(text, str):
-                tokens[key] = text
-    return tokens
-
-
-def _write(folder: Path, special_tokens: dict[str, str], examples: list[dict[str, Any]]) -> None:
-    document = {"special_tokens": special_tokens, "examples": examples}
+def _write(folder: Path, special_tokens: Mapping[str, str], examples: list[dict[str, Any]]) -> None:
+    document = {"special_tokens": dict(special_tokens), "examples": examples}
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     (folder / manifests.CHAT_EXAMPLES).write_text(text, encoding="utf-8")

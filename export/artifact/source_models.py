@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length
+from dovetail.export.convert.compression import Compression
+from dovetail.export.convert.optimum_export import export_target, import_target, read_source_ir
 from dovetail.export.sources.base import Source
-from dovetail.export.target.compression import Compression
-from dovetail.export.target.optimum_export import export_target, import_target, read_source_ir
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SourceModel(Protocol):
 
 def source_model(source: Source, compression: Compression) -> SourceModel:
     """Of what `find_source` found; an IR's weights have their `compression` already."""
-    return IrModel(source) if source.is_ir else CheckpointModel(source, compression)
+    return IrModel(source) if source.layout == "ir" else CheckpointModel(source, compression)
 
 
 class CheckpointModel:
@@ -62,9 +62,9 @@ class CheckpointModel:
         self._parameters = 0
 
     def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
-        from dovetail.export.sources.checkpoint import load_torch
+        from dovetail.export.convert.torch_model import load_torch
 
-        model = load_torch(self._source.folder, as_stored=True, allow_pickle=self._source.allow_pickle)
+        model = load_torch(self._source.path, as_stored=True, allow_pickle=self._source.allow_pickle)
         self._torch_model = model
         self._parameters = sum(weight.numel() for weight in model.parameters())
         window = getattr(model.config, "sliding_window", None)
@@ -74,10 +74,10 @@ class CheckpointModel:
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
         import torch
 
+        from dovetail.export.convert.torch_model import body_and_head
         from dovetail.export.draft.published import DraftedTarget
         from dovetail.export.draft.target_features import target_features
         from dovetail.export.draft.writing import write_draft
-        from dovetail.export.sources.checkpoint import body_and_head
 
         model = self._torch_model
         assert model is not None, "the reference comes first"
@@ -87,13 +87,13 @@ class CheckpointModel:
             return read
 
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source.folder, model.config, *body_and_head(model)[1:])
+        target = DraftedTarget(self._source, model.config, *body_and_head(model)[1:])
         return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
-        _log.info("target: exporting %s as %s", self._source.folder, self._compression.weight_format)
-        info = export_target(self._source.folder, folder, self._compression, self._source.allow_pickle, taps)
+        _log.info("target: exporting %s as %s", self._source.path, self._compression.weight_format)
+        info = export_target(self._source.path, folder, self._compression, self._source.allow_pickle, taps)
         return dataclasses.replace(info, parameters=self._parameters)
 
 
@@ -101,7 +101,7 @@ class IrModel:
     """An OpenVINO IR, whose weights and features are read off its graph. torch is needed for a draft alone."""
 
     def __init__(self, source: Source) -> None:
-        self._folder = source.folder
+        self._source = source
 
     def reference_logits(self, ids: Ids, scratch: Path) -> None:
         return None
@@ -114,13 +114,13 @@ class IrModel:
         from dovetail.export.draft.writing import write_draft
         from dovetail.export.target.ir_features import embedding_and_head, features
 
-        model = read_source_ir(self._folder)
-        config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        model = read_source_ir(self._source.path)
+        config = AutoConfig.from_pretrained(self._source.path, local_files_only=True, trust_remote_code=False)
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._folder, config, *map(torch.from_numpy, embedding_and_head(model)))
+        target = DraftedTarget(self._source, config, *map(torch.from_numpy, embedding_and_head(model)))
         path = folder / DRAFT_MODEL
         return write_draft(settings, path, target, lambda ids, layers: features(model, ids, layers), ids)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
-        _log.info("target: taking the IR in %s, weights as they are", self._folder)
-        return import_target(self._folder, folder, taps)
+        _log.info("target: taking the IR in %s, weights as they are", self._source.path)
+        return import_target(self._source.path, folder, taps)

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +20,13 @@ from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
-from dovetail.export.sources.base import Source, find_source
-from dovetail.export.sources.checkpoint import read_sizes
-from dovetail.export.target.compression import Compression
+from dovetail.export.convert.compression import Compression
+from dovetail.export.sources.base import Source
+from dovetail.export.sources.finding import find_source
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
-from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.text import tokenizer_check as tokenizer_file
+from dovetail.runtime.errors import UserError
 from dovetail.runtime.trees.shape import TreeShape
 
 if TYPE_CHECKING:
@@ -77,13 +75,13 @@ def write_artifact(
     check_goal(out, force)
     compression = Compression(weight_format or "int8", group_size, int8_share)
     origin = find_source(source, revision, allow_pickle)
-    tokenizer_text = _tokenizer_text(origin.folder)
+    tokenizer_text = origin.tokenizer
     if calibration_text is not None:
         ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
         compression = dataclasses.replace(compression, calibration_ids=tuple(ids))
-    if origin.is_ir and weight_format is not None:
+    if origin.layout == "ir" and weight_format is not None:
         raise UserError(
-            f"expected no `weight_format` with an IR, got one for {origin.folder}; give the checkpoint instead"
+            f"expected no `weight_format` with an IR, got one for {origin.path}; give the checkpoint instead"
         )
     settings = None
     if draft is not None:
@@ -91,9 +89,9 @@ def write_artifact(
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
-        _write_settings(origin.folder, folder)
+        _write_settings(origin, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
-            write_chat_examples(origin.folder, folder, by_transformers=not origin.is_ir)
+            write_chat_examples(origin, folder)
         ids = checks.held_out_ids(folder, check_text)
         model, scratch = source_model(origin, compression), folder / "scratch"
         reference = model.reference_logits(ids, scratch)
@@ -129,8 +127,7 @@ def _draft_settings(
     from dovetail.export.draft.layouts import check_draft
     from dovetail.export.draft.writing import DraftSettings
 
-    read_sizes(source.folder)
-    check_draft(draft, source.folder)
+    check_draft(draft, source)
     return DraftSettings(draft, weight_format, vocab, texts, source.allow_pickle)
 
 
@@ -144,40 +141,12 @@ def _reading(
     return checks.Reading(ids, reference.length, reference.logits, agreement)
 
 
-def _tokenizer_text(source: Path) -> str:
-    text = (source / "tokenizer.json").read_text(encoding="utf-8")
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"expected {source}/tokenizer.json to be JSON, got {error}; save the tokenizer again") from None
-    try:
-        tokenizer_file.check(document)
-    except ArtifactError as error:
-        raise UserError(str(error)) from None
-    return text
-
-
-def _write_settings(source: Path, folder: Path) -> None:
-    """generation_config.json (with the ids that end a text, wherever the checkpoint keeps them) and the chat template,
-    if any.
-    """
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    path = source / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for key in ("bos_token_id", "eos_token_id"):
-        if settings.get(key) is None and config.get(key) is not None:
-            settings[key] = config[key]
-    (folder / manifests.GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    template = source / "chat_template.jinja"
-    if template.is_file():
-        shutil.copyfile(template, folder / manifests.CHAT_TEMPLATE)
-        return
-    settings_path = source / "tokenizer_config.json"  # where older checkpoints keep it
-    inline = (
-        json.loads(settings_path.read_text(encoding="utf-8")).get("chat_template") if settings_path.is_file() else None
-    )
-    if isinstance(inline, str):
-        (folder / manifests.CHAT_TEMPLATE).write_text(inline, encoding="utf-8")
+def _write_settings(source: Source, folder: Path) -> None:
+    """What ends a text and how it is sampled by default; the chat template, if there is one."""
+    text = json.dumps(source.generation_config, indent=2) + "\n"
+    (folder / manifests.GENERATION_CONFIG).write_text(text, encoding="utf-8")
+    if "default" in source.chat_templates:
+        (folder / manifests.CHAT_TEMPLATE).write_text(source.chat_templates["default"], encoding="utf-8")
 
 
 def tool_versions() -> dict[str, str]:

@@ -153,11 +153,11 @@ def draft(
 ) -> None:
     """Train a draft for the checkpoint folder SRC."""
     from dovetail.export.artifact.atomic_folder import appearing, check_goal
-    from dovetail.export.sources.checkpoint import check_checkpoint
+    from dovetail.export.sources.checkpoint import read_checkpoint
     from dovetail.export.training import corpus
     from dovetail.export.training.draft import DraftRecipe, train_draft
 
-    check_checkpoint(source)
+    read_checkpoint(source)
     check_goal(out, force)
     settings = DraftRecipe(**recipe)
     documents = corpus.text_files(texts)

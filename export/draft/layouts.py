@@ -22,7 +22,8 @@ from dovetail.export.draft.published import (
     unexpected_shape,
     with_our_block_names,
 )
-from dovetail.export.sources.tensors import read_tensors
+from dovetail.export.sources.base import Source
+from dovetail.export.sources.torch_tensors import read_tensors
 from dovetail.runtime.errors import UserError
 
 _REPEATED = re.compile(r"(?:.*\.)?rotary_emb\.inv_freq$|verifier_|t2d$")  # the target's, or made from the config
@@ -37,7 +38,7 @@ def read_draft(folder: Path, target: DraftedTarget, *, allow_pickle: bool = Fals
     document = _document(folder)
     check_tokenizer(folder, target.tokenizer)
     if "kind" in document:
-        check_draft(folder, target.folder)
+        check_draft(folder, target.source)
         draft = load_draft(folder, target.embedding, target.lm_head)
         if draft.head_tokens is not None:
             check_tokens(draft.head_tokens, len(target.embedding), folder)
@@ -52,19 +53,18 @@ def read_draft(folder: Path, target: DraftedTarget, *, allow_pickle: bool = Fals
     return draft.float().eval()
 
 
-def check_draft(folder: Path, source: Path) -> None:
+def check_draft(folder: Path, source: Source) -> None:
     """Raise `UserError` early, without reading weights, if the draft folder can't be for the checkpoint `source`."""
     document = _document(folder)
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str(source.tokenizer)
     check_tokenizer(folder, tokenizer)
     if "kind" in document:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         ours = read_config(folder)
-        check_fits(ours, config["vocab_size"], config["hidden_size"])
+        check_fits(ours, *source.sizes())
         if ours.vocabulary_sha256 not in (None, vocabulary_sha256(tokenizer)):
             raise UserError(
-                f"expected a draft trained with the tokenizer of {source}, got {folder}, trained with another of the "
-                f"same size; train a draft for this target"
+                f"expected a draft trained with the tokenizer of {source.path}, got {folder}, trained with "
+                f"another of the same size; train a draft for this target"
             )
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from dovetail.export.draft.config import DraftConfig, check_fits, read_config
 from dovetail.export.draft.fusion import RMSNorm
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.sources.tensors import read_tensors
+from dovetail.export.sources.torch_tensors import read_tensors
 from dovetail.runtime.errors import UserError
 
 Cache = list[tuple[Tensor, Tensor]]  # per block: keys (after RoPE) and values, [B, H, P, E]

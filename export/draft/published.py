@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dovetail.export.draft.config import DraftConfig, check_fits, config_for
+from dovetail.export.sources.base import Source
 from dovetail.runtime.errors import UserError
 
 Weights = dict[str, Tensor]
@@ -39,9 +40,9 @@ _BLOCK_NAMES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftedTarget:
-    """What a draft is held against: the target's weights and config, and the folder with its tokenizer."""
+    """What a draft is held against: the target's weights and config, and the source that they are of."""
 
-    folder: Path
+    source: Source
     config: Any
     embedding: Tensor  # [V, D]
     lm_head: Tensor  # [V, D]
@@ -49,7 +50,7 @@ class DraftedTarget:
     @property
     def tokenizer(self) -> Tokenizer:
         """The target's."""
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return Tokenizer.from_str(self.source.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.export.sources.checkpoint import body_and_head
+from dovetail.export.convert.torch_model import body_and_head
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT
 from dovetail.runtime.errors import UserError
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from dovetail.export.sources.base import Source
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE
 from dovetail.export.training import corpus
 from dovetail.runtime.errors import UserError
@@ -22,18 +23,18 @@ from dovetail.runtime.errors import UserError
 MIN_TOKENS = 64  # the widest level of a tree
 
 
-def draft_vocabulary(source: Path, size: int, texts: Sequence[Path]) -> NDArray[np.int64]:
+def draft_vocabulary(source: Source, size: int, texts: Sequence[Path]) -> NDArray[np.int64]:
     """The `size` tokens that are most frequent in `texts` (files and folders; none: what this interpreter's standard
     library is trained on) by the tokenizer of the checkpoint `source`.  # [N] ascending
 
     An inflated checkpoint has padded tokens, which no text contains: of its source's tokens, the share is kept that
     `size` is of all, so that acceptance and cost are those of a reduced vocabulary in both. Raises `UserError`.
     """
-    vocab_size = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    vocab_size, _ = source.sizes()
     check_size(size, vocab_size, "draft_vocab")
     documents = (corpus.text_files(texts) if texts else corpus.standard_library()).train.values()
-    counts = count_tokens(Tokenizer.from_file(str(source / "tokenizer.json")), documents, vocab_size)
-    note = source / INFLATION_NOTE
+    counts = count_tokens(Tokenizer.from_str(source.tokenizer), documents, vocab_size)
+    note = source.path / INFLATION_NOTE
     real = json.loads(note.read_text(encoding="utf-8"))["source_shape"]["vocab_size"] if note.is_file() else vocab_size
     real_size = max(MIN_TOKENS, round(size * real / vocab_size))
     return np.concatenate([most_frequent(counts[:real], real_size), np.arange(real, real + size - real_size)])

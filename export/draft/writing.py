@@ -59,7 +59,7 @@ def write_draft(
     """
     draft = read_draft(settings.folder, target, allow_pickle=settings.allow_pickle)
     if settings.vocab is not None:
-        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.folder, settings.vocab, settings.vocab_texts)))
+        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.source, settings.vocab, settings.vocab_texts)))
     path.parent.mkdir(exist_ok=True)
     info = export_draft(draft, path, weight_format=settings.weight_format)
     config = draft.config

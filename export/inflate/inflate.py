@@ -25,11 +25,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaModel
 
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import DraftConfig, check_fits, config_for, read_config
 from dovetail.export.draft.model import DraftModel, load_draft, save_draft
 from dovetail.export.inflate.enlarged_weights import CONSTANT_LEVEL, Enlargement, Weights
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.sources.checkpoint import body_and_head, check_checkpoint, load_torch
+from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
 from dovetail.export.training.corpus import held_out_samples
 from dovetail.runtime.errors import UserError
@@ -113,7 +114,7 @@ def inflate(
     (exactly the same 8-bit weights if head_dim is kept); float16 rounds the weights first. Raises `UserError`
     for what the caller can mend; nothing is written then.
     """
-    check_checkpoint(source)
+    read_checkpoint(source)
     small, shape = read_shape(source), find_shape(like)
     enlargement = Enlargement(small, shape, seed)
     old_config, config = _config(source, small, shape, dtype)

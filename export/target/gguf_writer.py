@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.export.artifact.atomic_file import replacing
-from dovetail.export.sources.checkpoint import check_checkpoint
-from dovetail.export.sources.tensors import read_tensor, tensor_files, tensor_shape
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.sources.tensors import StoredTensor
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import run
 
@@ -49,15 +49,14 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
     per tensor; one at a time is in memory. Raises `UserError` where the checkpoint is no Llama that llama.cpp's `llama`
     architecture computes, or the `gguf` package is missing.
     """
-    check_checkpoint(source)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    checkpoint = read_checkpoint(source)
+    config, tensors = dict(checkpoint.config), checkpoint.tensors
     rope = _checked_rope(source, config)
     try:
         import gguf
     except ImportError:
         raise UserError("expected the package gguf, got none; pip install 'dovetail[bench]'") from None
-    files = tensor_files(source)
-    names = _tensor_names(source, config, files)
+    names = _tensor_names(source, config, tensors)
     with replacing(out) as partial, contextlib.closing(gguf.GGUFWriter(partial, "llama")) as writer:
         writer.add_name(source.name)
         _add_sizes(writer, config, rope)
@@ -67,7 +66,7 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for name in names:
-            shape = tensor_shape(files[name], name)
+            shape = tensors[name].shape
             kind = _kind(len(shape))
             size = math.prod(shape) // _BLOCK * 34 if len(shape) == 2 else 4 * math.prod(shape)
             stored = gguf.quant_shape_to_byte_shape(shape, kind) if len(shape) == 2 else shape
@@ -79,7 +78,7 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
         if factors is not None:
             writer.write_tensor_data(factors)
         for name in names:
-            weight = _weight(files[name], name, config)
+            weight = _weight(tensors[name], config)
             writer.write_tensor_data(gguf.quants.quantize(weight, _kind(weight.ndim)))
             progress()
 
@@ -195,21 +194,21 @@ def _gguf_name(name: str) -> str:
     return f"blk.{block}.{_PLACES_IN_BLOCK[place]}.{kind}"
 
 
-def _tensor_names(source: Path, config: dict[str, Any], files: dict[str, Path]) -> list[str]:
+def _tensor_names(source: Path, config: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> list[str]:
     """The checkpoint's tensors in the order they are written. Raises `UserError` if one is missing."""
     blocks = range(config["num_hidden_layers"])
     wanted = ["model.embed_tokens.weight"]
     wanted += [f"model.layers.{block}.{place}.weight" for block in blocks for place in _PLACES_IN_BLOCK]
     wanted += ["model.norm.weight"] + ([] if config.get("tie_word_embeddings") else ["lm_head.weight"])
-    missing = [name for name in wanted if name not in files]
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         raise UserError(f"expected the weight {missing[0]} in {source}, got none; copy the checkpoint again")
     return wanted
 
 
-def _weight(path: Path, name: str, config: dict[str, Any]) -> NDArray[np.float32]:
+def _weight(tensor: StoredTensor, config: dict[str, Any]) -> NDArray[np.float32]:
     """One tensor as llama.cpp orders it."""
-    weight: NDArray[np.float32] = read_tensor(path, name).float().numpy()
+    weight, name = tensor.read(), tensor.name
     if name.endswith("q_proj.weight"):
         return _interleaved(weight, config["num_attention_heads"])
     return _interleaved(weight, _kv_heads(config)) if name.endswith("k_proj.weight") else weight

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.export.convert.compression import stateful_feeds
 from dovetail.export.draft.target_features import layer_input
-from dovetail.export.target.compression import stateful_feeds
 from dovetail.export.target.ir_graph import lm_head
 from dovetail.runtime.errors import UserError
 

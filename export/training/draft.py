@@ -24,12 +24,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import vocabulary_sha256
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.model import Cache, DraftModel, join, save_draft
 from dovetail.export.draft.target_features import target_features
 from dovetail.export.draft.vocabulary import check_size, most_frequent
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.export.training import corpus as corpora
 from dovetail.export.training.corpus import Corpus
 from dovetail.export.training.loop import Pace, Windows, fast_dtype, train

@@ -10,9 +10,9 @@ import torch
 from tiny_models import write_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.kinds import KINDS
 from dovetail.export.draft.model import DraftModel, save_draft
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 
 
 def random_draft(checkpoint: Path, **variant: Any) -> DraftModel:

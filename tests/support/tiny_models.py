@@ -42,9 +42,9 @@ def write_draft(folder: Path, checkpoint: Path, *, seed: int = 1, blocks: int = 
     """A random draft for a checkpoint."""
     import torch
 
+    from dovetail.export.convert.torch_model import body_and_head, load_torch
     from dovetail.export.draft.config import config_for
     from dovetail.export.draft.model import DraftModel, save_draft
-    from dovetail.export.sources.checkpoint import body_and_head, load_torch
 
     model = load_torch(checkpoint)
     _, embedding, lm_head = body_and_head(model)

@@ -19,6 +19,7 @@ from plain_artifact import DRAFT
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import DraftConfig, config_for
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.layouts import read_draft
@@ -26,7 +27,6 @@ from dovetail.export.draft.model import DraftModel, load_draft, save_draft
 from dovetail.export.draft.onnx_graph import check_graph, draft_info, example_call, export_draft, run_torch
 from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import target_features
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.drafts.joint_calls import JointCalls

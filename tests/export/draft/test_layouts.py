@@ -29,12 +29,12 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import vocabulary_sha256
 from dovetail.export.draft.layouts import check_draft, read_draft
 from dovetail.export.draft.model import DraftModel, save_draft
 from dovetail.export.draft.published import FAMILIES, DraftedTarget
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime.errors import UserError
 
 D, V, N = 64, 512, 96

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.graph_builder import GraphBuilder, quantize_blocks
 from dovetail.export.draft.model import DraftModel, load_draft
 from dovetail.export.draft.onnx_graph import TOP_K, check_graph, draft_info, example_call, export_draft, run_torch
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL
 from dovetail.runtime.drafts.graph_contract import cache_names
 

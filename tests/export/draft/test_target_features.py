@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dovetail.export.convert.optimum_export import _optimum_export
+from dovetail.export.convert.torch_model import load_torch
 from dovetail.export.draft.kinds.eagle3 import default_feature_layers
 from dovetail.export.draft.target_features import add_projected_features, target_features
-from dovetail.export.sources.checkpoint import load_torch
-from dovetail.export.target.optimum_export import _optimum_export
 from dovetail.runtime.errors import UserError
 
 LAYERS = (0, 1, 1)

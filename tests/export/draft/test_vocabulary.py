@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.model import DraftModel, load_draft
 from dovetail.export.draft.onnx_graph import example_call, export_draft, run_torch
 from dovetail.export.draft.vocabulary import draft_vocabulary, most_frequent
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.runtime import load
 from dovetail.runtime.errors import UserError
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.sources.base import find_source
+from dovetail.export.sources.finding import find_source
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact

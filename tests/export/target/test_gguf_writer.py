@@ -118,7 +118,7 @@ def test_the_weights_come_back(written: Path, tiny_checkpoint: Path) -> None:
 def test_llama_cpp_says_what_transformers_says(rope: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
     import torch
 
-    from dovetail.export.sources.checkpoint import load_torch
+    from dovetail.export.convert.torch_model import load_torch
 
     source = change_config(tiny_checkpoint, tmp_path / "checkpoint", rope_parameters=rope)
     out = tmp_path / "tiny.gguf"

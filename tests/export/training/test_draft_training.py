@@ -14,10 +14,10 @@ import torch
 from click.testing import CliRunner
 
 from dovetail.export.commands.cli import dovetail_export
+from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.model import DraftModel, join, load_draft
 from dovetail.export.draft.published import DraftedTarget
-from dovetail.export.sources.checkpoint import body_and_head, load_torch
 from dovetail.export.training import draft as draft_training
 from dovetail.export.training.draft import DraftRecipe, DraftTask, soft_cross_entropy, unroll
 from dovetail.runtime.errors import UserError

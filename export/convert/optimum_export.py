@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dovetail.export.convert.compression import Compression, compress, stored_format, weight_elements
 from dovetail.export.quiet import quiet_torch
-from dovetail.export.sources.base import IR_MODEL
-from dovetail.export.sources.checkpoint import check_checkpoint
-from dovetail.export.target.compression import Compression, compress, stored_format, weight_elements
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.sources.ir_folder import IR_MODEL
 from dovetail.export.target.ir_graph import add_features_result, check_decoder, check_windows, paged_windows, width
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 from dovetail.runtime.errors import ArtifactError, UserError
@@ -48,7 +48,7 @@ def export_target(
     attention carries.
     """
     compression = compression or Compression()
-    check_checkpoint(source, allow_pickle)
+    read_checkpoint(source, allow_pickle)
     import openvino as ov
     from transformers import AutoConfig
 

@@ -1,0 +1,124 @@
+"""Weights in safetensors files, mapped: bfloat16, float16, float32, float64, and float8 with the scales beside it.
+
+The library reads each header first, which holds it against the file's size; the numbers are then views of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from dovetail.export.sources.tensors import Matrix, StoredTensor
+from dovetail.runtime.errors import UserError
+
+_TYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_SCALE_BLOCK = 128
+_SCALES = ("_scale_inv", "_scale")  # of float8: DeepSeek's (one a block of rows and columns), compressed-tensors'
+
+
+def read_safetensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The tensors of all `paths` by name. Raises `UserError` for damaged files, for types that are not read, and for a
+    tensor that two files hold.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, tensor in _tensors_of(path).items():
+            if name in tensors:
+                raise UserError(
+                    f"expected each tensor once, got {name} in {path.name} and before; copy the folder again"
+                )
+            tensors[name] = tensor
+    return _with_scales(tensors)
+
+
+def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, "numpy") as file:
+            names = set(file.keys())
+        with path.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+        size = path.stat().st_size
+        data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"expected whole weights in {path}, got: {first:.120}; copy the file again") from None
+    tensors = {}
+    for name in names:
+        kind, shape = header[name]["dtype"], tuple(header[name]["shape"])
+        if kind not in _TYPES:
+            raise UserError(f"expected weights of {', '.join(_TYPES)}, got {name} of {kind} in {path}; convert them")
+        begin, end = (8 + length + offset for offset in header[name]["data_offsets"])
+        raw = _view(data[begin:end], np.dtype(_TYPES[kind]), shape)
+        tensors[name] = StoredTensor(name, shape, kind, raw, _to_float)
+    return tensors
+
+
+def _view(data: NDArray[np.uint8], kind: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """numpy reads numbers at odd addresses, too: a header may have any length."""
+    return np.ndarray(shape, kind, data.data) if data.size else np.empty(shape, kind)
+
+
+def _to_float(raw: NDArray[Any]) -> Matrix:
+    return raw.astype(np.float32)
+
+
+def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors without the scales of float8 ones, which multiply what is read of those."""
+    scales = {name + end: name for name, tensor in tensors.items() if tensor.kind.startswith("F8") for end in _SCALES}
+    found = {scales[name]: tensors[name] for name in scales if name in tensors}
+    for name, tensor in tensors.items():
+        if tensor.kind.startswith("F8") and name not in found:
+            raise UserError(
+                f"expected a scale beside the float8 weights {name}, got none; give the original checkpoint"
+            )
+    return {
+        name: dataclasses.replace(tensor, to_float=_scaled(found[name])) if name in found else tensor
+        for name, tensor in tensors.items()
+        if name not in scales
+    }
+
+
+def _scaled(stored: StoredTensor) -> Callable[[NDArray[Any]], Matrix]:
+    """Makes float8 numbers [R, I] floats times their scale: one in all, one a row, or one a block of 128 by 128, the
+    last of which may be cut short.
+    """
+    scale = stored.read()
+
+    def to_float(raw: NDArray[Any]) -> Matrix:
+        factors = scale.reshape(*scale.shape, *[1] * (raw.ndim - scale.ndim))
+        for axis, (count, size) in enumerate(zip(factors.shape, raw.shape, strict=True)):
+            if count not in (1, size):
+                if count != -(-size // _SCALE_BLOCK):
+                    raise UserError(
+                        f"expected scales for weights of shape {list(raw.shape)}, got {stored.name} of shape "
+                        f"{list(stored.shape)}; give the original checkpoint"
+                    )
+                factors = np.repeat(factors, _SCALE_BLOCK, axis)
+                factors = factors[(slice(None),) * axis + (slice(size),)]
+        values: Matrix = raw.astype(np.float32)
+        return values * factors
+
+    return to_float
