@@ -20,7 +20,7 @@ from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
-from dovetail.export.convert.compression import Compression
+from dovetail.export.target.compression import Compression
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
 from dovetail.runtime.artifact import manifest as manifests
