@@ -126,9 +126,8 @@ class CheckpointModel:
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
         import torch
 
-        from dovetail.export.convert.torch_model import body_and_head
+        from dovetail.export.convert.torch_model import body_and_head, target_features
         from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.target_features import target_features
         from dovetail.export.draft.writing import write_draft
 
         model = self._torch_model
@@ -139,7 +138,7 @@ class CheckpointModel:
             return read
 
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, model.config, *body_and_head(model)[1:])
+        target = DraftedTarget(self._source, *(weight.numpy() for weight in body_and_head(model)[1:]))
         return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
@@ -150,7 +149,7 @@ class CheckpointModel:
 
 
 class IrModel:
-    """An OpenVINO IR, whose weights and features are read off its graph. torch is needed for a draft alone."""
+    """An OpenVINO IR, whose weights and features are read off its graph."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -159,17 +158,13 @@ class IrModel:
         return None
 
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
-        import torch
-        from transformers import AutoConfig
-
         from dovetail.export.draft.published import DraftedTarget
         from dovetail.export.draft.writing import write_draft
         from dovetail.export.target.ir_features import embedding_and_head, features
 
         model = read_source_ir(self._source.path)
-        config = AutoConfig.from_pretrained(self._source.path, local_files_only=True, trust_remote_code=False)
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, config, *map(torch.from_numpy, embedding_and_head(model)))
+        target = DraftedTarget(self._source, *embedding_and_head(model))
         path = folder / DRAFT_MODEL
         return write_draft(settings, path, target, lambda ids, layers: features(model, ids, layers), ids)
 

@@ -65,12 +65,12 @@ def write_artifact(
 ) -> Manifest:
     """Compile `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are (torch is needed for
-    its `draft` alone), or a hub id (at `revision`); see `find_source`. `weight_format` (None: int8), `group_size`,
-    `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that many tokens' rows of the
-    draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`). `check_text` is what the
-    export is compared with its source on (default: held-out files of this interpreter's standard library). Raises
-    `UserError` for what the caller can mend; `out` is then as it was before.
+    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are, or a hub id (at
+    `revision`); see `find_source`. `draft` is a draft folder, or the GGUF file of a language model. `weight_format`
+    (None: int8), `group_size`, `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that
+    many tokens' rows of the draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`).
+    `check_text` is what the export is compared with its source on (default: held-out files of this interpreter's
+    standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
     compression = Compression(weight_format or "int8", group_size, int8_share)

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
+from dovetail.export.convert.torch_model import target_features
 from dovetail.export.draft.kinds import KINDS
 from dovetail.export.draft.kinds.eagle3 import default_feature_layers
-from dovetail.export.draft.target_features import target_features
 from dovetail.runtime import GenerationConfig, load
 from dovetail.runtime.artifact.manifest import WEIGHT_FORMATS
 from dovetail.runtime.drafts.base import Foresight, Grown, blind
@@ -237,7 +237,7 @@ def pair_works(made: Family, weight_format: str, kind: str) -> None:
         assert checks.target_kl_mean is not None
         assert checks.draft_argmax_agreement is not None
         assert checks.target_kl_mean < NEAR[weight_format]
-        assert checks.draft_argmax_agreement > 0.97, "the draft's graph is torch's draft"
+        assert checks.draft_argmax_agreement > 0.97, "the draft is written in float32"
         prompt = PROMPTS[1]
         if kind != "lm":
             sequence = pipe.target.sequence()

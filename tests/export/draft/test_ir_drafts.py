@@ -16,9 +16,8 @@ from draft_kinds import write_kind
 from openvino import opset13
 
 from dovetail.export.artifact.writing import write_artifact
-from dovetail.export.convert.torch_model import body_and_head, load_torch
+from dovetail.export.convert.torch_model import body_and_head, load_torch, target_features
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.draft.target_features import target_features
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.target.ir_features import embedding_and_head, features
 from dovetail.runtime import load
