@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dovetail.export.convert.compression import stateful_feeds
+from dovetail.export.target.ir_weights import stateful_feeds
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TOKENIZER, ExportChecks, TargetInfo
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax

@@ -7,15 +7,22 @@ Letters: T tokens, V vocabulary, L feature layers, D hidden size.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length
-from dovetail.export.target.compression import Compression
-from dovetail.export.convert.optimum_export import export_target, import_target, read_source_ir
+from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length, windows
 from dovetail.export.sources.base import Source
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.ir_import import import_target, read_source_ir
+from dovetail.export.target.native.families import is_native, read_decoder
+from dovetail.export.target.native.reading import hidden_states, write_logits
+from dovetail.export.target.native.scheme import scheme
+from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors
+from dovetail.export.target.native.writing import write_native_target
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
+from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
@@ -98,11 +105,8 @@ class NativeModel:
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         weight_format = self._compression.weight_format
         _log.info("target: writing %s as %s", self._source.path, weight_format)
-        fed = None if taps is None else FeatureLayers(taps.layers, taps.projection)
         chosen = scheme(weight_format, self._compression.group_size)
-        info = write_native_target(self._source, self._decoder, chosen, folder, weight_format, fed)
-        write_settings(self._source, folder / "target")
-        return info
+        return write_native_target(self._source, self._decoder, chosen, folder, weight_format, taps)
 
 
 class CheckpointModel:
@@ -143,6 +147,8 @@ class CheckpointModel:
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
+        from dovetail.export.convert.optimum_export import export_target
+
         _log.info("target: exporting %s as %s", self._source.path, self._compression.weight_format)
         info = export_target(self._source.path, folder, self._compression, self._source.allow_pickle, taps)
         return dataclasses.replace(info, parameters=self._parameters)
@@ -170,4 +176,4 @@ class IrModel:
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         _log.info("target: taking the IR in %s, weights as they are", self._source.path)
-        return import_target(self._source.path, folder, taps)
+        return import_target(self._source, folder, taps)

@@ -20,9 +20,9 @@ from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
-from dovetail.export.target.compression import Compression
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
+from dovetail.export.target.compression import Compression
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
@@ -73,8 +73,8 @@ def write_artifact(
     standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
-    compression = Compression(weight_format or "int8", group_size, int8_share)
     origin = find_source(source, revision, allow_pickle)
+    compression = Compression(weight_format or _default_format(origin), group_size, int8_share)
     tokenizer_text = origin.tokenizer
     if calibration_text is not None:
         ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
@@ -139,6 +139,11 @@ def _reading(
         length = checks.window_length(target.context_length, target.sliding_window)
         return checks.Reading(ids, length, draft_agreement=agreement)
     return checks.Reading(ids, reference.length, reference.logits, agreement)
+
+
+def _default_format(source: Source) -> str:
+    """A GGUF's blocks are kept; what has 16 bits or more gets 8."""
+    return "keep" if any(tensor.has_blocks for tensor in source.tensors.values()) else "int8"
 
 
 def _write_settings(source: Source, folder: Path) -> None:

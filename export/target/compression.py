@@ -25,6 +25,11 @@ class Compression:
     int8_share: float = 0.0
     calibration_ids: tuple[int, ...] | None = None
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether sensitive weights are told by what the model computes: by nncf, on optimum's graph."""
+        return self.calibration_ids is not None or self.int8_share > 0
+
     def __post_init__(self) -> None:
         if self.weight_format not in WEIGHT_FORMATS:
             raise UserError(

@@ -177,7 +177,7 @@ class Parts:
         return self._linear(read, [name + "down_proj"], [decoder.hidden_size], "down", decoder.mlp_bias)[0]
 
     def _linear(self, y: Any, names: Sequence[str], sizes: Sequence[int], role: Role, bias: bool) -> list[Any]:
-        """y times the matrices `names`, which make `sizes` outputs, plus their biases: a value for each of the sizes."""
+        """y times the matrices `names`, which make `sizes` outputs, plus their biases: a value for each size."""
         values, at = list[Any](), 0
         for count, unbiased in self._weights.products(y, [f"{name}.weight" for name in names], role):
             own = [self._weights.vector(f"{name}.bias") for name in names[at : at + count] if bias]

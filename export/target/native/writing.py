@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.tensors import StoredTensor
@@ -21,34 +20,31 @@ from dovetail.export.target.native.tensor_names import PROJECTION, tensor_shapes
 from dovetail.export.target.native.weights import Constants, StoredWeights
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TargetInfo
 
+if TYPE_CHECKING:
+    from dovetail.export.draft.target_features import Taps
+
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FeatureLayers:
-    """The layers whose inputs a draft reads, and the matrix [D, L * D] that makes a feature of them."""
-
-    layers: Sequence[int]
-    projection: NDArray[np.float32]
-
-
 def write_native_target(
-    source: Source, decoder: Decoder, scheme: Scheme, folder: Path, weight_format: str, fed: FeatureLayers | None = None
+    source: Source, decoder: Decoder, scheme: Scheme, folder: Path, weight_format: str, taps: Taps | None = None
 ) -> TargetInfo:
-    """Write the target of the artifact in `folder`, its weights stored by `scheme`, and say what it is. What drafts are
-    fed is the last hidden state, or what `fed` makes.
+    """Write the target of the artifact in `folder`, its weights stored by `scheme`, and say what it is. With
+    `taps` its hidden states are what those compute, not the last ones.
     """
     tensors: Mapping[str, StoredTensor] = source.tensors
-    if fed is not None:
-        matrix = fed.projection
+    if taps is not None:
+        matrix = taps.projection
         tensors = {**tensors, PROJECTION: StoredTensor(PROJECTION, matrix.shape, "F32", matrix, lambda raw, _: raw)}
     path = folder / TARGET_MODEL
     path.parent.mkdir(exist_ok=True)
     with Constants(folder / "weights") as constants:
         weights = StoredWeights(tensors, scheme, constants)
-        model = build(decoder, weights, () if fed is None else fed.layers)
+        model = build(decoder, weights, () if taps is None else taps.layers)
         expected = [layer.window or 0 for layer in decoder.layers]
-        assert paged_windows(model) == expected, "the rewriting to paged attention sees other windows than the decoder's"
+        assert paged_windows(model) == expected, (
+            "the rewriting to paged attention sees other windows than the decoder's"
+        )
         ov.save_model(model, path, compress_to_fp16=False)
         del model
     for kind, count in weights.converted.items():

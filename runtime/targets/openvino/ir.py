@@ -52,7 +52,7 @@ def to_paged_attention(model: ov.Model) -> ov.Model:
 
 
 def weight_group(model: ov.Model) -> int | None:
-    """The smallest number of inputs that share a scale in a quantised matrix of `model`; None: scales are those of rows.
+    """The smallest number of inputs that share a scale in a quantised matrix of `model`; None: a row's do.
 
     Activations must be rounded in groups that are no larger, or a matrix is multiplied in float32.
     """
