@@ -305,7 +305,7 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["a/b/c", "nothing", "/no/where", "x y/z"])
 def test_what_is_no_source(name: str) -> None:
-    with pytest.raises(UserError, match="a checkpoint folder, an IR folder or a hub id"):
+    with pytest.raises(UserError, match="a checkpoint folder, a .gguf file, an IR folder or a hub id"):
         find_source(name)
 
 
