@@ -49,7 +49,9 @@ def read_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[s
         raise metadata.wrong(".attention.key_length", "the size of a head", None)
     head_dim = metadata.size(".attention.key_length", hidden // heads, _MAX_HEAD_DIM)
     if metadata.size(".attention.value_length", head_dim) != head_dim:
-        raise metadata.wrong(".attention.value_length", f"key_length, {head_dim}", metadata.get(".attention.value_length"))
+        raise metadata.wrong(
+            ".attention.value_length", f"key_length, {head_dim}", metadata.get(".attention.value_length")
+        )
     model_type = MODEL_TYPES[architecture]
     window = metadata.get(".attention.sliding_window") or 0
     if window:
@@ -193,7 +195,9 @@ def _factors(metadata: Metadata, tensors: Mapping[str, GgufTensor], name: str, c
 
 def _longrope(metadata: Metadata, factors: Mapping[str, list[float]]) -> dict[str, Any]:
     if len(factors) != 2:
-        raise UserError(f"expected two tensors of rope factors in {metadata.path}, got {sorted(factors)}; copy it again")
+        raise UserError(
+            f"expected two tensors of rope factors in {metadata.path}, got {sorted(factors)}; copy it again"
+        )
     rope = {
         "rope_type": "longrope",
         "short_factor": factors["rope_factors_short.weight"],

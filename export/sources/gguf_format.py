@@ -66,7 +66,7 @@ class GgufTensor:
         """(A part of) `raw` as float32."""
         if self.kind in _PLAIN:
             return raw.astype(np.float32)
-        return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.kind])  # type: ignore[no-any-return]
+        return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.kind])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
         self.path, self.data, self.place = path, data, 0
-        self.bytes = memoryview(data)
+        self.bytes = data.data
         self.strings = 0
 
     def file(self) -> GgufFile:
@@ -208,10 +208,8 @@ class _Reader:
             if end > len(self.data):
                 raise self.damaged(f"its end after {len(self.data)} bytes, within {name[:80]!r}")
             raw: NDArray[Any] = self.data[place:end]
-            if kind in _PLAIN:
-                raw = np.ndarray(shape, _PLAIN[kind], raw.data)  # any address will do
-            else:
-                raw = raw.reshape(-1, row_bytes)
+            plain = kind in _PLAIN  # at any address
+            raw = np.ndarray(shape, _PLAIN[kind], raw.data) if plain else raw.reshape(-1, row_bytes)
             tensors[name] = GgufTensor(name, shape, kind, raw)
         return tensors
 
@@ -228,4 +226,3 @@ class _Reader:
         if shape[-1] % block:
             raise self.damaged(f"rows of {shape[-1]} for {name[:80]!r}, which are no blocks of {block}")
         return shape[-1] // int(block) * int(block_bytes)
-

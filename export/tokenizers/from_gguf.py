@@ -1,5 +1,5 @@
-"""`tokenizer.ggml.*` of a GGUF file -> the text of a tokenizer.json that reads texts as llama.cpp does, and what belongs
-to it: special tokens, what ends a text, chat templates.
+"""`tokenizer.ggml.*` of a GGUF file -> the text of a tokenizer.json that reads texts as llama.cpp does, and what
+belongs to it: special tokens, what ends a text, chat templates.
 
 Two kinds of tokenizers are known. `gpt2`: byte-pair encoding of words (`pre_tokenizers.py`), with its merges. `llama`:
 SentencePiece's, whose tokens have scores; it joins the neighbours whose joint token has the highest score, which is
@@ -124,7 +124,7 @@ class _Vocabulary:
         return config
 
     def around(self, starts: bool) -> dict[str, Any] | None:
-        """The start and end token that are put around a text; `starts`: what llama.cpp does where the file is silent."""
+        """The start and end token that are put around a text; `starts`: whether, where the file does not say."""
         flags = {"bos": starts, "eos": False}
         tokens = {}
         for name, default in flags.items():
@@ -204,24 +204,26 @@ def _sentence_pieces(vocabulary: _Vocabulary) -> dict[str, Any]:
     }
 
 
-def _merges_by_score(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[list[str]]:
+def _merges_by_score(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[str]:
     """Every way to make a token of two, the highest score first; of one token the shortest left part first, since
-    llama.cpp takes the leftmost of equals. Control tokens are no part of a text, and what was cut out of it before is
-    not in it any more.
+    llama.cpp takes the leftmost of equals. Control tokens are no part of a text, what was cut out of it before is not
+    in it any more, and it has no spaces.
     """
     plain = {
-        text for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True) if kind in (0, _NORMAL, _UNUSED)
+        text
+        for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True)
+        if kind in (0, _NORMAL, _UNUSED) and " " not in text
     }
     order = sorted((-scores[vocabulary.ids[text]], vocabulary.ids[text], text) for text in plain if len(text) > 1)
     return [
-        [text[:cut], text[cut:]]
+        f"{text[:cut]} {text[cut:]}"
         for _, _, text in order
         for cut in range(1, len(text))
         if text[:cut] in plain and text[cut:] in plain
     ]
 
 
-def _model(vocabulary: _Vocabulary, merges: list[list[str]], **special: Any) -> dict[str, Any]:
+def _model(vocabulary: _Vocabulary, merges: Sequence[object], **special: Any) -> dict[str, Any]:
     fields = {
         "type": "BPE",
         "dropout": None,

@@ -30,8 +30,8 @@ def _by_case(digits: str, contractions: str) -> str:
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreTokenizer:
     """`patterns` are applied one after the other, each to the pieces that the one before left. `digits`: each is a
-    piece, before all patterns. `whole_words`: one that is a token is not put together by merges. `starts`: a text begins
-    with the start token, where the file does not say. `composes`: Unicode's NFC first.
+    piece, before all patterns. `whole_words`: one that is a token is not put together by merges. `starts`: a text
+    begins with the start token, where the file does not say. `composes`: Unicode's NFC first.
     """
 
     patterns: tuple[str, ...]
@@ -103,6 +103,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
             r"\p{N}+",
         )
     ),
-    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")),
+    "deepseek-coder": PreTokenizer(
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
+    ),
 }
 """llama.cpp's name -> the way to split."""

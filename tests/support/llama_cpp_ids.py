@@ -18,28 +18,34 @@ from dovetail.export.sources.gguf_metadata import Metadata
 from dovetail.export.tokenizers.from_gguf import read_gguf_tokenizer
 from dovetail.export.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
-AS_IT_IS = "as it is"
+AS_IT_IS, AS_TEXT = "as it is", "control tokens as text"
 COUNT, _VARIANT_COUNT, _LINES = 24_000, 4_000, 200
 
 
 def variants(model: str) -> Mapping[str, Mapping[str, Any]]:
     """Name -> the metadata that is another."""
+    plain: dict[str, Mapping[str, Any]] = {AS_IT_IS: {}, AS_TEXT: {}}
     if model == "gemma3":
-        return {AS_IT_IS: {}, "space in front": {"tokenizer.ggml.add_space_prefix": True}}
-    return {AS_IT_IS: {}} | {pre: {"tokenizer.ggml.pre": pre} for pre in PRE_TOKENIZERS}
+        return plain | {"space in front": {"tokenizer.ggml.add_space_prefix": True}}
+    distinct = {kind: name for name, kind in PRE_TOKENIZERS.items()}
+    return plain | {name: {"tokenizer.ggml.pre": name} for name in distinct.values()}
 
 
-def tokenizer_of(gguf: Path, changes: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_of(gguf: Path, model: str, variant: str) -> Tokenizer:
     """Ours, of a file with some metadata changed."""
-    values = dict(read_gguf_file(gguf).values) | changes
-    return Tokenizer.from_str(read_gguf_tokenizer(Metadata(values, gguf)).text)
+    values = dict(read_gguf_file(gguf).values) | variants(model)[variant]
+    tokenizer = Tokenizer.from_str(read_gguf_tokenizer(Metadata(values, gguf)).text)
+    tokenizer.encode_special_tokens = variant == AS_TEXT
+    return tokenizer
 
 
 def lines_for(tokenizer: Tokenizer, variant: str) -> list[str]:
     """The varied lines, with tokens of its vocabulary among them; composed, where the tokenizer does that first, which
     llama.cpp leaves out.
     """
-    texts = (text.replace("\0", "") for text in tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())]))
+    texts = (
+        text.replace("\0", "") for text in tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
+    )
     pieces = [text for text in texts if text and "\ufffd" not in text]
     added = [token.content for _, token in sorted(tokenizer.get_added_tokens_decoder().items())]
     count = COUNT if variant == AS_IT_IS else _VARIANT_COUNT

@@ -32,11 +32,11 @@ SENTENCES = (
     "ሰላም ለዓለም። አማርኛ ጥሩ ቋንቋ ነው። ქართული ენა. Հայերեն լեզու։",
     "def parse(text: str, *, strict: bool = False) -> list[int]:\n    return [int(x) for x in text.split(',') if x]",
     "for (int i = 0; i < n; ++i) { a[i] += b[i] * 2.5f; } // TODO: don't",
-    "\tif err != nil {\n\t\treturn fmt.Errorf(\"open %q: %w\", path, err)\n\t}",
+    '\tif err != nil {\n\t\treturn fmt.Errorf("open %q: %w", path, err)\n\t}',
     "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name ORDER BY 2 DESC;",
-    "<div class=\"row\"><p>Hello &amp; welcome</p><br/></div><!-- end -->",
-    "{\"id\": 12345, \"ratio\": -0.5e-10, \"tags\": [\"a\", \"b\"], \"ok\": true, \"none\": null}",
-    "#include <stdio.h>\r\nint main(void) {\r\n    printf(\"%d\\n\", 0xFF);\r\n}\r\n",
+    '<div class="row"><p>Hello &amp; welcome</p><br/></div><!-- end -->',
+    '{"id": 12345, "ratio": -0.5e-10, "tags": ["a", "b"], "ok": true, "none": null}',
+    '#include <stdio.h>\r\nint main(void) {\r\n    printf("%d\\n", 0xFF);\r\n}\r\n',
     "$ grep -rn --include='*.py' \"TODO|FIXME\" ./src | sed -e 's/^\\s*//' > /tmp/out.txt 2>&1",
     "https://example.org/path/to/page?query=1&lang=en#section-2 user.name+tag@mail.example.com",
     "E = mc², ∑ᵢ xᵢ ≤ ∞, ∂f/∂x ≈ √2·π, ½ + ⅓, x ∈ ℝⁿ, α→β ⇒ ¬γ, 10 µm, 25 °C, №5, ™©®",
@@ -47,7 +47,24 @@ SENTENCES = (
     "e\u0301 cafe\u0301 n\u0303 Z\u0351\u036b\u0343 a\u0308\u0323 \u1100\u1161\u11a8 \u0915\u094d\u0937",
     "CamelCaseIdentifier snake_case_name kebab-case-name SCREAMING_SNAKE HTTPServer2 iPhone15Pro x86_64 utf8mb4",
 )
-_SPACES = (" ", " ", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u3000", "\u2009", "\u200b", " \n", "\t\t", "")
+_SPACES = (
+    " ",
+    " ",
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\u00a0",
+    "\u3000",
+    "\u2009",
+    "\u200b",
+    " \n",
+    "\t\t",
+    "",
+)
 _RUNS = (" ", "\t", "\n", "\r\n", "-", "=", "*", ".", "#", "_", "!", "a", "0", "ا", "的", "\u00a0", "/", "🙂", "ha")
 _BLOCKS = (  # of code points, all of them assigned long ago
     *((0x21, 0x7E), (0xA1, 0x17F), (0x370, 0x377), (0x386, 0x38A), (0x391, 0x3A1), (0x400, 0x45F), (0x531, 0x556)),
@@ -106,7 +123,9 @@ def _line(dice: _Dice, words: Sequence[str], control_tokens: Sequence[str], piec
             characters.append(chr(low + dice.below(high - low + 1)) + (" " if dice.below(5) == 0 else ""))
         return "".join(characters)
     if kind == 3:  # numbers
-        digits = [str(dice.below(10 ** (1 + dice.below(12)))) + dice.one((" ", ".", ",", "-", "/", "", ":")) for _ in range(5)]
+        digits = [
+            str(dice.below(10 ** (1 + dice.below(12)))) + dice.one((" ", ".", ",", "-", "/", "", ":")) for _ in range(5)
+        ]
         return "".join(digits)
     parts = []
     for _ in range(1 + dice.below(12)):  # words

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import llama_cpp
-from llama_cpp_ids import digests, lines_for, tokenizer_of, variants
+from llama_cpp_ids import AS_TEXT, digests, lines_for, tokenizer_of, variants
 
 FOLDER = Path(__file__).parents[1] / "export/tokenizers/llama_cpp"
 
@@ -24,9 +24,9 @@ def main(gguf: Path, model: str, only: list[str]) -> None:
         if only and variant not in only:
             continue
         theirs = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False, kv_overrides=dict(changes) or None)
-        ours = tokenizer_of(gguf, changes)
+        ours = tokenizer_of(gguf, model, variant)
         lines = lines_for(ours, variant)
-        expected = [theirs.tokenize(line.encode(), add_bos=False, special=True) for line in lines]
+        expected = [theirs.tokenize(line.encode(), add_bos=False, special=variant != AS_TEXT) for line in lines]
         ids = [encoding.ids for encoding in ours.encode_batch(lines, add_special_tokens=False)]
         different = [i for i, row in enumerate(ids) if row != expected[i]]
         for i in different[:5]:

@@ -72,8 +72,8 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
             f"checkpoint again"
         ) from None
     raise UserError(
-        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, factors, got {kind!r} in the config of "
-        f"{where}; choose another checkpoint"
+        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, factors, got {kind!r} in the "
+        f"config of {where}; choose another checkpoint"
     )
 
 
