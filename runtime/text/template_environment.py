@@ -97,7 +97,7 @@ class TemplateEnvironment(sandbox.ImmutableSandboxedEnvironment):
     def _followed(self, name: str, one: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(one)  # with the marks that say what jinja2 must pass
         def follow(*args: Any, **kwargs: Any) -> Any:
-            result = one(*args, **kwargs)
+            result = one(*map(_followable, args), **kwargs)
             is_followed = not isinstance(result, str) or (isinstance(result, OwnedText) and name in _FOLLOWED)
             return result if is_followed else self._searched(result, [args, kwargs])
 

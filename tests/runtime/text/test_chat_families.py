@@ -1,5 +1,6 @@
-"""Proves, over the templates and tokenizers of several families, that a conversation has the token ids that transformers
-gives it; and that control tokens in what people wrote become text and change nothing around it, in every process alike.
+"""Proves, over the templates and tokenizers of several families, that a conversation has the token ids that
+transformers gives it; and that control tokens in what people wrote become text and change nothing around it, in every
+process alike.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def ids_of_transformers(theirs: PreTrainedTokenizerFast, messages: Any, **more: 
     return ids
 
 
+def shared(one: list[int], other: list[int]) -> int:
+    """How many ids they begin with alike."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
 def test_ids_are_those_of_transformers(pair: Pair) -> None:
     family, ours, theirs = pair
     for messages, variables in itertools.product(conversations(TEXTS), family.variables):
@@ -65,9 +71,8 @@ def test_control_tokens_that_people_wrote_are_text_and_change_nothing_around_the
             benign = ours.encode([{"role": role, "content": "a  c"}, *others])
             assert [i for i in hostile if i in control] == [i for i in benign if i in control], token
             assert f"a {token} c" in theirs.decode(hostile)
-            same_before = len(os.path.commonprefix([hostile, benign]))
-            same_behind = len(os.path.commonprefix([hostile[::-1], benign[::-1]]))
-            assert same_before + same_behind >= len(benign) - 2, "two blanks at most are read otherwise"
+            same = shared(hostile, benign) + shared(hostile[::-1], benign[::-1])
+            assert same >= len(benign) - 2, "two blanks at most are read otherwise"
 
 
 def test_the_process_changes_nothing(tmp_path: Path) -> None:
