@@ -39,6 +39,9 @@ def _is_python(path: str) -> bool:
 
 
 def _folders_of_modules() -> list[str]:
-    """Where this process finds modules, but for the folder that the user stands in."""
-    here = os.getcwd()
-    return [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != os.path.realpath(here)]
+    """Where this process finds modules, but for the folder that the user stands in; last, where it has found us."""
+    import dovetail
+
+    here = os.path.realpath(os.getcwd())
+    found = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
+    return [*found, str(Path(dovetail.__file__).parent.parent)]
