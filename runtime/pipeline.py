@@ -40,7 +40,7 @@ from dovetail.runtime.targets.base import TargetEngine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.targets.row_check import checked
 from dovetail.runtime.text.chat_format import ChatFormat
-from dovetail.runtime.text.chat_template import Message, check_messages
+from dovetail.runtime.text.chat_template import Message, Tools, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
@@ -188,7 +188,9 @@ class Pipeline:
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> Generation: ...
     @overload
@@ -197,7 +199,9 @@ class Pipeline:
         prompt: Sequence[Prompt],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> list[Generation]: ...
     def generate(
@@ -205,7 +209,9 @@ class Pipeline:
         prompt: Prompt | Sequence[Prompt],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> Generation | list[Generation]:
         """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, made together.
@@ -215,7 +221,7 @@ class Pipeline:
         many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
         prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
-        encoded = [self.encode(one, tools) for one in prompts]
+        encoded = [self.encode(one, tools, chat_template_kwargs, parse_special) for one in prompts]
         for ids in encoded:
             self._room(len(ids), config)  # all prompts are refused before the first is begun
         with contextlib.ExitStack() as opened:
@@ -247,7 +253,9 @@ class Pipeline:
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         conversation: Conversation | None = None,
         sequence: int = 0,
         policy: Policy | None = None,
@@ -256,13 +264,14 @@ class Pipeline:
         """Continue `prompt` chunk by chunk. `controls` are `GenerationConfig`'s fields and change `config`, which
         replaces the artifact's own defaults.
 
-        A `conversation` keeps its caches for the next turn. `tools` go into the chat template of messages. A stream is
-        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. `policy` says what trees it
-        gets, in place of what was chosen for this machine and its temperature. Raises `ContextOverflowError` when
-        prompt and answer do not fit the context; nothing is ever cut silently.
+        `tools`, `chat_template_kwargs` and `parse_special` are those of `encode`. A `conversation` keeps its caches for
+        the next turn. A stream is one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`.
+        `policy` says what trees it gets, in place of what was chosen for this machine and its temperature. Raises
+        `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
-        return self._stream(self.encode(prompt, tools), config, conversation, sequence, policy)
+        ids = self.encode(prompt, tools, chat_template_kwargs, parse_special)
+        return self._stream(ids, config, conversation, sequence, policy)
 
     def _stream(
         self,
@@ -295,18 +304,35 @@ class Pipeline:
             setup=RunSetup("CPU", self.draft_device, self.target.numerics, self.threads),
         )
 
-    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """The token ids of a prompt of any kind; `tools` go into the chat template of messages.
+    def encode(
+        self,
+        prompt: Prompt,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
+    ) -> list[int]:
+        """The token ids of a prompt of any kind. Control tokens that someone wrote into it stay text.
 
-        Raises `UserError` for an empty prompt, ids out of the vocabulary, and messages in a wrong shape.
+        Messages go through the chat template, with `tools` and with what else it may name, such as `enable_thinking`
+        or `documents`: `chat_template_kwargs`. If the last of them is an assistant's, the answer goes on with that.
+        With `parse_special` the control tokens in a text are meant, as in one that a chat template has made.
+
+        Raises `UserError` for an empty prompt, ids out of the vocabulary, messages in a wrong shape, and for what its
+        kind of prompt has no use for.
         """
+        is_chat = isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+        for name, given in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
+            if given and not is_chat:
+                raise UserError(f"{name}: expected messages with them, got a prompt without a chat template; drop them")
+        if parse_special and not isinstance(prompt, str):
+            raise UserError("parse_special: expected a text, got another kind of prompt; drop it")
         if isinstance(prompt, (bytes, bytearray)):
             raise UserError("prompt: expected text, token ids or messages, got bytes; decode them first")
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            ids = self.tokenizer.encode(prompt, parse_special=parse_special)
+        elif is_chat:
             check_messages(prompt)
-            ids = self.chat.encode(prompt, tools=tools)  # type: ignore[arg-type]  # checked the line before
+            ids = self.chat.encode(prompt, tools=tools, variables=chat_template_kwargs)  # type: ignore[arg-type]  # checked the line before
         elif isinstance(prompt, Sequence):
             vocab_size = self.artifact.manifest.target.vocab_size
             for token in prompt:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dovetail.export.artifact.chat_templates import template_place
 from dovetail.export.sources.base import Source
 from dovetail.runtime.artifact import manifest as manifests
 
@@ -47,9 +48,11 @@ def write_chat_examples(source: Source, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-    template = (folder / manifests.CHAT_TEMPLATE).read_text(encoding="utf-8")
     examples = []
-    for job in _JOBS if "strftime_now" not in template else []:
+    for job in _JOBS:
+        template = (folder / template_place(folder, job["tools"] is not None)).read_text(encoding="utf-8")
+        if "strftime_now" in template:
+            continue
         try:
             text = tokenizer.apply_chat_template(
                 job["messages"],

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
+from dovetail.export.artifact.chat_templates import write_chat_templates
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
@@ -174,11 +175,10 @@ def _default_format(source: Source) -> str:
 
 
 def _write_settings(source: Source, folder: Path) -> None:
-    """What ends a text and how it is sampled by default; the chat template, if there is one."""
+    """What ends a text and how it is sampled by default; the chat templates, if there are any."""
     text = json.dumps(source.generation_config, indent=2) + "\n"
     (folder / manifests.GENERATION_CONFIG).write_text(text, encoding="utf-8")
-    if "default" in source.chat_templates:
-        (folder / manifests.CHAT_TEMPLATE).write_text(source.chat_templates["default"], encoding="utf-8")
+    write_chat_templates(source.chat_templates, folder)
 
 
 def tool_versions() -> dict[str, str]:

@@ -39,7 +39,8 @@ def export_target(
     allow_pickle: bool = False,
     taps: Taps | None = None,
 ) -> TargetInfo:
-    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`. With `taps` the hidden states are what those compute, not the last ones.
+    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`. With
+    `taps` the hidden states are what those compute, not the last ones.
 
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel exports and OpenVINO's paged
     attention carries.

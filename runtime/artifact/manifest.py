@@ -27,6 +27,7 @@ DRAFT_KINDS = ("dgf", "eagle", "eagle3", "lm")
 DRAFT_PRECISIONS = ("int8", "int4", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+TOOL_USE_TEMPLATE = "tokenizer/additional_chat_templates/tool_use.jinja"  # where transformers keeps it, too
 GENERATION_CONFIG = "tokenizer/generation_config.json"
 CHAT_EXAMPLES = "tokenizer/chat_examples.json"
 FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]

@@ -40,6 +40,30 @@ def engine(command: F) -> F:
     return _decorated(command, [*options(_ENGINE.values()), _TRUST])
 
 
+def chat_template_kwargs(command: F) -> F:
+    """What a chat template may name besides messages."""
+    words = "--chat-template-kwargs", "chat_template_kwargs"
+    text = "JSON object of what the chat template may name besides: '{\"enable_thinking\": false}'."
+    return click.option(*words, callback=_read_object, metavar="JSON", help=text)(command)
+
+
+def _read_object(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    from dovetail.runtime.artifact import strict_json
+
+    if text is None:
+        return None
+    remedy = "quote it for the shell"
+    try:
+        document = strict_json.parse(
+            text.encode("utf-8", "surrogateescape"), parameter.opts[0], _MAX_CONFIG_BYTES, remedy
+        )
+    except ArtifactError as error:  # the strict reader takes every text for an artifact's
+        raise UserError(str(error)) from None
+    if not isinstance(document, dict):
+        raise UserError(f"{parameter.opts[0]}: expected a JSON object, got {strict_json.shown(document)}; {remedy}")
+    return document
+
+
 def part_of_engine(**help_texts: str) -> Callable[[F], F]:
     """The flags of some engine settings, with this command's own help and defaults."""
     chosen = []

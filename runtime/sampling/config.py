@@ -161,6 +161,14 @@ class GenerationConfig:
         as_in="OpenVINO GenAI",
         needs_scores=False,
     )
+    skip_special_tokens: bool = control(
+        True,
+        Switch(),
+        help="Leave special tokens out of the text.",
+        as_in="transformers",
+        needs_scores=False,
+        shown_default="on",
+    )
     num_return_sequences: int = control(
         1,
         Whole(1, 1024),
