@@ -126,6 +126,11 @@ class Pipeline:
     def _policies(self) -> dict[float, Policy]:
         """By temperature, what trees a text gets: that of the nearest temperature."""
         config, manifest = self.engine_config, self.artifact.manifest
+        if config.draft == "artifact" and manifest.draft is None:
+            raise UserError(
+                "draft 'artifact': expected an artifact with a draft, got one without; use draft lookup or auto, or "
+                "export it with a draft"
+            )
         if config.draft == "lookup":
             return {0.0: Policy("lookup")}
         if config.draft == "none" or manifest.draft is None:
@@ -174,13 +179,18 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free both models. The pipeline can't be used afterwards; closing again does nothing."""
-        if not self._closed:
+        """Free both models. Texts that are being made end as cancelled. The pipeline can't be used afterwards; closing
+        again does nothing.
+        """
+        with self.engine.lock:  # no other thread is in the middle of a pass
+            if self._closed:
+                return
             self._closed = True
-            if "chat" in self.__dict__:
-                self.chat.close()
+            self.engine.close()
             self.draft = None
             self.target.close()
+        if "chat" in self.__dict__:
+            self.chat.close()
 
     @overload
     def generate(
@@ -262,6 +272,10 @@ class Pipeline:
         prompt and answer do not fit the context; nothing is ever cut silently.
         """
         config = self.config(config, **controls)
+        if conversation is not None and not conversation.belongs_to(self.engine):
+            raise UserError(
+                "conversation: expected one of this pipeline, got another's; make it with its conversation()"
+            )
         return self._stream(self.encode(prompt, tools), config, conversation, sequence, policy)
 
     def _stream(
@@ -326,8 +340,7 @@ class Pipeline:
 
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
-        if self._closed:
-            raise UserError("expected an open pipeline, got a closed one; load the artifact again")
+        self.engine.check_open()
         model = None if self.draft is None else ModelDraft(self.draft)
         lookup = LookupDraft() if self.looks_up else None
         return Conversation(self.engine, TextCache(self.target.sequence(), model, lookup))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dovetail.runtime import load
+from dovetail.runtime.decoding.feed import Request
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.drafts.onnxruntime_graph import OnnxRuntimeGraph
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
@@ -179,22 +180,87 @@ def test_turns_that_diverge_leave_the_draft_as_a_fresh_text_would(pipe: Pipeline
     assert reused.accept_histogram == fresh.accept_histogram
 
 
-def test_a_conversation_in_use_is_neither_reset_nor_closed(pipe: Pipeline) -> None:
+def test_a_conversation_in_use_is_not_reset(pipe: Pipeline) -> None:
     conversation = pipe.conversation()
     with pipe.stream(PROMPT, conversation=conversation, **SAMPLED) as stream:
         next(stream)
-        for forbidden in (conversation.reset, conversation.close):
-            with pytest.raises(UserError, match="open stream"):
-                forbidden()
+        with pytest.raises(UserError, match="open stream"):
+            conversation.reset()
+        with pytest.raises(UserError, match="open stream"):
+            next(pipe.stream(PROMPT, conversation=conversation, **SAMPLED))
     conversation.close()
+
+
+def test_a_conversation_of_another_pipeline_is_refused(pipe: Pipeline, tiny_artifact: Path) -> None:
+    with (
+        make(tiny_artifact) as other,
+        other.conversation() as conversation,
+        pytest.raises(UserError, match="one of this pipeline, got another's"),
+    ):
+        pipe.stream(PROMPT, conversation=conversation)
 
 
 def test_a_closed_pipeline_says_so(tiny_artifact: Path) -> None:
     pipe = make(tiny_artifact)
+    conversation = pipe.conversation()
+    stream, unread, never_begun = (pipe.stream(PROMPT, **SAMPLED) for _ in range(3))
+    began = next(stream).token_ids
+    next(unread)
     pipe.close()
     pipe.close()
+    for one in (stream, unread):
+        done = one.finish()
+        assert (done.finish_reason, done.token_ids[: len(began)]) == ("cancelled", began)
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        next(never_begun)
     with pytest.raises(UserError, match="expected an open pipeline"):
         pipe.generate(PROMPT)
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        next(pipe.stream(PROMPT, conversation=conversation))
+    conversation.close()
+
+
+class MineError(Exception):
+    """The caller's own."""
+
+
+def raise_over_a_stream(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:  # the stream has no block of its own
+        for _ in pipe.stream(PROMPT, conversation=conversation, **SAMPLED):
+            raise MineError
+
+
+def raise_beside_a_stream(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        stream = pipe.stream(PROMPT, conversation=conversation, **SAMPLED)
+        next(stream)
+        raise MineError
+
+
+def raise_over_many(pipe: Pipeline) -> None:
+    for _ in pipe.generate_many([Request(PROMPT)] * 3):
+        raise MineError
+
+
+def raise_out_of_a_pipeline(artifact: Path) -> None:
+    with make(artifact) as pipe:
+        raise_beside_a_stream(pipe)
+
+
+@pytest.mark.parametrize("work", [raise_over_a_stream, raise_beside_a_stream, raise_over_many])
+def test_the_readers_own_error_comes_through_the_blocks_around_it(
+    pipe: Pipeline, work: Callable[[Pipeline], None]
+) -> None:
+    with pytest.raises(MineError) as raised:
+        work(pipe)
+    del raised  # its traceback holds the stream
+    assert pipe.target.free == pipe.target.capacity
+    assert pipe.generate(PROMPT, **SAMPLED).finish_reason == "length"
+
+
+def test_so_it_does_with_the_pipeline_that_ends(tiny_artifact: Path) -> None:
+    with pytest.raises(MineError):
+        raise_out_of_a_pipeline(tiny_artifact)
 
 
 def test_an_idle_conversation_gives_its_pages_to_who_needs_them_and_reads_again(tiny_artifact: Path) -> None:
