@@ -11,7 +11,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
 
-from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.engine import Engine
@@ -105,6 +105,7 @@ class Pipeline:
             capacity=tokens * (config.sequences or 1),
             at_most=None if config.sequences else tokens * MAX_TEXTS,
             acceptance=config.acceptance,
+            weights=artifact.file(TARGET_WEIGHTS),
         )
         self.row_check = None
         if config.acceptance == "confirmed":
