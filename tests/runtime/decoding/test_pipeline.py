@@ -22,6 +22,7 @@ from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
 from dovetail.runtime.hardware.devices import cuda_driver
 from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.trees.shape import TreeShape
 
@@ -351,11 +352,52 @@ def read_one_chunk(pipe: Pipeline) -> None:
         break
 
 
+def test_who_has_the_whole_context_is_not_told_to_raise_it(tiny_artifact: Path) -> None:
+    with load(tiny_artifact, draft="none") as whole:
+        for prompt, count in (([5] * 512, 1), ([5] * 500, 13)):
+            with pytest.raises(ContextOverflowError) as raised:
+                whole.generate(prompt, max_new_tokens=count)
+            assert "ctx_size" not in str(raised.value)
+
+
+def test_prompts_of_numpy_are_taken(pipe: Pipeline) -> None:
+    expected = pipe.generate([5, 6, 7], **SAMPLED).token_ids
+    for prompt in (np.array([5, 6, 7]), [np.int64(5), np.int32(6), 7], np.array([5, 6, 7], np.uint16)):
+        assert pipe.generate(prompt, **SAMPLED).token_ids == expected
+    for many in (np.array([[5, 6, 7]] * 2), [np.array([5, 6, 7]), [5, 6, 7]]):
+        assert [done.token_ids for done in pipe.generate(many, **SAMPLED)] == [expected] * 2
+    with pytest.raises(UserError, match="token ids from 0"):
+        pipe.generate(np.array([5.0]))
+
+
+def test_the_artifacts_own_limits_give_way_to_the_context_and_to_the_callers(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lengths(own: GenerationConfig, **controls: Any) -> int:
+        monkeypatch.setattr(pipe.tokenizer, "generation", own)
+        return len(pipe.generate([5] * 200, temperature=0, ignore_eos=True, **controls).token_ids)
+
+    assert lengths(GenerationConfig(max_new_tokens=7)) == 7
+    assert lengths(GenerationConfig(max_new_tokens=4096)) == 56
+    assert lengths(GenerationConfig(max_length=210)) == 10
+    assert lengths(GenerationConfig(max_length=4096)) == 56
+    assert lengths(GenerationConfig(max_length=210), max_new_tokens=12) == 12
+    assert lengths(GenerationConfig(max_new_tokens=7), max_new_tokens=9) == 9
+    assert lengths(GenerationConfig(min_new_tokens=9), max_new_tokens=5) == 5
+    for controls in ({"max_length": 300}, {"max_length": 200}, {"max_new_tokens": 60}):
+        with pytest.raises(ContextOverflowError):
+            lengths(GenerationConfig(), **controls)
+
+
 def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
     with pytest.raises(ContextOverflowError, match=r"context of 256 tokens, got \d+ of prompt and 300 to generate"):
         pipe.generate(PROMPT, max_new_tokens=300)
     with pytest.raises(ContextOverflowError):
         pipe.generate([5] * 256)
+    with pytest.raises(ContextOverflowError, match=r"56 are left: .* -1, .* raise ctx_size \(the model's limit: 512\)"):
+        pipe.generate([5] * 200, max_new_tokens=57)
+    everything = pipe.generate([5] * 200, max_new_tokens=-1, temperature=0, ignore_eos=True)
+    assert (len(everything.token_ids), everything.finish_reason) == (56, "length")
     filled = pipe.generate([5] * 200, max_new_tokens=56, temperature=0, ignore_eos=True)
     assert len(filled.token_ids) == 56
     assert len(pipe.generate([5] * 200, temperature=0, ignore_eos=True).token_ids) == 56
