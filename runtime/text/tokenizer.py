@@ -134,7 +134,8 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
 
 
 def read_native(document: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The native library's tokenizer of a parsed `tokenizer.json`, which is checked first. Raises `ArtifactError` for a file that the runtime does not read.
+    """The native library's tokenizer of a parsed `tokenizer.json`, which is checked first. Raises `ArtifactError` for a
+    file that the runtime does not read.
 
     `truncation` and `padding` are dropped, not refused: many published files carry them, they say how a training
     batch was made, and a prompt is never cut or filled here.

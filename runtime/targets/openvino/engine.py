@@ -53,9 +53,11 @@ class OpenVinoTarget:
         capacity: int,
         at_most: int | None = None,
         acceptance: Acceptance = "confirmed",
+        weights: Path | None = None,
     ) -> None:
-        """Load the IR at `path`; the cache holds `capacity` tokens, rounded up to whole pages, or more of them up to
-        `at_most`, as far as a quarter of the free memory goes. Pages take memory when they are first used.
+        """Load the IR at `path`, its weights from `weights` or the file beside it. The cache holds `capacity` tokens,
+        rounded up to whole pages, or more of them up to `at_most`, as far as a quarter of the free memory goes. Pages
+        take memory when they are first used.
 
         Raises `ArtifactError` when the IR is not a stateful decoder with a `hidden_states` result, and
         `ContextOverflowError` where there is no memory for the cache.
@@ -64,7 +66,7 @@ class OpenVinoTarget:
         self.numerics: Numerics = numerics
         self.acceptance: Acceptance = acceptance
         self.threads = threads
-        self._weights = MappedWeights(path.with_suffix(".bin"))
+        self._weights = MappedWeights(weights or path.with_suffix(".bin"))
         self._packed = False  # OpenVINO has its own copy of every weight
         model = restrict_logits(to_paged_attention(read_ir(path, self._weights)))
         window = attention_window(model)
