@@ -1,5 +1,5 @@
-"""Files damaged at random, as a fuzzer does it, from fixed seeds: cut, with flipped bits, with hostile sizes, with bytes
-lost or put in.
+"""Files damaged at random, as a fuzzer does it, from fixed seeds: cut, with flipped bits, with hostile sizes, with
+bytes lost or put in.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ def damaged(data: bytes, header: int, seed: int) -> bytes:
 
 
 def survives(path: Path, read: Callable[[Path], object]) -> bool:
-    """Whether `read` takes the file. Raises for anything but a `UserError` of one line, and for too much time or memory."""
-    size = path.stat().st_size
+    """Whether `read` takes the file. Raises for anything but a `UserError` of one line, and for too much time or
+    memory.
+    """
+    size, refusal = path.stat().st_size, ""
     tracemalloc.start()
     begin = time.monotonic()
     try:
         with np.errstate(all="ignore"):  # numbers may be any
             read(path)
-        taken = True
     except UserError as error:
-        assert "\n" not in str(error), error
-        assert len(str(error)) < 1000 + len(str(path)), error
-        taken = False
+        refusal = str(error)
     finally:
         seconds, (_, peak) = time.monotonic() - begin, tracemalloc.get_traced_memory()
         tracemalloc.stop()
+    assert "\n" not in refusal, refusal
+    assert len(refusal) < 1000 + len(str(path)), refusal
     assert seconds < _SECONDS, f"{seconds} s"
     assert peak < _TIMES * size + _AND_BYTES, f"{peak} bytes for a file of {size}"
-    return taken
+    return not refusal
