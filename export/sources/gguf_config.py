@@ -157,7 +157,10 @@ def _rope(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int) 
     size = metadata.size(".rope.dimension_count", head_dim)
     if size > head_dim or size % 2:
         raise metadata.wrong(".rope.dimension_count", f"an even number up to {head_dim}", size)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.number(".rope.freq_base", 10000.0)}
+    theta = metadata.number(".rope.freq_base", 10000.0)
+    if theta <= 0:
+        raise metadata.wrong(".rope.freq_base", "a positive number", theta)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if size != head_dim:
         share = size / head_dim
         rope["partial_rotary_factor"] = share if int(head_dim * share) == size else math.nextafter(share, 1)
