@@ -13,7 +13,7 @@ import numpy as np
 from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.likelihood import CHUNK, Divergence, chunks, log_probs
+from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs
 from dovetail.runtime.targets.base import Numerics
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 
@@ -63,14 +63,14 @@ def compare_targets(
     own, other = (artifact.file(TARGET_MODEL), info), _reference(reference, info)
     ways: list[tuple[tuple[Path, TargetInfo], Numerics]] = [(own, "exact"), (own, "fast"), (other, "exact")]
     ours, fast, theirs = (
-        OpenVinoTarget(path, described, numerics=numerics, threads=threads, capacity=window + CHUNK)
+        OpenVinoTarget(path, described, numerics=numerics, threads=threads, capacity=2 * window)
         for (path, described), numerics in ways
     )
     divergence, as_run = Divergence(), Divergence()
     for begin in range(0, len(tokens) - 1, window):
         part = np.array(tokens[begin : begin + window + 1], np.int64)
         rows = (log_probs(engine, part[:-1]) for engine in (ours, fast, theirs))
-        for q, rounded, p, following in zip(*rows, chunks(part[1:]), strict=True):
+        for q, rounded, p, following in zip(*rows, chunks(part[1:], info.vocab_size), strict=True):
             divergence.add(q, p, following)
             as_run.add(rounded, p, following)
         progress(min((begin + window) / len(tokens), 1.0))

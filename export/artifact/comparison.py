@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dovetail.export.convert.compression import stateful_feeds
-from dovetail.runtime.artifact.manifest import TARGET_MODEL, TOKENIZER, ExportChecks, TargetInfo
+from dovetail.export.target.ir_weights import stateful_feeds
+from dovetail.runtime.artifact.manifest import TARGET_MODEL, ExportChecks, TargetInfo
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax
 from dovetail.runtime.evaluation.standard_library import held_out_files
@@ -27,7 +27,9 @@ from dovetail.runtime.terminal.progress import stage
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Tree, root_only
 
-TOKENS = 2048
+TOKENS = 2048  # of a small model; see `_tokens`
+_FEWEST_TOKENS = 256
+_WEIGHTS_READ = 1 << 36  # parameters times tokens: some seconds a reading
 WINDOW = 512
 _MIN_TOKENS = 16
 _INTEGERS = ("int8", "int8_asym", "int4")  # weight formats with which `fast` rounds activations, too
@@ -52,16 +54,22 @@ class Reading:
     draft_agreement: float | None = None
 
 
-def held_out_ids(folder: Path, text: str | None) -> Ids:
-    """What is compared on, by the tokenizer of the artifact under construction in `folder`: `text`, or held-out files
-    of this interpreter's standard library. Raises `UserError` for a text too short.
+def num_tokens(parameters: int, length: int) -> int:
+    """On how many tokens a model with so many `parameters` is compared, read in windows of `length`: fewer the larger
+    it is, but at least one window.
     """
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    return max(min(TOKENS, _WEIGHTS_READ // max(1, parameters)), _FEWEST_TOKENS, length)
+
+
+def held_out_ids(tokenizer: Tokenizer, text: str | None, count: int) -> Ids:
+    """What is compared on: up to `count` tokens, and the one that follows, of `text`, or of held-out files of this
+    interpreter's standard library. Raises `UserError` for a text too short.
+    """
     if text is None:
         ids: list[int] = []
         for _, document in held_out_files():
             ids += tokenizer.encode(document[:4000]).ids
-            if len(ids) > TOKENS:
+            if len(ids) > count:
                 break
     else:
         ids = tokenizer.encode(text).ids
@@ -69,7 +77,7 @@ def held_out_ids(folder: Path, text: str | None) -> Ids:
         raise UserError(
             f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer `check_text`"
         )
-    return np.asarray(ids[: TOKENS + 1], np.int64)
+    return np.asarray(ids[: count + 1], np.int64)
 
 
 def window_length(context: int, attention: int | None) -> int:
@@ -150,7 +158,9 @@ def _divergence(model: TargetEngine, reading: Reading, own: Logits | None, what:
     divergence, row = Divergence(), 0
     with stage(what) as bar:
         for part in windows(ids, reading.length):
-            for ours, following in zip(log_probs(model, part[:-1]), chunks(part[1:]), strict=True):
+            for ours, following in zip(
+                log_probs(model, part[:-1]), chunks(part[1:], model.info.vocab_size), strict=True
+            ):
                 _check_finite(ours)
                 theirs = ours if reference is None else log_softmax(reference[row : row + len(ours)])
                 divergence.add(ours, theirs, following)

@@ -7,15 +7,22 @@ Letters: T tokens, V vocabulary, L feature layers, D hidden size.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length
-from dovetail.export.convert.compression import Compression
-from dovetail.export.convert.optimum_export import export_target, import_target, read_source_ir
+from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length, windows
 from dovetail.export.sources.base import Source
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.ir_import import import_target, read_source_ir
+from dovetail.export.target.native.families import is_native, read_decoder
+from dovetail.export.target.native.reading import hidden_states, write_logits
+from dovetail.export.target.native.scheme import scheme
+from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors
+from dovetail.export.target.native.writing import write_native_target
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
+from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
@@ -49,8 +56,57 @@ class SourceModel(Protocol):
 
 
 def source_model(source: Source, compression: Compression) -> SourceModel:
-    """Of what `find_source` found; an IR's weights have their `compression` already."""
-    return IrModel(source) if source.layout == "ir" else CheckpointModel(source, compression)
+    """Of what `find_source` found; an IR's weights have their `compression` already. Raises `UserError` where torch is
+    needed and not there, or could not read the source.
+    """
+    if source.layout == "ir":
+        return IrModel(source)
+    if is_native(source) and not compression.needs_data:
+        return NativeModel(source, compression)
+    if source.layout == "gguf":
+        raise UserError(
+            f"expected a GGUF's weights to be stored without data (`int8_share`, `calibration_text`), got these with "
+            f"{source.path}; drop them or give the checkpoint"
+        )
+    if importlib.util.find_spec("optimum") is None:
+        what = "4 bits chosen by data" if is_native(source) else f"models of type {source.config.get('model_type')}"
+        raise UserError(f"expected optimum-intel, which exports {what}, got none; pip install 'dovetail[convert]'")
+    return CheckpointModel(source, compression)
+
+
+class NativeModel:
+    """A checkpoint or a GGUF of a family whose graph we build ourselves, without torch."""
+
+    def __init__(self, source: Source, compression: Compression) -> None:
+        self._source, self._compression, self._decoder = source, compression, read_decoder(source)
+        check_tensors(source, self._decoder)
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+        window = min((layer.window for layer in self._decoder.layers if layer.window), default=None)
+        length = window_length(self._decoder.context_length, window)
+        parts = [part[:-1] for part in windows(ids, length)]
+        hidden = hidden_states(self._source, self._decoder, parts)
+        return ReferenceLogits(length, write_logits(self._source, self._decoder, hidden, scratch))
+
+    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+        from dovetail.export.draft.published import DraftedTarget
+        from dovetail.export.draft.writing import write_draft
+
+        def features(ids: Ids, layers: tuple[int, ...]) -> Logits:
+            return hidden_states(self._source, self._decoder, [ids], layers)[0]
+
+        _log.info("draft: exporting to ONNX")
+        tensors = self._source.tensors
+        embedding = tensors[EMBEDDING].read()
+        head = embedding if self._decoder.tied else tensors[HEAD].read()
+        target = DraftedTarget(self._source, embedding, head)
+        return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
+
+    def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
+        weight_format = self._compression.weight_format
+        _log.info("target: writing %s as %s", self._source.path, weight_format)
+        chosen = scheme(weight_format, self._compression.group_size)
+        return write_native_target(self._source, self._decoder, chosen, folder, weight_format, taps)
 
 
 class CheckpointModel:
@@ -91,6 +147,8 @@ class CheckpointModel:
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
+        from dovetail.export.convert.optimum_export import export_target
+
         _log.info("target: exporting %s as %s", self._source.path, self._compression.weight_format)
         info = export_target(self._source.path, folder, self._compression, self._source.allow_pickle, taps)
         return dataclasses.replace(info, parameters=self._parameters)
@@ -118,4 +176,4 @@ class IrModel:
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         _log.info("target: taking the IR in %s, weights as they are", self._source.path)
-        return import_target(self._source.path, folder, taps)
+        return import_target(self._source, folder, taps)

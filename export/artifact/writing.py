@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +21,9 @@ from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
-from dovetail.export.convert.compression import Compression
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
+from dovetail.export.target.compression import Compression
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
@@ -73,11 +74,11 @@ def write_artifact(
     standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
-    compression = Compression(weight_format or "int8", group_size, int8_share)
     origin = find_source(source, revision, allow_pickle)
-    tokenizer_text = origin.tokenizer
+    compression = Compression(weight_format or _default_format(origin), group_size, int8_share)
+    tokenizer = Tokenizer.from_str(origin.tokenizer)
     if calibration_text is not None:
-        ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
+        ids = tokenizer.encode(calibration_text).ids
         compression = dataclasses.replace(compression, calibration_ids=tuple(ids))
     if origin.layout == "ir" and weight_format is not None:
         raise UserError(
@@ -88,11 +89,11 @@ def write_artifact(
         settings = _draft_settings(origin, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
-        (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
+        (folder / manifests.TOKENIZER).write_text(origin.tokenizer, encoding="utf-8")
         _write_settings(origin, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
             write_chat_examples(origin, folder)
-        ids = checks.held_out_ids(folder, check_text)
+        ids = checks.held_out_ids(tokenizer, check_text, _num_check_tokens(origin))
         model, scratch = source_model(origin, compression), folder / "scratch"
         reference = model.reference_logits(ids, scratch)
         exported = None if settings is None else model.write_draft(settings, folder, ids)
@@ -139,6 +140,18 @@ def _reading(
         length = checks.window_length(target.context_length, target.sliding_window)
         return checks.Reading(ids, length, draft_agreement=agreement)
     return checks.Reading(ids, reference.length, reference.logits, agreement)
+
+
+def _num_check_tokens(source: Source) -> int:
+    parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    window = source.config.get("sliding_window")
+    length = checks.window_length(source.config.get("max_position_embeddings") or checks.WINDOW, window)
+    return checks.num_tokens(parameters, length)
+
+
+def _default_format(source: Source) -> str:
+    """A GGUF's blocks are kept; what has 16 bits or more gets 8."""
+    return "keep" if any(tensor.has_blocks for tensor in source.tensors.values()) else "int8"
 
 
 def _write_settings(source: Source, folder: Path) -> None:

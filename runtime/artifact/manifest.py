@@ -22,7 +22,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 TARGET_MODEL = "target/openvino_model.xml"
 TARGET_WEIGHTS = "target/openvino_model.bin"
 DRAFT_MODEL = "draft/model.onnx"
-WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32")
+WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32", "keep")
 DRAFT_KINDS = ("dgf", "eagle", "eagle3", "lm")
 DRAFT_PRECISIONS = ("int8", "int4", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -73,6 +73,7 @@ class FileEntry:
 class TargetInfo:
     """The target as exported. `weight_format`: one of `WEIGHT_FORMATS`; `architecture`: transformers' `model_type`;
     `sliding_window`: tokens that the most short-sighted layer sees, None where all see the whole context.
+    `weight_forms`: how many weights are stored in which form (int8, or a GGUF's Q4_1), where the export chose it.
     """
 
     architecture: str
@@ -83,6 +84,7 @@ class TargetInfo:
     parameters: int
     weight_format: str
     sliding_window: int | None = None
+    weight_forms: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         _in_range("hidden_size", self.hidden_size, 1, 1 << 20)
@@ -92,6 +94,9 @@ class TargetInfo:
         _in_range("parameters", self.parameters, 1, 1 << 50)
         if self.sliding_window is not None:
             _in_range("sliding_window", self.sliding_window, 1, 1 << 24)
+        for form, count in (self.weight_forms or {}).items():
+            _require(_is_label(form, 20), "the name of a form of weights", form)
+            _in_range(f"weights as {form}", count, 1, 1 << 50)
         known = f"weight_format as one of {', '.join(WEIGHT_FORMATS)}"
         _require(self.weight_format in WEIGHT_FORMATS, known, self.weight_format)
         _require(_is_label(self.architecture, 100), "an architecture name", self.architecture)

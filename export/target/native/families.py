@@ -185,6 +185,8 @@ def _windows(config: _Config, count: int) -> list[int | None]:
     if window is None or config.get("use_sliding_window") is False:
         return [None] * count
     size = config.size("sliding_window")
+    if size >= config.size("max_position_embeddings"):
+        return [None] * count  # no text outgrows it
     return [size if is_local else None for is_local in _is_local(config, count)]
 
 

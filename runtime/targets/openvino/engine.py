@@ -18,15 +18,22 @@ from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverfl
 from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
-from dovetail.runtime.targets.openvino.ir import attention_window, read_ir, restrict_logits, to_paged_attention
+from dovetail.runtime.targets.openvino.ir import (
+    attention_window,
+    read_ir,
+    restrict_logits,
+    to_paged_attention,
+    weight_group,
+)
 from dovetail.runtime.targets.openvino.layout import MAX_FILLING, Rows, filling
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 from dovetail.runtime.targets.openvino.pages import PageCopy, PagePool, PageTable
 from dovetail.runtime.trees.tree import Tree
 
+_ACTIVATION_GROUP = 64  # inputs whose activations share a scale in `fast`
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
 _PRECISION: dict[str, dict[str, str]] = {
-    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "f16"},
+    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_ACTIVATION_GROUP), "KV_CACHE_PRECISION": "f16"},
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
 _CACHE_SHARE = 0.25  # of the free memory
@@ -70,6 +77,9 @@ class OpenVinoTarget:
             "INFERENCE_NUM_THREADS": str(threads),
             **_PRECISION[numerics],
         }
+        group = weight_group(model)
+        if numerics == "fast" and group is not None and group < _ACTIVATION_GROUP:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group)
         compiled = ov.Core().compile_model(model, "CPU", config)
         ports = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in ports]

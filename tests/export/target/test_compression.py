@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
-from dovetail.export.convert.compression import stored_format, weight_elements
 from dovetail.export.convert.torch_model import load_torch
+from dovetail.export.target.ir_weights import stored_format, weight_elements
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TARGET_WEIGHTS, Manifest
 from dovetail.runtime.artifact.opening import open_artifact
