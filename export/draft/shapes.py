@@ -62,7 +62,7 @@ def misfit(config: DraftConfig, tensors: Mapping[str, Any]) -> tuple[str, str] |
     if missing or strange:
         what = f"no tensor for {missing[0]}" if missing else f"the tensor {strange[0]}, which nothing reads"
         return expected, what
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tuple(tensor.shape) != wanted[name]:
             return f"{name} of shape {wanted[name]}", f"{tuple(tensor.shape)}"
     return None

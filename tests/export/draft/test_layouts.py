@@ -4,6 +4,8 @@ against ones put together from transformers' own layers; and that each damaged o
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -402,6 +404,27 @@ def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: 
         read_draft(tmp_path, target)
 
 
+@pytest.mark.parametrize("longer", ["the draft's", "the target's"])
+def test_padding_tokens_are_no_other_vocabulary(longer: str, target: DraftedTarget, tmp_path: Path) -> None:
+    """llama.cpp names the rows that pad an embedding; but a hole, or a token behind the last in another's place, is
+    another vocabulary.
+    """
+    document = json.loads(target.source.tokenizer)
+    for names, message in (
+        ({"[PAD512]": 512, "[PAD513]": 513}, None),
+        ({"!": 512}, "another .* token '!'"),
+        ({"!": 3, "#": 1, "[PAD512]": 512}, "another .* token"),
+    ):
+        vocabulary = {**document["model"]["vocab"], **names}
+        changed = json.dumps(document | {"model": {**document["model"], "vocab": vocabulary, "merges": []}})
+        ours, theirs = (changed, target.source.tokenizer)[:: 1 if longer == "the draft's" else -1]
+        source = dataclasses.replace(target.source, tokenizer=theirs)
+        (tmp_path / "tokenizer.json").write_text(ours)
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+            check_draft(tmp_path, source)
+
+
 def test_a_damaged_tokenizer(target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
@@ -458,7 +481,7 @@ def test_our_drafts_weights_are_those_of_the_config(target: DraftedTarget, tmp_p
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"num_layers": 10**12}, r"to fit its config, .* got no tensor for blocks.999999999999.o_proj.weight"),
-        ({"intermediate_size": 7}, r"gate_proj.weight of shape \(7, 64\), got \(128, 64\)"),
+        ({"intermediate_size": 7}, r"down_proj.weight of shape \(64, 7\), got \(64, 128\)"),
         ({"qkv_bias": True}, "no tensor for blocks.0.k_proj.bias"),
         ({"head_dim": 16.0}, "positive whole numbers for hidden_size"),
         ({"rope_scale": "x"}, "finite frequencies"),
