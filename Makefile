@@ -8,13 +8,14 @@ CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Pyth
 	$(PYTHON) -c 'import sys; v = sys.version_info; \
 	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
 
-.PHONY: help install demo test test-fast lint types pytest wheel clean
+.PHONY: help install demo test test-fast test-gemma lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       install the runtime, then plain decoding beside Dovetail on the artifact that ships"
 	@echo "make test       install everything, then lint, types, tests, and the built wheel without torch"
 	@echo "make test-fast  the runtime's tests that need no export, in about a minute"
+	@echo "make test-gemma the tests with Gemma 3, which is fetched (250 MB, Gemma's licence)"
 	@echo "make install    a virtual environment $(DEV) with all extras"
 	@echo "make clean      remove what these made"
 
@@ -42,6 +43,10 @@ pytest: $(DEV)/installed
 # While working on the runtime: what needs no model made by torch (tests/conftest.py sets the mark).
 test-fast: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -q -m "not exports" --ignore=tests/runtime/batch tests/runtime tests/laws/test_architecture.py
+
+# Gemma 3 as a GGUF file, from its packages, under Gemma's licence (https://ai.google.dev/gemma/terms).
+test-gemma: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -q --gemma -m gemma
 
 # The wheel as a server gets it: in an environment without torch, away from the checkout.
 wheel: $(DEV)/installed $(WHEEL)/installed
