@@ -24,6 +24,8 @@ from dovetail.export.artifact.source_models import ReferenceLogits, source_model
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
 from dovetail.export.target.compression import Compression
+from dovetail.export.tokenizers.checking import check_tokenizers
+from dovetail.export.tokenizers.openvino_tokenizer import write_openvino_tokenizer
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
@@ -84,6 +86,10 @@ def write_artifact(
         raise UserError(
             f"expected no `weight_format` with an IR, got one for {origin.path}; give the checkpoint instead"
         )
+    if compression.weight_format == "keep" and _default_format(origin) != "keep":
+        raise UserError(
+            f"expected a GGUF with `weight_format` keep, got {origin.path}, whose weights have no blocks; drop it"
+        )
     settings = None
     if draft is not None:
         settings = _draft_settings(origin, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
@@ -98,6 +104,7 @@ def write_artifact(
         reference = model.reference_logits(ids, scratch)
         exported = None if settings is None else model.write_draft(settings, folder, ids)
         target = model.write_target(folder, None if exported is None else exported.taps)
+        _write_genai_files(origin, folder / "target")
         measured = checks.compare(folder, target, _reading(ids, target, reference, exported))
         scratch.unlink(missing_ok=True)
         info = None if exported is None else exported.info
@@ -140,6 +147,18 @@ def _reading(
         length = checks.window_length(target.context_length, target.sliding_window)
         return checks.Reading(ids, length, draft_agreement=agreement)
     return checks.Reading(ids, reference.length, reference.logits, agreement)
+
+
+def _write_genai_files(source: Source, target: Path) -> None:
+    """What OpenVINO GenAI wants beside the target's graph; an IR may have brought tokenizers along. Our runtime reads
+    none of it.
+    """
+    if source.layout != "ir":
+        template = source.chat_templates.get("default")
+        write_openvino_tokenizer(source.tokenizer, source.special_tokens, template, target)
+    check_tokenizers(source.tokenizer, target)
+    for name, settings in (("config.json", source.config), ("generation_config.json", source.generation_config)):
+        (target / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _num_check_tokens(source: Source) -> int:

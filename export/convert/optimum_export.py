@@ -39,8 +39,7 @@ def export_target(
     allow_pickle: bool = False,
     taps: Taps | None = None,
 ) -> TargetInfo:
-    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
-    GenAI wants beside them. With `taps` the hidden states are what those compute, not the last ones.
+    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`. With `taps` the hidden states are what those compute, not the last ones.
 
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel exports and OpenVINO's paged
     attention carries.
@@ -67,7 +66,6 @@ def export_target(
     gc.collect()
     shutil.rmtree(raw)
     check_bytes(folder, info, compression)
-    _genai_files(source, folder / "target")
     return info
 
 
@@ -136,25 +134,3 @@ def check_bytes(folder: Path, info: TargetInfo, compression: Compression) -> Non
     assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), (
         f"{size} bytes for {parameters} parameters as {compression.weight_format}"
     )
-
-
-def _genai_files(source: Path, target: Path) -> None:
-    """Tokenizer models and settings, so that OpenVINO GenAI's LLMPipeline opens the folder as it is. Our runtime reads
-    none of them.
-    """
-    import openvino as ov
-
-    with quiet_torch():
-        from openvino_tokenizers import convert_tokenizer
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        try:
-            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
-        except Exception as error:  # its own exception class, and whatever the conversion runs into
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"expected a tokenizer that openvino_tokenizers converts, got: {first}; GenAI could not open the target"
-            ) from None
-    ov.save_model(encoder, target / "openvino_tokenizer.xml")
-    ov.save_model(decoder, target / "openvino_detokenizer.xml")

@@ -57,6 +57,12 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("Gemma", {"head_dim": 16, "tie_word_embeddings": True}),
     "Gemma 2": ("Gemma2", _GEMMA | {"initializer_range": 0.3, "attn_logit_softcapping": None} | _TWO_KINDS),
     "Gemma 3": ("Gemma3", _GEMMA | {"initializer_range": 0.08} | _TWO_KINDS),
+    "SmolLM3": ("SmolLM3", {"no_rope_layer_interval": 2, "tie_word_embeddings": True}),
+    "Granite": (
+        "Granite",
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.2, "logits_scaling": 2.0},
+    ),
+    "OLMo 2": ("Olmo2", {}),
     "Phi-3": ("Phi3", {"sliding_window": WINDOW}),
     "Phi-4 mini": (
         "Phi3",

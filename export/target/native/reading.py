@@ -39,18 +39,17 @@ def hidden_states(source: Source, decoder: Decoder, windows: Windows, layers: Se
     parts = Parts(decoder, FloatWeights(source.tensors))
     table = source.tensors[EMBEDDING]
     streams = [table.look_up(ids) * np.float32(decoder.embedding_scale) for ids in windows]
-    kept: list[list[Matrix]] = [[] for _ in windows]
+    kept: dict[int, list[Matrix]] = {}  # what a layer reads, of each window
     with stage("reading the source in float32") as bar:
         for first, last in _runs(decoder, layers):
-            if first in layers:
-                for inputs, x in zip(kept, streams, strict=True):
-                    inputs.append(x)
+            kept[first] = streams
             run = _layers(decoder, parts, range(first, last))
             streams = [run(x) for x in streams]
             bar.update(last / (decoder.num_layers + 1), f"layer {last} of {decoder.num_layers}")
     x = _stream(decoder)
     norm = _compiled([x], parts.final_norm(x))
-    return [np.concatenate([*inputs, norm(x)], axis=1) for inputs, x in zip(kept, streams, strict=True)]
+    inputs = [[kept[layer][i] for layer in layers] for i in range(len(windows))]
+    return [np.concatenate([*read, norm(x)], axis=1) for read, x in zip(inputs, streams, strict=True)]
 
 
 def _runs(decoder: Decoder, layers: Sequence[int]) -> Iterator[tuple[int, int]]:

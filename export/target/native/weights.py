@@ -78,6 +78,10 @@ class Constants:
             values.tofile(self._file)
             self._file.flush()
             values = np.memmap(self._path, values.dtype, "c", start, values.shape)  # private: read alone
+        else:
+            values = np.require(
+                values, requirements=["C", "A", "W"]
+            )  # a safetensors file may hold it at an odd address
         self._mapped.append(values)
         if kind is not None:
             return op.constant(ov.Tensor(values, ov.Shape(shape), kind), shared_memory=True)
@@ -167,11 +171,6 @@ class StoredWeights:
         return op.convert(value, "f32") if kind == "f16" else value
 
     def _float(self, matrix: NDArray[Any]) -> Any:
-        if matrix.dtype == ml_dtypes.bfloat16:
-            constant = op.constant(
-                ov.Tensor(matrix.view(np.int16), ov.Shape(matrix.shape), ov.Type.bf16), shared_memory=True
-            )
-            return op.convert(constant, "f32")
         constant = self._constants.store(matrix)
         return constant if matrix.dtype == np.float32 else op.convert(constant, "f32")
 

@@ -75,6 +75,7 @@ def test_an_ir_becomes_an_artifact_without_torch(ir: Path, checkpoint: Path, tmp
         "parameters": 0,
         "weight_format": "fp32",
         "sliding_window": families.WINDOW,
+        "weight_forms": None,
     }
     assert manifest["checks"]["target_kl_mean"] is None
     assert manifest["checks"]["target_perplexity"] > 1
@@ -274,9 +275,9 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
         (files / name).write_bytes(b"no")
     with fake_hub.serving(files, REPOSITORY, monkeypatch, tmp_path / "cache") as asked:
         found = find_source(REPOSITORY, "v1")
-        assert not found.is_ir
+        assert found.layout == "checkpoint"
         wanted = {path.name for path in checkpoint.iterdir()}
-        assert set(asked) == wanted == {path.name for path in found.folder.iterdir()}
+        assert set(asked) == wanted == {path.name for path in found.path.iterdir()}
         with pytest.raises(UserError, match="someone/other, unknown there"):
             find_source("someone/other")
         with pytest.raises(UserError, match="a revision of someone/tiny, got 'v9'"):
@@ -285,14 +286,14 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     with gated, pytest.raises(UserError, match="gated"):
         find_source("someone/gated")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert find_source(REPOSITORY, "v1").folder == found.folder
+    assert find_source(REPOSITORY, "v1").path == found.path
     with pytest.raises(UserError, match=r"offline\?"):
         find_source("someone/elsewhere")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "nothing", "/no/where", "x y/z"])
 def test_what_is_no_source(name: str) -> None:
-    with pytest.raises(UserError, match="a checkpoint folder, an IR folder or a hub id"):
+    with pytest.raises(UserError, match=r"a checkpoint folder, a \.gguf file, an IR folder or a hub id"):
         find_source(name)
 
 
