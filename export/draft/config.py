@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.target.native.families import FAMILIES, read_decoder
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.errors import UserError
+
+_SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,15 +54,22 @@ class DraftConfig:
                 f"expected a draft of kind {', '.join(DRAFT_KINDS)}, got {self.kind!r}; train one with dovetail-export "
                 f"draft"
             )
-        if (
-            self.num_layers < 1
-            or self.num_heads % max(1, self.num_kv_heads)
-            or len(self.rope_frequencies) * 2 != self.head_dim
-        ):
+        sizes = [getattr(self, name) for name in _SIZES]
+        numbers = (self.rms_norm_eps, self.rope_scale, *self.rope_frequencies)
+        if not all(type(size) is int and size > 0 for size in sizes) or not all(map(_is_number, numbers)):
+            raise UserError(
+                f"expected a draft config with positive whole numbers for {', '.join(_SIZES)}, and finite frequencies, "
+                f"got {sizes}; train the draft again"
+            )
+        if self.num_heads % self.num_kv_heads or len(self.rope_frequencies) * 2 != self.head_dim:
             raise UserError(
                 "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the "
                 "draft again"
             )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def config_for(like: Decoder, num_blocks: int, kind: str = "dgf", **more: Any) -> DraftConfig:

@@ -83,8 +83,9 @@ def read_trained(source: Source, embedding: Matrix, lm_head: Matrix) -> DraftWei
     rows = config.vocab_size if config.head_size is None else config.head_size
     if problem is None and head.shape != (rows, config.hidden_size):
         problem = f"lm_head of shape {(rows, config.hidden_size)}", f"{head.shape}"
-    elif problem is None and (config.vocab_size if head_tokens is None else head_tokens.size) != rows:
-        problem = f"{rows} head_tokens", "none" if head_tokens is None else str(head_tokens.size)
+    shape = (config.vocab_size,) if head_tokens is None else head_tokens.shape
+    if problem is None and shape != (rows,):
+        problem = f"head_tokens of shape {(rows,)}", "none" if head_tokens is None else f"{shape}"
     if problem is not None:
         raise UserError(
             f"expected {source.path}/model.safetensors to fit its config, with {problem[0]}, got {problem[1]}; train "

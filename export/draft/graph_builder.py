@@ -152,7 +152,7 @@ class GraphBuilder:
 
     def rms_norm(self, x: Value, weight: Matrix, eps: float) -> Value:
         """Over the last axis."""
-        return self.op("RMSNormalization", x, self.constant(weight), axis=-1, epsilon=eps)
+        return self.op("RMSNormalization", x, self.constant(weight), axis=-1, epsilon=float(eps))
 
     def silu(self, x: Value) -> Value:
         """x sigmoid(x)."""

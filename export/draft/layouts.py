@@ -63,15 +63,19 @@ def _check_source(draft: Source, target: Source, tokenizer: Tokenizer) -> None:
 
 
 def _check_tokenizer(draft: Source, expected: Tokenizer) -> None:
-    """Raise `UserError` if the draft's tokenizer gives tokens other ids than the target's."""
+    """Raise `UserError` if the draft's tokenizer gives tokens other ids than the target's. One of the two may have more
+    tokens behind the other's last: llama.cpp names the rows that pad an embedding.
+    """
     where = draft.path / "tokenizer.json" if draft.layout == "checkpoint" else draft.path
     try:
         ours = Tokenizer.from_str(draft.tokenizer).get_vocab()
     except Exception as error:  # tokenizers raises nothing more precise
         raise UserError(f"expected a tokenizer in {where}, got: {error!s:.100}; copy the draft again") from None
     theirs = expected.get_vocab()
-    if ours != theirs:
-        token = min(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])[0]
+    last = min(max(vocabulary.values(), default=0) for vocabulary in (ours, theirs))
+    different = [(i, token) for token, i in set(ours.items()) ^ set(theirs.items()) if i <= last]
+    if different:
+        _, token = min(different)
         raise UserError(
             f"expected the target's tokenizer beside the draft, got another in {draft.path} (the token {token!r:.40} "
             f"is {ours.get(token, 'unknown')} there, {theirs.get(token, 'unknown')} in the target's); choose a draft "

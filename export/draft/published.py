@@ -110,7 +110,7 @@ class PublishedDraft:
         """The same for a draft that need not have the target's sizes."""
         return config_for(
             self.decoder(),
-            self._num_blocks(),
+            self.num_blocks,
             kind,
             qkv_bias=any(name.endswith("q_proj.bias") for name in self.tensors),
             qk_norm=any(name.endswith("q_norm.weight") for name in self.tensors),
@@ -125,7 +125,7 @@ class PublishedDraft:
         sizes = sizes if isinstance(sizes, dict) else self.document
         told = {
             "vocab_size": len(self.target.embedding),
-            "num_hidden_layers": self._num_blocks(),
+            "num_hidden_layers": self.num_blocks,
             "max_position_embeddings": _CONTEXT,
         }
         known = told | {name: value for name, value in sizes.items() if value is not None}
@@ -139,7 +139,9 @@ class PublishedDraft:
             )
         return decoder
 
-    def _num_blocks(self) -> int:
+    @property
+    def num_blocks(self) -> int:
+        """How many there are among the tensors."""
         numbers = {int(name[1]) for key in self.tensors if (name := re.match(r"layers\.(\d+)\.", key))}
         return max(1, len(numbers))
 

@@ -54,12 +54,15 @@ def misfit(config: DraftConfig, tensors: Mapping[str, Any]) -> tuple[str, str] |
     """What is not as a draft of this config has it, as words for (expected, got): a tensor that is missing, that
     nothing reads, or that has another shape. None where all is well.
     """
+    expected, last = f"the weights of a draft of kind {config.kind}", f"blocks.{config.num_layers - 1}.o_proj.weight"
+    if last not in tensors:  # before a config of a billion blocks makes a list of their names
+        return expected, f"no tensor for {last}"
     wanted = weight_shapes(config)
     missing, strange = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or strange:
         what = f"no tensor for {missing[0]}" if missing else f"the tensor {strange[0]}, which nothing reads"
-        return f"the weights of a draft of kind {config.kind}", what
-    for name, tensor in tensors.items():
+        return expected, what
+    for name, tensor in sorted(tensors.items()):
         if tuple(tensor.shape) != wanted[name]:
             return f"{name} of shape {wanted[name]}", f"{tuple(tensor.shape)}"
     return None

@@ -107,6 +107,14 @@ PUBLISHED: Mapping[str, str] = {
 WINDOWED = {name for name, (_, special) in FAMILIES.items() if special.get("sliding_window")}
 
 
+def family_config(model: str, special: Mapping[str, Any]) -> Any:
+    """The config of transformers' class `model`ForCausalLM."""
+    import transformers
+
+    name = {"Gemma3": "Gemma3TextConfig"}.get(model, f"{model}Config")
+    return getattr(transformers, name)(**_SIZES | special)
+
+
 def write_family(folder: Path, tokenizer: Path, model: str, special: Mapping[str, Any], seed: int = 0) -> Path:
     """A checkpoint of transformers' class `model`ForCausalLM, with the `tokenizer.json` at `tokenizer`."""
     import torch
@@ -114,9 +122,8 @@ def write_family(folder: Path, tokenizer: Path, model: str, special: Mapping[str
 
     from dovetail.export.quiet import quiet_torch
 
-    config_name = {"Gemma3": "Gemma3TextConfig"}.get(model, f"{model}Config")
     with quiet_torch():
-        config = getattr(transformers, config_name)(**_SIZES | special)
+        config = family_config(model, special)
         torch.manual_seed(seed)
         made = getattr(transformers, f"{model}ForCausalLM")(config)
         with torch.no_grad():

@@ -85,15 +85,19 @@ def _feature_layers(published: PublishedDraft) -> tuple[int, ...]:
     """
     document, num_layers = published.document, published.target.num_layers
     layers = document.get("eagle_aux_hidden_state_layer_ids")
+    first = 0
+    if layers is None and isinstance(document.get("eagle_config"), dict):
+        layers, first = document["eagle_config"].get("eagle_aux_hidden_state_layer_ids"), 1
     if layers is None:
-        outputs = (document.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-        layers = default_feature_layers(num_layers) if outputs is None else [layer + 1 for layer in outputs]
-    if not all(type(layer) is int and 0 <= layer < num_layers for layer in layers):
+        return default_feature_layers(num_layers)
+    whole = isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
+    inputs = tuple(layer + first for layer in layers) if whole else ()
+    if not inputs or not all(0 <= layer < num_layers for layer in inputs):
         raise UserError(
-            f"expected layers from 0 to {num_layers - 1} of the target for the draft's features, got {list(layers)} in "
+            f"expected layers from 0 to {num_layers - 1} of the target for the draft's features, got {layers!r:.80} in "
             f"{published.path}/config.json; choose a draft made for this target"
         )
-    return tuple(layers)
+    return inputs
 
 
 def _reduced_head(published: PublishedDraft) -> tuple[Matrix, NDArray[np.int64] | None]:

@@ -31,7 +31,8 @@ def _write(graph: GraphBuilder, draft: DraftWeights, features: Value | None, emb
 
 def _is_language_model(published: PublishedDraft) -> bool:
     """Where no architecture is named, as in a GGUF, `model_type` decides."""
-    architectures = published.document.get("architectures") or [f"{published.document.get('model_type')}ForCausalLM"]
+    named = published.document.get("architectures") or "ForCausalLM"
+    architectures = named if isinstance(named, list) else [named]
     return any(str(name).endswith("ForCausalLM") for name in architectures) and "embed_tokens" in published.names
 
 
@@ -53,6 +54,11 @@ def _read_language_model(published: PublishedDraft) -> DraftWeights:
         raise UserError(
             f"expected tokenizer.json beside the draft, to compare with the target's, got {path} without it; save "
             f"the fast tokenizer there"
+        )
+    if decoder.num_layers != published.num_blocks:
+        raise UserError(
+            f"expected the {decoder.num_layers} layers of the config, got {published.num_blocks} in {path}; copy the "
+            f"draft again"
         )
     vocab_size = len(published.target.embedding)
     config = dataclasses.replace(published.own_config("lm"), vocab_size=vocab_size)

@@ -15,6 +15,7 @@ import openvino as ov
 import pytest
 import torch
 from draft_kinds import random_draft, write_kind
+from lean_process import TORCH_FAMILY, run_without
 from plain_artifact import DRAFT
 from torch_drafts import drafted_target, run_torch, weights_of
 
@@ -48,6 +49,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lm like Qwen 2": {"kind": "lm", "qkv_bias": True},
     "lm like Qwen 3": {"kind": "lm", "qk_norm": True, "num_layers": 2},
 }
+
+EXPORT_DRAFTS = """
+from pathlib import Path
+from dovetail.export.draft.layouts import read_draft
+from dovetail.export.draft.onnx_graph import export_draft
+from dovetail.export.draft.published import DraftedTarget
+from dovetail.export.sources.finding import find_source
+source, folder = find_source(sys.argv[1]), Path(sys.argv[2])
+weights = [source.tensors[name].read() for name in ("model.embed_tokens.weight", "lm_head.weight")]
+for kind in sys.argv[3:]:
+    export_draft(read_draft(folder / kind, DraftedTarget(source, *weights)), folder / f"{kind}.onnx")
+"""
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -98,6 +111,17 @@ def test_the_kinds_are_those_of_the_runtime_and_of_the_command() -> None:
         assert dataclasses.replace(DRAFT, kind=name).reads_features == kind.reads_features
     (option,) = (option for option in dovetail_export.commands["draft"].params if option.name == "kind")
     assert list(option.type.choices) == TRAINED_KINDS  # type: ignore[attr-defined]  # it is a choice
+
+
+def test_every_kind_is_written_without_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for kind in KINDS:
+        write_kind(tmp_path / kind, tiny_checkpoint, kind)
+    done = run_without(TORCH_FAMILY, EXPORT_DRAFTS, str(tiny_checkpoint), str(tmp_path), *KINDS)
+    assert done.returncode == 0, done.stderr
+    for kind in KINDS:
+        draft = read_draft(tmp_path / kind, drafted_target(tiny_checkpoint))
+        export_draft(draft, tmp_path / "here.onnx")
+        assert (tmp_path / "here.onnx").read_bytes() == (tmp_path / f"{kind}.onnx").read_bytes()
 
 
 def test_another_kind_is_refused(tiny_checkpoint: Path) -> None:

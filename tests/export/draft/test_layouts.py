@@ -4,6 +4,8 @@ against ones put together from transformers' own layers; and that each damaged o
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -335,6 +337,13 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
     "another embedding": (_with("embed_tokens.weight", lambda t: torch.randn(V, D)), "the target's embedding"),
     "another vocabulary": (_with("embed_tokens.weight", lambda t: torch.randn(7, D)), r"embed_tokens.weight of shape"),
     "a norm before fc": (_with("fc_norm.0.weight", lambda t: torch.ones(D)), "fc_norm.0.weight .* not supported"),
+    "a head of another width": (_with("lm_head.weight", lambda t: torch.zeros(N, 7)), r"lm_head.weight of shape"),
+    "no token for a row": (_with("d2t", lambda t: t["d2t"][None]), r"d2t of shape \(96,\), got \(1, 96\)"),
+    "another activation": (lambda c, t: c.update(hidden_act="gelu"), "with SiLU .* got gelu"),
+    "heads rotated in part": (lambda c, t: c.update(partial_rotary_factor=0.5), "rotated as a whole, got rotated part"),
+    "layers that are none": (lambda c, t: c.update(eagle_aux_hidden_state_layer_ids=3), r"layers from 0 to 1 .* got 3"),
+    "settings that are none": (lambda c, t: c.update(eagle_config=[{}], num_attention_heads=0), "num_attention_heads"),
+    "a head as long as the universe": (lambda c, t: c.update(head_dim=10**9), "head_dim as a positive whole number up"),
     "no sizes": (lambda c, t: c.update(num_attention_heads="many"), "num_attention_heads as a positive .* 'many'"),
 }
 
@@ -395,6 +404,27 @@ def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: 
         read_draft(tmp_path, target)
 
 
+@pytest.mark.parametrize("longer", ["the draft's", "the target's"])
+def test_padding_tokens_are_no_other_vocabulary(longer: str, target: DraftedTarget, tmp_path: Path) -> None:
+    """llama.cpp names the rows that pad an embedding; but a hole, or a token behind the last in another's place, is
+    another vocabulary.
+    """
+    document = json.loads(target.source.tokenizer)
+    for names, message in (
+        ({"[PAD512]": 512, "[PAD513]": 513}, None),
+        ({"!": 512}, "another .* token '!'"),
+        ({"!": 3, "#": 1, "[PAD512]": 512}, "another .* token"),
+    ):
+        vocabulary = {**document["model"]["vocab"], **names}
+        changed = json.dumps(document | {"model": {**document["model"], "vocab": vocabulary, "merges": []}})
+        ours, theirs = (changed, target.source.tokenizer)[:: 1 if longer == "the draft's" else -1]
+        source = dataclasses.replace(target.source, tokenizer=theirs)
+        (tmp_path / "tokenizer.json").write_text(ours)
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+            check_draft(tmp_path, source)
+
+
 def test_a_damaged_tokenizer(target: DraftedTarget, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, _ = eagle(target, bias=True)
@@ -433,6 +463,28 @@ def test_other_families_are_no_drafts(target: DraftedTarget, tmp_path: Path) -> 
     for change, message in (
         ({"model_type": "gpt_neox"}, "of the families llama, mistral, qwen2, qwen3, got 'gpt_neox'"),
         ({"model_type": "mistral", "sliding_window": 100}, "a sliding window of 100"),
+        ({"num_hidden_layers": 3}, "the 3 layers of the config, got 2"),
+        ({"vocab_size": 511}, r"embed_tokens.weight of shape \(511, 64\)"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=message):
+            read_draft(tmp_path, target)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    write(tmp_path, config, tensors)
+    with pytest.raises(UserError, match="the LM head of an untied model"):
+        read_draft(tmp_path, target)
+
+
+def test_our_drafts_weights_are_those_of_the_config(target: DraftedTarget, tmp_path: Path) -> None:
+    save_draft(random_draft(target.source.path, kind="dgf"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"num_layers": 10**12}, r"to fit its config, .* got no tensor for blocks.999999999999.o_proj.weight"),
+        ({"intermediate_size": 7}, r"down_proj.weight of shape \(64, 7\), got \(64, 128\)"),
+        ({"qkv_bias": True}, "no tensor for blocks.0.k_proj.bias"),
+        ({"head_dim": 16.0}, "positive whole numbers for hidden_size"),
+        ({"rope_scale": "x"}, "finite frequencies"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):

@@ -11,12 +11,13 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from openvino import opset13
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dovetail.export.convert.optimum_export import _optimum_export
 from dovetail.export.convert.torch_model import load_torch, target_features
 from dovetail.export.draft.kinds.eagle3 import default_feature_layers
-from dovetail.export.draft.target_features import add_projected_features
+from dovetail.export.draft.target_features import add_projected_features, layer_input
 from dovetail.runtime.errors import UserError
 
 LAYERS = (0, 1, 1)
@@ -49,6 +50,16 @@ def test_features_are_those_of_transformers(checkpoint: Path, tmp_path: Path) ->
     assert (
         taken[..., : config.hidden_size] - taken[..., config.hidden_size : 2 * config.hidden_size]
     ).abs().max() > 0.1
+
+
+def test_layers_of_our_own_graphs_are_found_by_name() -> None:
+    x = opset13.parameter([-1, -1, 8], np.float32, name="x")
+    stream = opset13.add(x, np.float32(1))
+    stream.set_friendly_name("layers.1.input")
+    model = ov.Model([opset13.relu(stream)], [x])
+    assert layer_input(model, 1).get_node().get_friendly_name() == "layers.1.input"
+    with pytest.raises(UserError, match="one input of the target's layer 10"):
+        layer_input(model, 10)
 
 
 def test_a_layer_that_is_not_there(tiny_artifact_fp32: Path) -> None:

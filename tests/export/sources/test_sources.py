@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from lean_process import EXPORT, TORCH_FAMILY, run_without
 from openvino import opset13
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -35,17 +34,7 @@ from dovetail.runtime.targets.openvino.ir import read_ir
 TEXT = "def parse(text):\n    return text.split()\n\n" * 20
 REPOSITORY = "someone/tiny"
 
-WITHOUT_TORCH = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        family = ("torch", "transformers", "optimum", "nncf", "onnx", "safetensors", "huggingface_hub")
-        if name.partition(".")[0] in family:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Missing())
-from dovetail.export.commands.cli import main
-main()
-"""
+NOT_NEEDED = (*TORCH_FAMILY, "onnx", "safetensors", "huggingface_hub")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +63,7 @@ def test_an_ir_becomes_an_artifact_without_torch(ir: Path, checkpoint: Path, tmp
     (tmp_path / "text").write_text(TEXT)
     out = tmp_path / "out"
     arguments = ["model", str(ir), "-o", str(out), "--check-text", str(tmp_path / "text"), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_without(NOT_NEEDED, EXPORT, *arguments)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout.splitlines()[-1])
     assert manifest["target"] | {"parameters": 0} == {
