@@ -77,7 +77,8 @@ def _prompt(prompt: str | None, file: str | None) -> str:
                 assert file is not None
                 with open(file, "rb") as handle:
                     data = handle.read(MAX_PROMPT_FILE_BYTES + 1)
-            prompt = data.decode().removesuffix("\n").removesuffix("\r")  # editors and echo end every file so
+            prompt = data.decode()
+            prompt = prompt.removesuffix("\r\n" if prompt.endswith("\r\n") else "\n")  # editors and echo end files so
         except OSError as error:
             raise UserError(f"--file {file}: expected a readable file, got {error.strerror}; check the path") from None
         except UnicodeDecodeError as error:

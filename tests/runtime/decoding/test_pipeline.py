@@ -62,6 +62,26 @@ def test_text_ids_and_messages_are_prompts(pipe: Pipeline) -> None:
     assert by_messages.token_ids == pipe.generate(rendered, **SAMPLED).token_ids
 
 
+def test_what_a_prompt_has_no_use_for_is_refused(pipe: Pipeline) -> None:
+    for prompt, settings in (
+        (PROMPT, {"tools": [{"type": "function"}]}),
+        (PROMPT, {"chat_template_kwargs": {"a": 1}}),
+        ([1, 2], {"chat_template_kwargs": {"a": 1}}),
+        ([{"role": "user", "content": "x"}], {"parse_special": True}),
+        ([1, 2], {"parse_special": True}),
+        ([{"role": "user", "content": "x"}], {"tools": [{"type": "function"}]}),  # the template does not name them
+    ):
+        with pytest.raises(UserError, match=r"drop (it|them)$"):
+            pipe.generate(prompt, **settings, **SAMPLED)
+
+
+def test_control_tokens_in_a_text_may_be_meant(pipe: Pipeline) -> None:
+    assert pipe.encode("a<|endoftext|>b").count(0) == 1, "the tokenizer's own, in front"
+    assert pipe.encode("a<|endoftext|>b", parse_special=True).count(0) == 2
+    one, other = (pipe.generate(text, parse_special=True, **SAMPLED) for text in ("<|endoftext|>", "a<|endoftext|>"))
+    assert (one.prompt_tokens, other.prompt_tokens) == (1, 3)
+
+
 def test_several_prompts_and_several_answers(pipe: Pipeline) -> None:
     one, two = pipe.generate([PROMPT, "import os"], **SAMPLED)
     assert one.token_ids == pipe.generate(PROMPT, **SAMPLED).token_ids
