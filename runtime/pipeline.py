@@ -310,6 +310,7 @@ class Pipeline:
             ends=frozenset() if config.ignore_eos else config.eos_token_id,
             foresight=sampler.foresee if config.temperature > 0 else blind,
             window=self.target.window,
+            rope_border=self.target.info.rope_border,
         )
         return Stream(
             self.engine,

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length, windows
+from dovetail.export.artifact.comparison import (
+    TOKENS,
+    WINDOW,
+    Ids,
+    Logits,
+    num_tokens,
+    torch_logits,
+    window_length,
+    windows,
+)
 from dovetail.export.sources.base import Source
 from dovetail.export.target.compression import Compression
 from dovetail.export.target.ir_import import import_target, read_source_ir
 from dovetail.export.target.native.families import is_native, read_decoder
 from dovetail.export.target.native.reading import hidden_states, write_logits
 from dovetail.export.target.native.scheme import scheme
-from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors
+from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors, tensor_shapes
 from dovetail.export.target.native.writing import write_native_target
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
 from dovetail.runtime.errors import UserError
@@ -41,6 +52,10 @@ class ReferenceLogits:
 
 class SourceModel(Protocol):
     """Asked in this order; `folder` is the artifact's, under construction."""
+
+    def num_check_tokens(self) -> int:
+        """On how many tokens of held-out text it is compared."""
+        ...
 
     def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits | None:
         """What the source makes of `ids`, kept in the file `scratch`; None where its weights are taken as they are."""
@@ -81,11 +96,25 @@ class NativeModel:
         self._source, self._compression, self._decoder = source, compression, read_decoder(source)
         check_tensors(source, self._decoder)
 
-    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+    @property
+    def _window_length(self) -> int:
         window = min((layer.window for layer in self._decoder.layers if layer.window), default=None)
-        length = window_length(self._decoder.context_length, window)
+        return window_length(self._decoder.context_length, window, self._decoder.rope_border)
+
+    def num_check_tokens(self) -> int:
+        parameters = sum(math.prod(shape) for shape in tensor_shapes(self._decoder).values())
+        ways = 1 if self._decoder.rope_border is None else 2  # to read a window: see `text_length`
+        return num_tokens(parameters, ways * self._window_length)
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+        length, border = self._window_length, self._decoder.rope_border
         parts = [part[:-1] for part in windows(ids, length)]
-        hidden = hidden_states(self._source, self._decoder, parts)
+        if border is None:
+            hidden = hidden_states(self._source, self._decoder, parts)
+        else:  # every second window as of a text beyond the border: see `text_length`
+            within = hidden_states(self._source, self._decoder, parts[::2])
+            beyond = hidden_states(self._source, self._decoder.beyond_border(), parts[1::2])
+            hidden = [both for pair in itertools.zip_longest(within, beyond) for both in pair if both is not None]
         return ReferenceLogits(length, write_logits(self._source, self._decoder, hidden, scratch))
 
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
@@ -116,6 +145,9 @@ class CheckpointModel:
         self._source, self._compression = source, compression
         self._torch_model: Any = None
         self._parameters = 0
+
+    def num_check_tokens(self) -> int:
+        return num_tokens(sum(math.prod(tensor.shape) for tensor in self._source.tensors.values()), WINDOW)
 
     def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
         from dovetail.export.convert.torch_model import load_torch
@@ -159,6 +191,9 @@ class IrModel:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+
+    def num_check_tokens(self) -> int:
+        return TOKENS
 
     def reference_logits(self, ids: Ids, scratch: Path) -> None:
         return None

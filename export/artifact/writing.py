@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,8 +99,8 @@ def write_artifact(
         _write_settings(origin, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
             write_chat_examples(origin, folder)
-        ids = checks.held_out_ids(tokenizer, check_text, _num_check_tokens(origin))
         model, scratch = source_model(origin, compression), folder / "scratch"
+        ids = checks.held_out_ids(tokenizer, check_text, model.num_check_tokens())
         reference = model.reference_logits(ids, scratch)
         exported = None if settings is None else model.write_draft(settings, folder, ids)
         target = model.write_target(folder, None if exported is None else exported.taps)
@@ -145,7 +144,7 @@ def _reading(
 ) -> checks.Reading:
     agreement = None if exported is None else exported.agreement
     if reference is None:
-        length = checks.window_length(target.context_length, target.sliding_window)
+        length = checks.window_length(target.context_length, target.sliding_window, target.rope_border)
         return checks.Reading(ids, length, draft_agreement=agreement)
     return checks.Reading(ids, reference.length, reference.logits, agreement)
 
@@ -160,13 +159,6 @@ def _write_genai_files(source: Source, target: Path) -> None:
     check_tokenizers(source.tokenizer, target)
     for name, settings in (("config.json", source.config), ("generation_config.json", source.generation_config)):
         (target / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _num_check_tokens(source: Source) -> int:
-    parameters = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-    window = source.config.get("sliding_window")
-    length = checks.window_length(source.config.get("max_position_embeddings") or checks.WINDOW, window)
-    return checks.num_tokens(parameters, length)
 
 
 def _default_format(source: Source) -> str:

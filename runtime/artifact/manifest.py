@@ -30,6 +30,7 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 TOOL_USE_TEMPLATE = "tokenizer/additional_chat_templates/tool_use.jinja"  # where transformers keeps it, too
 GENERATION_CONFIG = "tokenizer/generation_config.json"
 CHAT_EXAMPLES = "tokenizer/chat_examples.json"
+LONG_POSITIONS = 1 << 24  # added to the positions of a text beyond its `rope_border`; no context is that long
 FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]
 
 _PART = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|\Z))[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?"
@@ -74,7 +75,9 @@ class FileEntry:
 class TargetInfo:
     """The target as exported. `weight_format`: one of `WEIGHT_FORMATS`; `architecture`: transformers' `model_type`;
     `sliding_window`: tokens that the most short-sighted layer sees, None where all see the whole context.
-    `weight_forms`: how many weights are stored in which form (int8, or a GGUF's Q4_1), where the export chose it.
+    `rope_border`: a text of more tokens than this is computed with other rotary frequencies, in all its positions
+    (longrope). `weight_forms`: how many weights are stored in which form (int8, or a GGUF's Q4_1), where the export
+    chose it.
     """
 
     architecture: str
@@ -86,6 +89,7 @@ class TargetInfo:
     weight_format: str
     sliding_window: int | None = None
     weight_forms: dict[str, int] | None = None
+    rope_border: int | None = None
 
     def __post_init__(self) -> None:
         _in_range("hidden_size", self.hidden_size, 1, 1 << 20)
@@ -95,6 +99,8 @@ class TargetInfo:
         _in_range("parameters", self.parameters, 1, 1 << 50)
         if self.sliding_window is not None:
             _in_range("sliding_window", self.sliding_window, 1, 1 << 24)
+        if self.rope_border is not None:
+            _in_range("rope_border", self.rope_border, 1, self.context_length)
         for form, count in (self.weight_forms or {}).items():
             _require(_is_label(form, 20), "the name of a form of weights", form)
             _in_range(f"weights as {form}", count, 1, 1 << 50)

@@ -43,12 +43,13 @@ class Conversation:
         self.drawn = [range(span.start, min(span.stop, length)) for span in self.drawn if span.start < length]
         self._tokens = list(prompt)
         try:
-            kept = self.cache.roll_back(length)
+            self.cache.roll_back(length)
+            self.cache.target.set_text_length(len(prompt))
         except BaseException:  # what it holds is not known: the next turn begins anew
             self._forget()
             raise
         self._making = sequence
-        return kept
+        return self.cache.target.length
 
     def end(self, tokens: Items[int]) -> None:
         """The turn is over, and `tokens` were emitted in it."""

@@ -39,9 +39,12 @@ def chunks(tokens: Int64s, vocab_size: int) -> Iterator[Int64s]:
     return (tokens[begin : begin + size] for begin in range(0, len(tokens), size))
 
 
-def log_probs(engine: TargetEngine, tokens: Int64s) -> Iterator[Float64s]:
-    """[C, V] a chunk: what the target expects behind each of `tokens` [T], read from an empty cache."""
+def log_probs(engine: TargetEngine, tokens: Int64s, text_length: int | None = None) -> Iterator[Float64s]:
+    """[C, V] a chunk: what the target expects behind each of `tokens` [T], read from an empty cache, as the beginning
+    of a text of `text_length`, None: T.
+    """
     sequence = engine.sequence()
+    sequence.set_text_length(text_length or len(tokens))
     try:
         for chunk in chunks(tokens, engine.info.vocab_size):
             out = engine.forward([Step(sequence, chain(chunk), is_prompt=True)])[0]

@@ -22,7 +22,7 @@ from openvino.op.util import Variable, VariableInfo
 from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.target.native.rotary import Rotary
 from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, PROJECTION
-from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT
+from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, LONG_POSITIONS
 
 LOWEST = -65504.0  # float16's: what a hidden position is scored with
 Role = Literal["embedding", "head", "attention", "output", "gate_up", "down", "projection"]
@@ -79,12 +79,32 @@ class Parts:
 
     def angles(self, rotary: Rotary, positions: Any) -> Angles:
         """Cosine and sine [B, 1, T, E] at `positions` [B, T], E the rotated part of a head."""
-        frequencies = op.constant(np.array(rotary.frequencies, np.float32).reshape(1, -1, 1))
-        columns = op.unsqueeze(op.convert(positions, "f32"), _index(1))  # [B, 1, T]
-        half = op.transpose(op.matmul(frequencies, columns, False, False), integers(0, 2, 1))  # [B, T, E / 2]
+        if rotary.long_frequencies is None or rotary.border is None:
+            half = self._turned(rotary.frequencies, positions)
+        else:
+            is_long, positions = self._beyond(rotary.border, positions)
+            parts = (self._turned(f, positions) for f in (rotary.long_frequencies, rotary.frequencies))
+            half = op.select(op.unsqueeze(is_long, _index(2)), *parts)
         whole = op.concat([half, half], -1)
         cosine, sine = (self._scaled(f(whole), rotary.scale) for f in (op.cos, op.sin))
         return op.unsqueeze(cosine, _index(1)), op.unsqueeze(sine, _index(1))
+
+    def _turned(self, frequencies: Sequence[float], positions: Any) -> Any:
+        """Angles [B, T, E / 2]."""
+        rows = op.constant(np.array(frequencies, np.float32).reshape(1, -1, 1))
+        columns = op.unsqueeze(op.convert(positions, "f32"), _index(1))  # [B, 1, T]
+        return op.transpose(op.matmul(rows, columns, False, False), integers(0, 2, 1))
+
+    def _beyond(self, border: int, positions: Any) -> tuple[Any, Any]:
+        """Which rows [B, T] are of texts longer than `border`, and their positions. The runtime says so, by
+        `LONG_POSITIONS` on top of them, and keeps both kinds apart in one pass. Where nobody does (OpenVINO GenAI), a
+        position beyond the border makes all rows such, as in transformers.
+        """
+        mark = _index(LONG_POSITIONS)
+        is_marked = op.greater_equal(positions, mark)
+        farthest = op.reduce_max(op.select(is_marked, _index(0), positions), integers(0, 1), False)
+        is_long = op.logical_or(is_marked, op.greater_equal(farthest, _index(border)))
+        return is_long, op.select(is_marked, op.subtract(positions, mark), positions)
 
     def layer(self, number: int, x: Any, angles: Angles | None, mask: Mask, cache: KeyValue) -> Any:
         """x [B, T, D] -> x [B, T, D] behind layer `number`, whose attention hides what `mask` does."""

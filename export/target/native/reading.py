@@ -42,7 +42,8 @@ def hidden_states(source: Source, decoder: Decoder, windows: Windows, layers: Se
     kept: dict[int, list[Matrix]] = {}  # what a layer reads, of each window
     with stage("reading the source in float32") as bar:
         for first, last in _runs(decoder, layers):
-            kept[first] = streams
+            if first in layers:
+                kept[first] = streams
             run = _layers(decoder, parts, range(first, last))
             streams = [run(x) for x in streams]
             bar.update(last / (decoder.num_layers + 1), f"layer {last} of {decoder.num_layers}")

@@ -59,4 +59,5 @@ def write_native_target(
         weight_format=weight_format,
         sliding_window=min((layer.window for layer in decoder.layers if layer.window), default=None),
         weight_forms=dict(weights.forms),
+        rope_border=decoder.rope_border,
     )

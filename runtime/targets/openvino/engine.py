@@ -170,6 +170,7 @@ class OpenVinoSequence:
     def __init__(self, engine: OpenVinoTarget, table: PageTable) -> None:
         self._engine = engine
         self.table = table
+        self._is_long = False  # whether the text is beyond the border of its rotary frequencies
         self._tree: Tree | None = None  # that there is room for
         self._paths: list[list[int]] = []  # of that tree
         self._branches: list[PageTable] = []  # of its paths behind the first
@@ -179,6 +180,14 @@ class OpenVinoSequence:
     def length(self) -> int:
         """See `TargetSequence`."""
         return self.table.length
+
+    def set_text_length(self, length: int) -> None:
+        """See `TargetSequence`."""
+        border = self._engine.info.rope_border
+        is_long = border is not None and length > border
+        if is_long != self._is_long:
+            self.truncate(0)
+            self._is_long = is_long
 
     def reserve(self, num_tokens: int) -> None:
         """See `TargetSequence`."""
@@ -225,11 +234,11 @@ class OpenVinoSequence:
             self.reserve(len(tokens))
             depths, mask = (np.arange(len(tokens)), None) if is_chain else (tree.depths(), tree.ancestors())
             self._homes = None
-            return [Rows(tokens, depths, past, self.table.pages, mask)], None
+            return [Rows(tokens, depths, past, self.table.pages, mask, is_long=self._is_long)], None
         self.reserve_tree(tree)
         tables = [self.table, *self._branches]
         parts = [
-            Rows(tree.tokens[path], np.arange(len(path)), past, table.pages, are_alone=True)
+            Rows(tree.tokens[path], np.arange(len(path)), past, table.pages, are_alone=True, is_long=self._is_long)
             for path, table in zip(self._paths, tables, strict=True)
         ]
         if len(parts) == 1:
@@ -271,7 +280,9 @@ class OpenVinoSequence:
 
     def fork(self) -> OpenVinoSequence:
         """See `TargetSequence`."""
-        return OpenVinoSequence(self._engine, self.table.fork())
+        other = OpenVinoSequence(self._engine, self.table.fork())
+        other._is_long = self._is_long
+        return other
 
     def close(self) -> None:
         """See `TargetSequence`."""
