@@ -11,7 +11,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
 
-from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.engine import Engine
@@ -34,13 +34,14 @@ from dovetail.runtime.policies.base import Policy, unmeasured_tree
 from dovetail.runtime.policies.costs import ASSUMED, Costs
 from dovetail.runtime.policies.host_profile import HostProfile, profile_for
 from dovetail.runtime.policies.pace import Pace
-from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.sampling.config import ALL_THAT_IS_LEFT, GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.settings import plain
 from dovetail.runtime.targets.base import TargetEngine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.targets.row_check import checked
 from dovetail.runtime.text.chat_format import ChatFormat
-from dovetail.runtime.text.chat_template import Message, check_messages
+from dovetail.runtime.text.chat_template import Message, Tools, check_messages
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
@@ -105,6 +106,7 @@ class Pipeline:
             capacity=tokens * (config.sequences or 1),
             at_most=None if config.sequences else tokens * MAX_TEXTS,
             acceptance=config.acceptance,
+            weights=artifact.file(TARGET_WEIGHTS),
         )
         self.row_check = None
         if config.acceptance == "confirmed":
@@ -126,6 +128,11 @@ class Pipeline:
     def _policies(self) -> dict[float, Policy]:
         """By temperature, what trees a text gets: that of the nearest temperature."""
         config, manifest = self.engine_config, self.artifact.manifest
+        if config.draft == "artifact" and manifest.draft is None:
+            raise UserError(
+                "draft 'artifact': expected an artifact with a draft, got one without; use draft lookup or auto, or "
+                "export it with a draft"
+            )
         if config.draft == "lookup":
             return {0.0: Policy("lookup")}
         if config.draft == "none" or manifest.draft is None:
@@ -174,13 +181,18 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free both models. The pipeline can't be used afterwards; closing again does nothing."""
-        if not self._closed:
+        """Free both models. Texts that are being made end as cancelled. The pipeline can't be used afterwards; closing
+        again does nothing.
+        """
+        with self.engine.lock:  # no other thread is in the middle of a pass
+            if self._closed:
+                return
             self._closed = True
-            if "chat" in self.__dict__:
-                self.chat.close()
+            self.engine.close()
             self.draft = None
             self.target.close()
+        if "chat" in self.__dict__:
+            self.chat.close()
 
     @overload
     def generate(
@@ -188,7 +200,9 @@ class Pipeline:
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> Generation: ...
     @overload
@@ -197,7 +211,9 @@ class Pipeline:
         prompt: Sequence[Prompt],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> list[Generation]: ...
     def generate(
@@ -205,17 +221,20 @@ class Pipeline:
         prompt: Prompt | Sequence[Prompt],
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         **controls: Any,
     ) -> Generation | list[Generation]:
         """Continue `prompt` to its end; see `stream`. A list of prompts gives a list of generations, made together.
 
         With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
         """
+        prompt = [plain(one) for one in prompt] if isinstance(prompt, list) else plain(prompt)
         many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
-        prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
-        encoded = [self.encode(one, tools) for one in prompts]
+        prompts: Sequence[Prompt] = prompt if many else [prompt]
+        encoded = [self.encode(one, tools, chat_template_kwargs, parse_special) for one in prompts]
         for ids in encoded:
             self._room(len(ids), config)  # all prompts are refused before the first is begun
         with contextlib.ExitStack() as opened:
@@ -247,7 +266,9 @@ class Pipeline:
         prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
         conversation: Conversation | None = None,
         sequence: int = 0,
         policy: Policy | None = None,
@@ -256,13 +277,19 @@ class Pipeline:
         """Continue `prompt` chunk by chunk. `controls` are `GenerationConfig`'s fields and change `config`, which
         replaces the artifact's own defaults.
 
-        A `conversation` keeps its caches for the next turn. `tools` go into the chat template of messages. A stream is
-        one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`. `policy` says what trees it
-        gets, in place of what was chosen for this machine and its temperature. Raises `ContextOverflowError` when
-        prompt and answer do not fit the context; nothing is ever cut silently.
+        `tools`, `chat_template_kwargs` and `parse_special` are those of `encode`. A `conversation` keeps its caches for
+        the next turn. A stream is one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`.
+        `policy` says what trees it gets, in place of what was chosen for this machine and its temperature. Raises
+        `ContextOverflowError` when prompt and answer do not fit the context: only the artifact's own limits give way
+        to it.
         """
         config = self.config(config, **controls)
-        return self._stream(self.encode(prompt, tools), config, conversation, sequence, policy)
+        if conversation is not None and not conversation.belongs_to(self.engine):
+            raise UserError(
+                "conversation: expected one of this pipeline, got another's; make it with its conversation()"
+            )
+        ids = self.encode(prompt, tools, chat_template_kwargs, parse_special)
+        return self._stream(ids, config, conversation, sequence, policy)
 
     def _stream(
         self,
@@ -283,6 +310,7 @@ class Pipeline:
             ends=frozenset() if config.ignore_eos else config.eos_token_id,
             foresight=sampler.foresee if config.temperature > 0 else blind,
             window=self.target.window,
+            rope_border=self.target.info.rope_border,
         )
         return Stream(
             self.engine,
@@ -295,24 +323,42 @@ class Pipeline:
             setup=RunSetup("CPU", self.draft_device, self.target.numerics, self.threads),
         )
 
-    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """The token ids of a prompt of any kind; `tools` go into the chat template of messages.
+    def encode(
+        self,
+        prompt: Prompt,
+        tools: Tools | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
+    ) -> list[int]:
+        """The token ids of a prompt of any kind. Control tokens that someone wrote into it stay text.
 
-        Raises `UserError` for an empty prompt, ids out of the vocabulary, and messages in a wrong shape.
+        Messages go through the chat template, with `tools` and with what else it may name, such as `enable_thinking`
+        or `documents`: `chat_template_kwargs`. If the last of them is an assistant's, the answer goes on with that.
+        With `parse_special` the control tokens in a text are meant, as in one that a chat template has made.
+
+        Raises `UserError` for an empty prompt, ids out of the vocabulary, messages in a wrong shape, and for what its
+        kind of prompt has no use for.
         """
+        prompt = plain(prompt)
+        is_chat = isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+        for name, given in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
+            if given and not is_chat:
+                raise UserError(f"{name}: expected messages with them, got a prompt without a chat template; drop them")
+        if parse_special and not isinstance(prompt, str):
+            raise UserError("parse_special: expected a text, got another kind of prompt; drop it")
         if isinstance(prompt, (bytes, bytearray)):
             raise UserError("prompt: expected text, token ids or messages, got bytes; decode them first")
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            ids = self.tokenizer.encode(prompt, parse_special=parse_special)
+        elif is_chat:
             check_messages(prompt)
-            ids = self.chat.encode(prompt, tools=tools)  # type: ignore[arg-type]  # checked the line before
+            ids = self.chat.encode(prompt, tools=tools, variables=chat_template_kwargs)  # type: ignore[arg-type]  # checked the line before
         elif isinstance(prompt, Sequence):
             vocab_size = self.artifact.manifest.target.vocab_size
-            for token in prompt:
+            ids = [plain(token) for token in prompt]
+            for token in ids:
                 if type(token) is not int or not 0 <= token < vocab_size:
                     raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {token!r:.40}")
-            ids = list(prompt)  # type: ignore[arg-type]  # all integers
         else:
             raise UserError(f"prompt: expected text, token ids or messages, got {type(prompt).__name__}")
         if not ids or prompt == "":
@@ -326,8 +372,7 @@ class Pipeline:
 
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
-        if self._closed:
-            raise UserError("expected an open pipeline, got a closed one; load the artifact again")
+        self.engine.check_open()
         model = None if self.draft is None else ModelDraft(self.draft)
         lookup = LookupDraft() if self.looks_up else None
         return Conversation(self.engine, TextCache(self.target.sequence(), model, lookup))
@@ -338,20 +383,44 @@ class Pipeline:
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""
-        merged = (config or self.tokenizer.generation).with_changes(**controls)
+        own, most = self.tokenizer.generation, controls.get("max_new_tokens")
+        if config is None and isinstance(most, int) and 0 < most < own.min_new_tokens:
+            controls = {"min_new_tokens": most, **controls}  # the artifact's own limit gives way
+        merged = (config or own).with_changes(**controls)
         if not merged.eos_token_id:
             merged = merged.with_changes(eos_token_id=self.tokenizer.eos_token_ids)
         merged.check(self.artifact.manifest.target.vocab_size)
         return merged
 
     def _room(self, prompt_tokens: int, config: GenerationConfig) -> int:
-        """How many tokens the answer may have."""
-        left = self.ctx_size - prompt_tokens
-        wanted = config.max_new_tokens or max(config.min_new_tokens, min(DEFAULT_NEW_TOKENS, max(left, 1)))
-        if wanted > left:
-            longest = self.artifact.manifest.target.context_length
+        """How many tokens the answer may have. The artifact's own limits give way to the context, a caller's do not."""
+        left, own = self.ctx_size - prompt_tokens, self.tokenizer.generation
+        wanted, longest = config.max_new_tokens, self.artifact.manifest.target.context_length
+        longer = f", or raise ctx_size (the model's limit: {longest})" if self.ctx_size < longest else ""
+        if left < 1:
             raise ContextOverflowError(
                 f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
-                f"prompt and {wanted} to generate; shorten them or raise ctx_size (the model's limit: {longest})"
+                f"prompt; shorten it{longer}"
+            )
+        if wanted == ALL_THAT_IS_LEFT:
+            return left
+        if wanted is None and config.max_length is not None:
+            wanted = config.max_length - prompt_tokens
+            if wanted < 1:
+                raise ContextOverflowError(
+                    f"max_length: expected more than the prompt's {prompt_tokens} tokens, got {config.max_length}; "
+                    "shorten the prompt, raise it, or give max_new_tokens"
+                )
+            wanted = min(wanted, left) if config.max_length == own.max_length else wanted
+        elif wanted is None:
+            least = max(config.min_new_tokens, min(config.min_length - prompt_tokens, left))
+            wanted = max(least, min(DEFAULT_NEW_TOKENS, left))
+        elif wanted == own.max_new_tokens:
+            wanted = min(wanted, left)
+        if wanted > left:
+            raise ContextOverflowError(
+                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
+                f"prompt and {wanted} to generate; {left} are left: ask for no more, or for -1, which is all of them"
+                f"{longer}"
             )
         return wanted

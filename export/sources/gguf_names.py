@@ -56,7 +56,7 @@ def as_stored(tensor: GgufTensor, architecture: str, heads: int, kv_heads: int) 
     if architecture in _INTERLEAVED and ".k_proj." in name:
         rows = _halves(tensor.shape[0], kv_heads)
     shift = -1.0 if architecture in _NORMS_PLUS_ONE and name.endswith("norm.weight") else 0.0
-    return StoredTensor(name, tensor.shape, tensor.kind, tensor.raw, tensor.to_float, rows, shift)
+    return StoredTensor(name, tensor.shape, tensor.kind, tensor.raw, lambda raw, _: tensor.to_float(raw), rows, shift)
 
 
 def _name(name: str, architecture: str) -> str | None:

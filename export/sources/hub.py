@@ -20,6 +20,7 @@ _SETTINGS = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_TEMPLATES = "additional_chat_templates/*.jinja"
 _SAFE = ("*.safetensors", "*.safetensors.index.json")
 _IR = ("openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.*", "openvino_detokenizer.*")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -41,11 +42,12 @@ def download(repository: str, revision: str | None, allow_pickle: bool) -> Path:
         ) from None
     wanted = f"{repository} at {revision}" if revision else repository
     patterns = [*_SETTINGS, *_SAFE, *_IR, *(_PICKLED if allow_pickle else ())]
+    below = [f"*/{pattern}" for pattern in patterns]  # a pattern's star stands for folders, too
     _log.info(f"hub: {wanted}")
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+                repository, revision=revision, allow_patterns=[*patterns, _TEMPLATES], ignore_patterns=below
             )
         )
     except errors.GatedRepoError:

@@ -33,6 +33,7 @@ class Line:
     is_said: bool = False  # a person says the text to an assistant; else it is a text to continue
     is_chat: bool = False  # of OpenAI's two shapes of an answer, that of a chat
     controls: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prompt(self, has_chat_template: bool) -> Asked:
         """What the pipeline is asked: what is said becomes a user's message where the model has a chat template."""
@@ -63,6 +64,7 @@ def read_line(number: int, data: bytes, like_openai: bool) -> Line:
                 asked=request.prompt,
                 is_chat=request.is_chat,
                 controls=request.controls,
+                chat_template_kwargs=request.chat_template_kwargs,
             )
         if "messages" in entry:
             return Line(number, line_id, is_openai, asked=openai_request.messages(entry["messages"], where))

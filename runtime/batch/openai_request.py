@@ -18,6 +18,7 @@ from dovetail.runtime.text.chat_template import check_messages
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 _KEYS = ("custom_id", "method", "url", "body")
 _PROMPT_KEY = {CHAT: "messages", COMPLETION: "prompt"}
+_VARIABLES = "chat_template_kwargs"
 _IGNORED = frozenset({"model", "user", "metadata", "store"})
 _CONTROL_OF = {
     "max_tokens": "max_new_tokens",
@@ -44,11 +45,13 @@ _TOKEN = re.compile(r"[0-9]{1,18}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What a body asks for; `controls` are fields of `GenerationConfig`."""
+    """What a body asks for; `controls` are fields of `GenerationConfig`, `chat_template_kwargs` those of vLLM and
+    llama-server."""
 
     is_chat: bool
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]
     controls: Mapping[str, Any]
+    chat_template_kwargs: Mapping[str, Any]
 
 
 def is_request(entry: Mapping[str, Any]) -> bool:
@@ -78,7 +81,10 @@ def read_request(entry: Mapping[str, Any], where: str) -> Request:
     if key not in body:
         raise UserError(f"{where}: expected {key} in the body, got none; add it")
     prompt = messages(body[key], where) if is_chat else _prompt(body[key], where)
-    return Request(is_chat, prompt, _controls(body, url, where))
+    variables = body.get(_VARIABLES) or {}
+    if _VARIABLES in body and not (is_chat and isinstance(variables, dict)):
+        _refuse(where, _VARIABLES, "an object, beside messages", body[_VARIABLES], "correct it")
+    return Request(is_chat, prompt, _controls(body, url, where), variables)
 
 
 def messages(value: Any, where: str) -> list[Mapping[str, Any]]:
@@ -119,7 +125,7 @@ def _controls(body: Mapping[str, Any], url: str, where: str) -> dict[str, Any]:
     controls: dict[str, Any] = {}
     source: dict[str, str] = {}
     for field, given in body.items():
-        if field in _IGNORED or field == _PROMPT_KEY[url]:
+        if field in _IGNORED or field in (_VARIABLES, _PROMPT_KEY[url]):
             continue
         if field in _NOTHING:
             if given is not None and given not in _NOTHING[field]:

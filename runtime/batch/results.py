@@ -108,7 +108,7 @@ class Results:
         return best
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.decode([token], skip_special_tokens=False)
+        return self._tokenizer.token_text(token)
 
 
 def _plain(answer: Generation) -> Document:

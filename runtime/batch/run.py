@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dovetail.runtime.artifact.manifest import CHAT_TEMPLATE
 from dovetail.runtime.batch.line import Line
@@ -40,9 +40,18 @@ class Figures:
 class BatchRun:
     """Call `advance` until `is_done`, then or earlier `close`."""
 
-    def __init__(self, pipe: Pipeline, config: GenerationConfig, lines: Iterator[Line], out: OutputFile) -> None:
-        """Answers `lines` into `out`, which has begun; their own controls win over `config`."""
+    def __init__(
+        self,
+        pipe: Pipeline,
+        config: GenerationConfig,
+        lines: Iterator[Line],
+        out: OutputFile,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Answers `lines` into `out`, which has begun; their own controls win over `config`, and their own
+        `chat_template_kwargs` over those given here."""
         self.figures = Figures()
+        self._variables = chat_template_kwargs or {}
         self._out, self._config = out, config
         self._has_chat_template = pipe.artifact.has(CHAT_TEMPLATE) or pipe.engine_config.chat_template is not None
         self._results = Results(pipe.artifact.manifest.name, pipe.tokenizer, out.batch_id)
@@ -88,4 +97,6 @@ class BatchRun:
             config = self._config.with_changes(**{"seed": seed, **line.controls})
         except UserError as error:
             return error
-        return Request(line.prompt(self._has_chat_template), config)
+        prompt = line.prompt(self._has_chat_template)
+        is_chat = not isinstance(prompt, str) and isinstance(prompt[0], Mapping)
+        return Request(prompt, config, {**self._variables, **line.chat_template_kwargs} if is_chat else None)

@@ -42,8 +42,16 @@ _SEQUENCES = dataclasses.replace(
 @flags.options([_SEQUENCES])[0]
 @options.controls
 @options.engine
+@options.chat_template_kwargs
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document, a summary.")
-def batch(artifact: str, file: str, output: str, as_json: bool, **given: Any) -> None:
+def batch(
+    artifact: str,
+    file: str,
+    output: str,
+    chat_template_kwargs: dict[str, Any] | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Answer every line of FILE with the model in ARTIFACT, several lines at a time.
 
     FILE (- is stdin) has a JSON object a line, with messages, turns, question, instruction and input, or prompt; or it
@@ -61,7 +69,7 @@ def batch(artifact: str, file: str, output: str, as_json: bool, **given: Any) ->
     with Interrupts() as interrupts:
         try:
             with out, open_input(file) as source:
-                figures = _run(artifact, source, out, controls, engine, interrupts)
+                figures = _run(artifact, source, out, controls, engine, chat_template_kwargs, interrupts)
         except KeyboardInterrupt:
             figures = None
     done, failed = out.tally.done, out.tally.failed
@@ -85,18 +93,20 @@ def _run(
     out: OutputFile,
     controls: dict[str, Any],
     engine: dict[str, Any],
+    variables: dict[str, Any] | None,
     interrupts: Interrupts,
 ) -> Figures | None:
     """What it took to bring the batch to its end; None if that was interrupted."""
     digest = open_artifact(path, trust=True).digest  # a mere look: hashes are checked before anything is loaded
     lines = source.lines()
-    out.begin(_origin(source, digest, controls, engine), lines, controls.pop("seed", None), secrets.randbits(32))
+    origin = _origin(source, digest, controls, engine) | ({"chat_template_kwargs": variables} if variables else {})
+    out.begin(origin, lines, controls.pop("seed", None), secrets.randbits(32))
     if out.tally.done:
         notice(f"going on: {out.tally.done} of {_lines(source.count)} are there")
     with _open(path, controls, engine) as pipe, count_bar("lines", source.count, out.tally.done) as show:
         from dovetail.runtime.batch.run import BatchRun
 
-        run = BatchRun(pipe, pipe.config(**controls), lines, out)
+        run = BatchRun(pipe, pipe.config(**controls), lines, out, variables)
         interrupts.is_patient = True
         try:
             while not run.is_done:

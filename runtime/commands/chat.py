@@ -16,17 +16,27 @@ from dovetail.runtime.terminal.console import in_flags, notice
 if TYPE_CHECKING:
     from dovetail.runtime.decoding.generation import Generation
 
-HELP = "/reset forgets all, /stats tells what the last answer cost, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+HELP = (
+    "/reset forgets all, /stats tells what the last answer cost, /exit or Ctrl-D leaves, Ctrl-C stops an answer; "
+    "anything else is said, /reset too with a blank before it"
+)
 
 
 @click.command()
 @click.argument("artifact", type=click.Path())
 @click.option("--system", help="A system message before the conversation.")
+@options.chat_template_kwargs
 @options.controls
 @options.engine
 @click.option("--show-draft", is_flag=True, help="Colour the tokens that the draft had guessed.")
-def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -> None:
-    """Talk with the model in ARTIFACT, whose chat template frames the messages."""
+def chat(
+    artifact: str, system: str | None, chat_template_kwargs: dict[str, Any] | None, show_draft: bool, **settings: Any
+) -> None:
+    """Talk with the model in ARTIFACT, whose chat template frames the messages.
+
+    A line is a message, but for the commands /help, /reset, /stats and /exit. One that is to be said has a blank before
+    it.
+    """
     controls, engine = options.split(settings)
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
@@ -34,9 +44,8 @@ def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -
     if config.num_return_sequences > 1 or config.logprobs is not None:
         raise UserError("expected one answer a turn, got --num-return-sequences or --logprobs; use dovetail generate")
     opening = [] if system is None else [{"role": "system", "content": system}]
-    pipe.encode(
-        [*opening, {"role": "user", "content": "hello"}]
-    )  # a model without a template is refused before the first word
+    hello = {"role": "user", "content": "hello"}
+    pipe.encode([*opening, hello], None, chat_template_kwargs)  # what can't be is refused before the first word
     notice(HELP)
     messages, last = list(opening), None
     with pipe.conversation() as conversation:
@@ -49,12 +58,18 @@ def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -
                 notice("the conversation is forgotten")
             elif line == "/stats":
                 _stats(last)
-            elif line.startswith("/"):
+            elif line == "/help":
                 notice(HELP)
-            elif line:
+            elif line.strip():
                 asked = [*messages, {"role": "user", "content": line}]
                 try:
-                    stream = pipe.stream(asked, config, conversation=conversation, sequence=len(asked))
+                    stream = pipe.stream(
+                        asked,
+                        config,
+                        chat_template_kwargs=chat_template_kwargs,
+                        conversation=conversation,
+                        sequence=len(asked),
+                    )
                 except UserError as error:
                     notice(f"error: {in_flags(str(error), click.get_current_context().command)}")
                     continue
@@ -65,7 +80,7 @@ def chat(artifact: str, system: str | None, show_draft: bool, **settings: Any) -
 def _read() -> str | None:
     """The next line of the user's; None at the end. On a terminal with a prompt, and Ctrl-C only drops the line."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input("> " if sys.stdin.isatty() else "").rstrip()
     except EOFError:
         return None
     except KeyboardInterrupt:

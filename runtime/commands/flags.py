@@ -91,7 +91,8 @@ def options(settings: Iterable[Setting]) -> list[Callable[[F], F]]:
 def _option(about: Setting) -> Callable[[F], F]:
     words, text = (*about.other_flags, about.flag, about.name), _help(about.help, about.default_text)
     if isinstance(about.kind, Switch):
-        return click.option(*words, is_flag=True, default=None, help=text)
+        names = f"{about.flag}/--no-{about.flag[2:]}" if about.default else about.flag  # one that is on can be put off
+        return click.option(*about.other_flags, names, about.name, is_flag=True, default=None, help=text)
     if isinstance(about.kind, Choice):
         return click.option(*words, type=click.Choice(about.kind.names), help=text)
     takes, is_repeatable = _TYPES[type(about.kind)]

@@ -20,6 +20,7 @@ MAX_PROMPT_FILE_BYTES = 16 << 20
 @click.argument("artifact", type=click.Path())
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", "file", type=click.Path(), help="Read the prompt from a file; - is stdin.")
+@click.option("--special", "parse_special", is_flag=True, help="Control tokens in the prompt are meant as such.")
 @options.controls
 @options.engine
 @click.option("--stats", is_flag=True, help="Print a table of what the rounds did.")
@@ -29,18 +30,24 @@ def generate(
     artifact: str,
     prompt: str | None,
     file: str | None,
+    parse_special: bool,
     stats: bool,
     show_draft: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Continue PROMPT (or a file, or stdin) with the model in ARTIFACT."""
+    """Continue PROMPT (or a file, or stdin) with the model in ARTIFACT.
+
+    Of a file and of stdin the last line end is not part of the prompt. Control tokens in a prompt are plain text,
+    unless --special says that they are meant, as in a prompt that a chat template has made.
+    """
     text = _prompt(prompt, file)
     controls, engine = options.split(settings)
     controls.setdefault("seed", secrets.randbits(32))
     pipe = options.open_pipeline(artifact, controls, engine)
     config = pipe.config(**controls)
-    streams = [pipe.stream(text, config, sequence=number) for number in range(config.num_return_sequences)]
+    ids = pipe.encode(text, parse_special=parse_special)
+    streams = [pipe.stream(ids, config, sequence=number) for number in range(config.num_return_sequences)]
     streams[0].share_prompt(streams[1:])  # they are made together; what the later ones say waits for its turn
     results = []
     for number, stream in enumerate(streams):
@@ -71,6 +78,7 @@ def _prompt(prompt: str | None, file: str | None) -> str:
                 with open(file, "rb") as handle:
                     data = handle.read(MAX_PROMPT_FILE_BYTES + 1)
             prompt = data.decode()
+            prompt = prompt.removesuffix("\r\n" if prompt.endswith("\r\n") else "\n")  # editors and echo end files so
         except OSError as error:
             raise UserError(f"--file {file}: expected a readable file, got {error.strerror}; check the path") from None
         except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from dovetail.runtime.commands.flags import F, given_settings, options
 from dovetail.runtime.decoding.engine_config import EngineConfig, Shape
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
-from dovetail.runtime.settings import settings_of
+from dovetail.runtime.settings import settings_of, unknown_name
 from dovetail.runtime.terminal.console import hashing_bar, notice, waiting
 
 if TYPE_CHECKING:
@@ -38,6 +38,30 @@ def controls(command: F) -> F:
 def engine(command: F) -> F:
     """How the models are run."""
     return _decorated(command, [*options(_ENGINE.values()), _TRUST])
+
+
+def chat_template_kwargs(command: F) -> F:
+    """What a chat template may name besides messages."""
+    words = "--chat-template-kwargs", "chat_template_kwargs"
+    text = "JSON object of what the chat template may name besides: '{\"enable_thinking\": false}'."
+    return click.option(*words, callback=_read_object, metavar="JSON", help=text)(command)
+
+
+def _read_object(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    from dovetail.runtime.artifact import strict_json
+
+    if text is None:
+        return None
+    remedy = "quote it for the shell"
+    try:
+        document = strict_json.parse(
+            text.encode("utf-8", "surrogateescape"), parameter.opts[0], _MAX_CONFIG_BYTES, remedy
+        )
+    except ArtifactError as error:  # the strict reader takes every text for an artifact's
+        raise UserError(str(error)) from None
+    if not isinstance(document, dict):
+        raise UserError(f"{parameter.opts[0]}: expected a JSON object, got {strict_json.shown(document)}; {remedy}")
+    return document
 
 
 def part_of_engine(**help_texts: str) -> Callable[[F], F]:
@@ -86,11 +110,10 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise UserError(f"--config {str(error).removesuffix('; export the artifact again')}; correct it") from None
     if not isinstance(document, dict):
         raise UserError(f"--config {path}: expected a JSON object of settings, got {strict_json.shown(document)}")
+    known = {**CONTROLS, **_ENGINE}
     for name in document:
-        if name not in CONTROLS and name not in _ENGINE:
-            raise UserError(
-                f"--config {path}: expected names of controls and engine settings, got {name!r:.60}; README lists them"
-            )
+        if name not in known:
+            raise UserError(f"--config {path}: {unknown_name(name, known, 'names of controls and engine settings')}")
     tree, parts = document.get("tree"), {part for part, *_ in Shape.parts}
     if tree is not None and not (isinstance(tree, dict) and set(tree) <= parts):
         raise UserError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dovetail.runtime.decoding.generation import Generation
 from dovetail.runtime.decoding.stream import Stream
@@ -20,10 +20,12 @@ LOOK_AHEAD = 4  # requests that may be begun or done before the oldest one is, a
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt, and how it is answered; a config of None means the artifact's own defaults."""
+    """One prompt, and how it is answered; a config of None means the artifact's own defaults. For
+    `chat_template_kwargs` see `Pipeline.encode`."""
 
     prompt: Prompt
     config: GenerationConfig | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class _Place:
             return
         try:
             config = pipe.config(request.config)
-            ids = pipe.encode(request.prompt)
+            ids = pipe.encode(request.prompt, None, request.chat_template_kwargs)
             self._streams = [pipe.stream(ids, config, sequence=number) for number in range(config.num_return_sequences)]
             self._streams[0].share_prompt(self._streams[1:])
         except UserError as error:

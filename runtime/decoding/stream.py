@@ -44,7 +44,9 @@ class Stream:
         self._conversation, self._keeps_conversation, self._setup = conversation, keeps_conversation, setup
         self._ends = frozenset[int]() if config.ignore_eos else config.eos_token_id
         self._seed = config.seed
-        self._detokenizer = tokenizer.stream()
+        self._tokenizer = tokenizer
+        self._shows_special = not config.skip_special_tokens
+        self._detokenizer = tokenizer.stream(config.skip_special_tokens, sequence.text)
         self._stops = StopScanner(config.stop_strings, config.include_stop_str_in_output)
         self._is_open = False
         self._inbox: deque[Chunk] = deque()
@@ -114,8 +116,9 @@ class Stream:
         if self._is_open or self._reason is not None:
             return
         with self._engine.lock:
+            self._engine.check_open()
             self._engine.sweep()
-            self._sequence.reused = self._conversation.begin(self._sequence.text)
+            self._sequence.reused = self._conversation.begin(self._sequence)
             self._sequence.drawn_before = self._conversation.drawn
             self._is_open = True
             ending = _Ending(self._conversation, self._sequence, self._keeps_conversation)
@@ -209,7 +212,7 @@ class Stream:
             self._token_ids.append(token)
             self._drafted.append(i < update.accept_length)
             ends = token in self._ends
-            pieces.append("" if ends else self._stops.feed(self._detokenizer.push([token])))
+            pieces.append(self._let_out(token, ends))
             if ends or self._stops.found:
                 update.sequence.end("stop")
                 break
@@ -223,6 +226,15 @@ class Stream:
         chunk = Chunk(pieces, self._token_ids[before:], self._drafted[before:], logprobs, reason)
         self._text += chunk.text
         return chunk
+
+    def _let_out(self, token: int, ends: bool) -> str:
+        """The text that can be shown now that `token` has come. A special token is seen by the stop strings even where
+        it is not shown; what `ends` the answer is shown with the special tokens only."""
+        if self._shows_special:
+            return self._stops.feed(self._detokenizer.push([token]))
+        if ends:
+            return ""
+        return self._stops.feed(self._detokenizer.push([token]), self._tokenizer.skipped_text(token))
 
     def _flush(self) -> str:
         return self._stops.feed(self._detokenizer.finish()) + self._stops.finish()

@@ -9,106 +9,95 @@ as long as its `ChatTemplate` and renders one prompt per line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import selectors
-import subprocess
-import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.text.template_worker import MAX_MEMORY_BYTES
-
-TIMEOUT_S = 10.0
-MAX_TEXT_BYTES = 16 << 20
+from dovetail.runtime.text.template_process import TemplateProcess
 
 Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]]
+
+_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rendering:
+    """A prompt's text, and for each of its characters who wrote it: `TEMPLATE`, `CALLER` or `ASSISTANT` of
+    `owned_text.py`."""
+
+    text: str
+    owners: bytes
+
+    def front(self, length: int) -> Rendering:
+        """The first `length` characters."""
+        return Rendering(self.text[:length], self.owners[:length])
 
 
 class ChatTemplate:
-    """One template. `render` may be called from several threads; they take turns."""
+    """One template. It may be rendered from several threads; they take turns."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """`special_tokens`: what the template may name, such as `bos_token` and `eos_token`."""
-        self._source = source
-        self._special_tokens = dict(special_tokens)
-        self._worker: subprocess.Popen[bytes] | None = None
+    def __init__(self, source: str, special_tokens: Mapping[str, str], control_tokens: Iterable[str] = ()) -> None:
+        """`special_tokens`: what the template may name, such as `bos_token` and `eos_token`. `control_tokens`: the
+        texts that count as one token where the template writes them."""
+        self.source = source
+        named = list(special_tokens.values())
+        self._process = TemplateProcess(
+            {
+                "source": source,
+                "special_tokens": dict(special_tokens),
+                "control_tokens": [token for token in control_tokens if token in source or token in named],
+            }
+        )
         self._lock = threading.Lock()
 
-    def render(
+    def render(self, messages: Sequence[Message], **arguments: Any) -> str:
+        """The text of `rendering`."""
+        return self.rendering(messages, **arguments).text
+
+    def rendering(
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         add_generation_prompt: bool = True,
-    ) -> str:
-        """The prompt text. Raises `UserError` for messages the template refuses, `ArtifactError` for a template that
-        runs too long, grows too big, or reaches for what it must not."""
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendering:
+        """The prompt, and who wrote what of it. `variables` are what the template may name besides.
+
+        Raises `UserError` for messages the template refuses, `ArtifactError` for a template that runs too long, grows
+        too big, or reaches for what it must not.
+        """
         check_messages(messages)
+        variables = variables or {}
+        for name in _OWN_VARIABLES:
+            if name in variables:
+                raise UserError(f"chat_template_kwargs: expected names beside {', '.join(_OWN_VARIABLES)}, got {name}")
         job = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            line = json.dumps(job).encode() + b"\n"
+            line = json.dumps(job | {"variables": variables}).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"messages: expected what JSON can hold, got {error}; pass texts, numbers and lists"
             ) from None
         with self._lock:
-            answer = self._ask(line)
+            answer = self._process.ask(line)
         if "text" in answer:
-            return str(answer["text"])
+            return Rendering(answer["text"], b"".join(bytes([owner]) * length for owner, length in answer["owners"]))
         if answer["kind"] == "refused":
             raise UserError(f"messages: refused by the chat template: {answer['error']:.300}")
         raise ArtifactError(f"chat template: expected a prompt, got {answer['error']:.300}; pass another chat_template")
 
     def close(self) -> None:
         """End the worker."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.communicate()
-            self._worker = None
+        self._process.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
-
-    def _ask(self, line: bytes) -> dict[str, Any]:
-        if self._worker is not None and self._worker.poll() is not None:  # somebody killed it
-            self.close()
-        worker = self._worker or self._start()
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        answer = b""
-        with contextlib.suppress(BrokenPipeError), selectors.DefaultSelector() as selector:
-            worker.stdin.write(line)
-            worker.stdin.flush()
-            selector.register(worker.stdout, selectors.EVENT_READ)
-            while not answer.endswith(b"\n") and len(answer) <= MAX_TEXT_BYTES:
-                if not selector.select(TIMEOUT_S):
-                    self.close()
-                    return {"kind": "failed", "error": f"nothing within {TIMEOUT_S:g} s"}
-                piece = worker.stdout.read1(1 << 20)  # type: ignore[attr-defined]  # a buffered reader
-                if not piece:
-                    break
-                answer += piece
-        if not answer.endswith(b"\n"):
-            self.close()
-            return {
-                "kind": "failed",
-                "error": f"no text below {MAX_TEXT_BYTES} bytes and {MAX_MEMORY_BYTES} of memory",
-            }
-        document: dict[str, Any] = json.loads(answer)
-        return document
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # -P: the folder that the user stands in must not provide modules. A session of its own: Ctrl-C is not for it.
-        command = [sys.executable, "-P", "-m", "dovetail.runtime.text.template_worker"]
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self._worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
-        assert self._worker.stdin is not None
-        setting = {"source": self._source, "special_tokens": self._special_tokens}
-        self._worker.stdin.write(json.dumps(setting).encode() + b"\n")
-        return self._worker
 
 
 def check_messages(messages: object) -> None:

@@ -116,14 +116,14 @@ class TextStream:
     the library's rule one bad byte spoils the whole run.
     """
 
-    def __init__(self, pieces: Pieces, skipped: frozenset[int]) -> None:
-        """`skipped`: ids that leave no text (the special tokens)."""
+    def __init__(self, pieces: Pieces, skipped: frozenset[int], starts: bool = True) -> None:
+        """`skipped`: ids that leave no text (the special tokens). `starts`: no text stands before this one."""
         self._pieces = pieces
         self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._run = bytearray()
-        self._lead_left = pieces.decoder.lead_count
-        self._started = False
+        self._lead_left = pieces.decoder.lead_count if starts else 0
+        self._started = not starts
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that can be shown now that `ids` have arrived; often less than they spell, never more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 
@@ -13,27 +14,38 @@ class StopScanner:
         self._stops = stops
         self._include = include
         self._held = ""
+        self._is_shown = bytearray()  # a byte for each character that is held
         self.found = False
 
-    def feed(self, piece: str) -> str:
-        """What of the text so far may be shown now. After a stop string was found, nothing more is."""
+    def feed(self, piece: str, hidden: str = "") -> str:
+        """What of the text so far may be shown now. After a stop string was found, nothing more is.
+
+        `hidden` text follows the piece: it belongs to the text in which stop strings are looked for, and is never
+        shown.
+        """
         if self.found:
             return ""
-        self._held += piece
+        if not self._stops:
+            return piece
+        self._held += piece + hidden
+        self._is_shown += b"\1" * len(piece) + b"\0" * len(hidden)
         hits = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if hits:
             end, at = min(hits)  # the first to be complete, however the text was cut into pieces
             self.found = True
-            return self._held[: end if self._include else at]
+            return self._let_out(end if self._include else at)
         overlap = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown = self._held[: len(self._held) - overlap]
-        self._held = self._held[len(shown) :]
-        return shown
+        return self._let_out(len(self._held) - overlap)
 
     def finish(self) -> str:
         """The text ends here: what was held back is no stop string."""
-        rest, self._held = ("" if self.found else self._held), ""
-        return rest
+        return "" if self.found else self._let_out(len(self._held))
+
+    def _let_out(self, count: int) -> str:
+        """The first `count` characters, but for the hidden ones; they are not held any longer."""
+        shown = "".join(itertools.compress(self._held[:count], self._is_shown))
+        self._held, self._is_shown = self._held[count:], self._is_shown[count:]
+        return shown
 
 
 def _overlap(text: str, stop: str) -> int:

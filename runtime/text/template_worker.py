@@ -1,71 +1,86 @@
-"""The process that renders a chat template in bounded memory: `chat_template.py` starts it, sends it jobs, and ends it
-when it takes too long.
+"""The process that renders a chat template in bounded memory: `template_process.py` starts it, sends it jobs, and ends
+it when it takes too long.
 """
 
 from __future__ import annotations
 
-import datetime
+import itertools
 import json
+import os
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dovetail.runtime.text.owned_text import ASSISTANT, CALLER, owned_by, owners_of
+
 MAX_MEMORY_BYTES = 1 << 30
+READY = b"ready\n"
+_ROLE = re.compile(r"[A-Za-z0-9_-]+")
+_SAID = ("content", "reasoning_content")
 
 
-def _compile(source: str) -> Any:
-    """The template as transformers would compile it: same options, filters, functions and tags."""
-    import jinja2
-    from jinja2 import ext, nodes, sandbox
+def _owned_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages as the template gets them, see `owned_text.py`.
 
-    class Generation(ext.Extension):
-        """`{% generation %}` marks an assistant's words for training; here it is its body."""
+    A role is the template's if it is a plain name, because templates build marks with it: '<|' + message.role + '|>'.
+    """
+    return [{key: _owned_field(message, key) for key in message} for message in messages]
 
-        tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
 
-        def parse(self, parser: Any) -> Any:
-            lineno = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=lineno)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+def _owned_field(message: Mapping[str, Any], key: str) -> Any:
+    value = message[key]
+    if key == "role" and _ROLE.fullmatch(value):
+        return value
+    return owned_by(value, ASSISTANT if message["role"] == "assistant" and key in _SAID else CALLER)
 
 
 def work() -> None:
-    """Settings on the first line of stdin, a job on every further one, an answer each on stdout."""
+    """Settings on the first line of stdin, a job on every further one; on stdout a word when ready, then an answer
+    each."""
     import resource
 
     import jinja2
 
+    from dovetail.runtime.text.template_environment import TemplateEnvironment
+
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    _write(READY)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # nobody reads on there
     setting = json.loads(sys.stdin.buffer.readline())
     template: Any = None
     for line in sys.stdin.buffer:
-        answer: dict[str, str]
         try:
-            template = template or _compile(setting["source"])
-            answer = {"text": template.render(**setting["special_tokens"], **json.loads(line))}
+            template = template or TemplateEnvironment(setting["control_tokens"]).from_string(setting["source"])
+            job = json.loads(line)
+            variables = {
+                "messages": _owned_messages(job["messages"]),
+                "tools": owned_by(job["tools"], CALLER),
+                "documents": None,
+                "add_generation_prompt": job["add_generation_prompt"],
+                **setting["special_tokens"],
+                **{name: owned_by(value, CALLER) for name, value in job["variables"].items()},
+            }
+            text = template.render(variables)
+            runs = [[owner, len(list(run))] for owner, run in itertools.groupby(owners_of(text))]
+            _answer({"text": text, "owners": runs})
         except jinja2.exceptions.SecurityError as error:
-            answer = {"kind": "failed", "error": f"an access that is not allowed: {error}"}
+            _answer({"kind": "failed", "error": f"an access that is not allowed: {error}"})
         except jinja2.TemplateSyntaxError as error:
-            answer = {"kind": "failed", "error": f"a syntax error in line {error.lineno}: {error}"}
+            _answer({"kind": "failed", "error": f"a syntax error in line {error.lineno}: {error}"})
         except jinja2.TemplateError as error:
-            answer = {"kind": "refused", "error": str(error)}
+            _answer({"kind": "refused", "error": str(error)})
         except Exception as error:
-            answer = {"kind": "failed", "error": f"{type(error).__name__}: {error}"}
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
+            _answer({"kind": "failed", "error": f"{type(error).__name__}: {error}"})
+
+
+def _answer(document: dict[str, Any]) -> None:
+    _write(json.dumps(document).encode() + b"\n")
+
+
+def _write(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -252,10 +252,9 @@ def _check_model(model: Any) -> int:
             _require(name in flags or name in nothing, "model", "the fields of a BPE model", name)
             (flags | nothing)[name](model[name], f"model.{name}")
         _require(isinstance(vocab, dict), "model.vocab", "an object", vocab)
-        good = all(type(i) is int and 0 <= i < _MAX_ID for i in vocab.values())
-        _require(
-            good and len(set(vocab.values())) == len(vocab), "model.vocab", f"distinct ids below {_MAX_ID}", "others"
-        )
+        wrong = {token: i for token, i in vocab.items() if not (type(i) is int and 0 <= i < _MAX_ID)}
+        wrong = wrong or _with_equal_values(vocab)
+        _require(not wrong, "model.vocab", f"distinct ids below {_MAX_ID}", wrong)
         unknown = model.get("unk_token")
         _require(
             unknown is None or (type(unknown) is str and unknown in vocab),
@@ -265,7 +264,8 @@ def _check_model(model: Any) -> int:
         )
         merges = model.get("merges")
         _require(isinstance(merges, list), "model.merges", "a list", merges)
-        _require(all(_is_merge(merge) for merge in merges), "model.merges", "pairs of tokens", "others")
+        odd = [merge for merge in merges if not _is_merge(merge)]
+        _require(not odd, "model.merges", "pairs of tokens", odd[:1])
         return len(vocab)
     _require(model.get("type") == "Unigram", "model.type", "BPE or Unigram", model.get("type"))
     _require(
@@ -275,8 +275,10 @@ def _check_model(model: Any) -> int:
         sorted(model),
     )
     _require(isinstance(vocab, list) and len(vocab) < _MAX_ID, "model.vocab", "a list", vocab)
-    _require(all(_is_scored(entry) for entry in vocab), "model.vocab", "tokens with scores", "others")
-    _require(len({entry[0] for entry in vocab}) == len(vocab), "model.vocab", "distinct tokens", "doubles")
+    odd = [entry for entry in vocab if not _is_scored(entry)]
+    _require(not odd, "model.vocab", "tokens with scores", odd[:1])
+    doubles = _with_equal_values({i: entry[0] for i, entry in enumerate(vocab)})
+    _require(not doubles, "model.vocab", "distinct tokens", doubles)
     _number(0, len(vocab) - 1)(model.get("unk_id"), "model.unk_id")
     _flag(model.get("byte_fallback", False), "model.byte_fallback")
     return len(vocab)
@@ -314,19 +316,24 @@ def _check_added_tokens(added: Any) -> None:
         added,
     )
     flags = {"single_word", "lstrip", "rstrip", "normalized", "special"}
-    contents = set()
     for token in added:
         _require(
             isinstance(token, dict) and set(token) == flags | {"id", "content"}, where, "complete added tokens", token
         )
-        _number(0, _MAX_ID - 1)(token["id"], where)
-        _text(1, _MAX_TOKEN_CHARS)(token["content"], where)
+        _text(1, _MAX_TOKEN_CHARS)(token["content"], f"{where}.content")
+        _number(0, _MAX_ID - 1)(token["id"], f"{where}.id of {strict_json.shown(token['content'])}")
         for name in flags:
-            _flag(token[name], f"{where}.{name}")
-        contents.add(token["content"])
-    _require(
-        len(contents) == len({token["id"] for token in added}) == len(added),
-        where,
-        "distinct tokens and ids",
-        "doubles",
-    )
+            _flag(token[name], f"{where}.{name} of {strict_json.shown(token['content'])}")
+    for name in ("content", "id"):
+        doubles = _with_equal_values({i: token[name] for i, token in enumerate(added)})
+        _require(not doubles, where, f"each {name} once", [added[i]["content"] for i in doubles])
+
+
+def _with_equal_values(table: dict[Any, Any]) -> dict[Any, Any]:
+    """The first two entries that have the same value, if there are such."""
+    keys: dict[Any, Any] = {}
+    for key, value in table.items():
+        if value in keys:
+            return {keys[value]: value, key: value}
+        keys[value] = key
+    return {}

@@ -20,6 +20,7 @@ from dovetail.runtime.policies.pace import Pace
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
 from dovetail.runtime.targets.base import TargetEngine
+from dovetail.runtime.text.tokenizer import Tokenizer
 
 PLAIN = Policy("plain")
 
@@ -27,9 +28,13 @@ PLAIN = Policy("plain")
 class LetterTokenizer:
     """Token i is the letter number i; every one of them is a piece of its own."""
 
-    def stream(self) -> LetterTokenizer:
+    def stream(self, skip_special_tokens: bool, behind: Sequence[int]) -> LetterTokenizer:
         """Of one text."""
         return self
+
+    def skipped_text(self, token: int) -> str:
+        """No letter is special."""
+        return ""
 
     def push(self, ids: Sequence[int]) -> str:
         """The next tokens' text."""
@@ -44,11 +49,17 @@ class FakePipeline:
     """An engine, and streams of it."""
 
     def __init__(
-        self, target: TargetEngine, *, graph: DraftGraph | None = None, costs: Costs = ASSUMED, max_texts: int = 16
+        self,
+        target: TargetEngine,
+        *,
+        graph: DraftGraph | None = None,
+        costs: Costs = ASSUMED,
+        max_texts: int = 16,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.target, self.graph = target, graph
         self.engine = Engine(target, RoundPlanner(costs), graph, max_texts)
-        self.tokenizer = LetterTokenizer()
+        self.tokenizer = tokenizer or LetterTokenizer()
 
     def conversation(self, model: Draft | None = None, looks_up: bool = False) -> Conversation:
         """Caches of a text."""

@@ -43,7 +43,7 @@ def gemma3_gguf() -> Path:
 
 def _gguf(name: str, digest: str, packages: Sequence[tuple[str, str]]) -> Path:
     """The file `name`, put together from what lies in the wheels of `packages` if it is not there yet."""
-    folder = Path(os.environ["DOVETAIL_TESTS_CACHE"])  # set by conftest.py
+    folder = Path(os.environ.get("DOVETAIL_TESTS_CACHE") or Path.home() / ".cache" / "dovetail-tests")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     with (folder / f"{name}.lock").open("w") as lock:

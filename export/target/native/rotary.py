@@ -51,7 +51,10 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
     if kind == "mrope":
         kind = "default"  # of a vision model: a text's three positions are one
     try:
-        size = int(head_dim * float(rope.get("partial_rotary_factor") or 1.0))
+        share = float(rope.get("partial_rotary_factor") or 1.0)
+        if not 0 < share <= 1:
+            raise ValueError(f"partial_rotary_factor {share}")
+        size = int(head_dim * share)
         theta = float(rope.get("rope_theta") or 10000.0)
         frequencies = 1.0 / theta ** (np.arange(0, size, 2) / size)
         if kind in ("default", "dynamic"):

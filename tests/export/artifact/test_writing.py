@@ -18,17 +18,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from genai_oracle import genai_greedy
-from openvino_telemetry.utils.sender import TelemetrySender
 from tiny_models import write_checkpoint, write_draft
 
 from dovetail.export.artifact import source_models
 from dovetail.export.artifact import writing as artifacts
 from dovetail.export.artifact.atomic_folder import appearing
+from dovetail.export.artifact.chat_templates import write_chat_templates
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export, main
+from dovetail.export.sources.finding import find_source
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.text.chat_format import ChatFormat
+from dovetail.runtime.text.tokenizer import load_tokenizer
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -70,8 +73,39 @@ def test_chat_template_is_carried_over(tiny_checkpoint: Path, tmp_path: Path) ->
         else:
             settings = json.loads((source / where).read_text())
             (source / where).write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
-        artifacts._write_settings(source, folder)
+        artifacts._write_settings(find_source(source, None, False), folder)
         assert (folder / manifests.CHAT_TEMPLATE).read_text() == "{{ messages }}"
+
+
+def test_templates_by_name(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    write_chat_templates({"tool_use": "t", "default": "d", "rag": "r"}, tmp_path)
+    assert (tmp_path / manifests.CHAT_TEMPLATE).read_text() == "d"
+    assert (tmp_path / manifests.TOOL_USE_TEMPLATE).read_text() == "t"
+    assert told.messages == ["chat templates: rag left out; default and tool_use are taken"]
+    told.clear()
+    (tmp_path / "other" / "tokenizer").mkdir(parents=True)
+    write_chat_templates({"tool_use": "t", "rag": "r"}, tmp_path / "other")
+    assert not list((tmp_path / "other" / "tokenizer").iterdir())
+    assert "of rag, tool_use none is called default" in told.messages[0]
+    write_chat_templates({}, tmp_path / "other")
+    assert len(told.messages) == 1
+
+
+def test_an_example_with_tools_is_of_their_template(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint, source)
+    templates = {"default": "d {{ messages[0].content }}", "tool_use": "t {{ tools | tojson }}"}
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_artifact(source, out)
+    examples = json.loads((out / manifests.CHAT_EXAMPLES).read_text())["examples"]
+    assert [example["text"][0] for example in examples] == ["d", "d", "d", "t"]
+    artifact = open_artifact(out)
+    chat = ChatFormat(artifact, load_tokenizer(artifact))
+    assert chat.verify() == 4
+    chat.close()
 
 
 def no_folder(source: Path) -> None:
@@ -191,18 +225,12 @@ def test_command_line_errors(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_is_the_last_line_and_nobody_else_is_told(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenVINO and nncf would report every export to their makers."""
-    sent: list[object] = []
-    monkeypatch.setattr(TelemetrySender, "send", lambda *event: sent.append(event))
+def test_json_is_the_last_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         dovetail_export, ["model", str(tiny_checkpoint), "-o", str(tmp_path / "out"), "--json", "--tree", "8,3,2"]
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["target"]["weight_format"] == "int8"
-    assert not sent
 
 
 # Writes the files of a ready artifact where it would compile them, which takes longer than all the rest of this test.

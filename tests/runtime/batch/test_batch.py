@@ -340,6 +340,27 @@ def test_lines_that_cannot_be_done(run: Any, tmp_path: Path) -> None:
     assert "error: 1 of 2 lines was not done: line 2: expected one strict JSON document" in one.mistake
 
 
+def test_variables_of_the_chat_template(run: Any, tmp_path: Path, shipped_artifact: Path) -> None:
+    """A body's own win over the flag's, and what is a text to continue has none."""
+    template = tmp_path / "template.jinja"
+    template.write_text("# {{ name }}{{ mark }}: {{ messages[0].content }}\nimport ")
+    user = [{"role": "user", "content": "Go."}]
+    chat = {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions"}
+    entries = [chat | {"body": {"messages": user, "chat_template_kwargs": {"name": "own"}, "max_tokens": 6}}]
+    file = write(tmp_path / "in.jsonl", [*entries, {"messages": user, "id": "m"}, {"prompt": "Why?"}])
+    words = ["--chat-template", template, "--chat-template-kwargs", '{"name": "n", "mark": 2}']
+    done = run(file, "-o", tmp_path / "out.jsonl", *CONTROLS, "-n", 6, *words)
+    assert done.code == 0, done.err
+    first, second, third = read(tmp_path / "out.jsonl")
+    with load(shipped_artifact, numerics="exact", ctx_size=128, chat_template=template.read_text()) as pipe:
+        lengths = [len(pipe.encode(user, None, {"name": name, "mark": 2})) for name in ("own", "n")]
+        assert first["response"]["body"]["usage"]["prompt_tokens"] == lengths[0]
+        assert (second["prompt_tokens"], third["prompt_tokens"]) == (lengths[1], len(pipe.encode("Why?")))
+    for words, message in ((["[]"], "expected a JSON object"), (["{a}"], "expected one strict JSON document")):
+        mistake = run(file, "-o", tmp_path / "two.jsonl", "--chat-template-kwargs", *words).mistake
+        assert f"--chat-template-kwargs: {message}" in mistake
+
+
 def test_chats(run: Any, tmp_path: Path, shipped_artifact: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}# {{ m.role }}: {{ m.content }}\n{% endfor %}import ")

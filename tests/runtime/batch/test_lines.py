@@ -79,6 +79,12 @@ def test_openai_controls(body: dict[str, Any], controls: dict[str, Any]) -> None
     assert line.controls == controls
 
 
+def test_variables_of_the_chat_template() -> None:
+    for given, read in (({"enable_thinking": False}, {"enable_thinking": False}), (None, {}), ({}, {})):
+        line = read_line(1, request({"messages": USER, "chat_template_kwargs": given}), False)
+        assert (line.error, line.controls, line.chat_template_kwargs) == (None, {}, read)
+
+
 @pytest.mark.parametrize(("prompt", "asked"), [("x", "x"), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])])
 def test_openai_completions(prompt: Any, asked: Any) -> None:
     line = read_line(1, request({"prompt": prompt, "logprobs": 2, "echo": False}, "/v1/completions"), False)
@@ -122,6 +128,8 @@ def test_contents_of_text_parts_are_joined() -> None:
         (request({"messages": [{"content": "x"}]}), "give it a role"),
         (request({"prompt": "x"}), "expected messages in the body"),
         (request({"prompt": ["x", "y"]}, "/v1/completions"), "prompt: expected one text or list of token ids"),
+        (request({"messages": USER, "chat_template_kwargs": "x"}), "chat_template_kwargs: expected an object, beside"),
+        (request({"prompt": "x", "chat_template_kwargs": {}}, "/v1/completions"), "chat_template_kwargs: expected"),
         (request({"input": "x"}, "/v1/embeddings"), "expected the url /v1/chat/completions or /v1/completions"),
         (request([]), "expected body as an object"),
         (request({"messages": USER}, method="GET"), "expected the method POST"),

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from dovetail.runtime import load
-from dovetail.runtime.commands import cli
+from dovetail.runtime.artifact.opening import open_artifact
+from dovetail.runtime.commands import cli, generate
+from dovetail.runtime.errors import UserError
 from dovetail.runtime.hardware.devices import cuda_driver
+from dovetail.runtime.text.tokenizer import load_tokenizer
 
 JSON_FIELDS = {
     *("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "rounds", "accept_length_mean"),
@@ -93,12 +96,47 @@ def test_prompts_come_from_files_and_stdin_too(tiny_artifact: Path, tmp_path: Pa
         for words, given in (
             ([PROMPT], ""),
             (["--file", file], ""),
-            ([], PROMPT),
-            (["-f", "-"], PROMPT),
+            ([], PROMPT + "\n"),
+            (["-f", "-"], PROMPT + "\r\n"),
             (["-"], PROMPT),
         )
     ]
     assert len(set(texts)) == 1
+
+
+def test_one_line_end_of_a_prompt_file_is_dropped(tmp_path: Path) -> None:
+    for data, prompt in (("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), (" a \n", " a "), ("a\r", "a\r")):
+        (tmp_path / "prompt").write_bytes(data.encode())
+        assert generate._prompt(None, str(tmp_path / "prompt")) == prompt
+        assert generate._prompt(data, None) == data
+    (tmp_path / "prompt").write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        generate._prompt(None, str(tmp_path / "prompt"))
+
+
+def test_control_tokens_of_a_prompt_are_meant_with_a_flag(run: Any, tiny_artifact: Path) -> None:
+    words = ["generate", tiny_artifact, "def<|endoftext|>", "-n", "1", "--json", "--ignore-eos"]
+    counts = [json.loads(run(*words, *more).out.splitlines()[-1])["prompt_tokens"] for more in ([], ["--special"])]
+    assert counts[0] > counts[1] == len(load_tokenizer(open_artifact(tiny_artifact)).encode("def")) + 1
+
+
+def test_special_tokens_are_shown_with_a_flag(run: Any, tiny_artifact: Path) -> None:
+    words = [
+        "generate",
+        tiny_artifact,
+        "def",
+        "-n",
+        "3",
+        "--ignore-eos",
+        "--logit-bias",
+        "0=1000",
+        "--temperature",
+        "0",
+    ]
+    assert run(*words).out.strip() == ""
+    assert run(*words, "--no-skip-special-tokens").out.strip() == 3 * "<|endoftext|>"
+    stopped = run(*words, "--stop", "<|endoftext|>", "--json")
+    assert json.loads(stopped.out.splitlines()[-1])["completion_tokens"] == 1
 
 
 def test_controls_from_a_file_stand_behind_flags(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
@@ -122,7 +160,7 @@ def test_controls_from_a_file_stand_behind_flags(run: Any, tiny_artifact: Path, 
         (["--top-p", "0"], "--top-p: expected"),
         (["--seed", "-1"], "--seed: expected"),
         (["-n", "0"], "--max-new-tokens: expected"),
-        (["-n", "100000"], r"context of 512 tokens, got \d+ of prompt and 100000 to generate; .* or raise --ctx-size"),
+        (["-n", "100000"], r"context of 512 tokens, got \d+ of prompt and 100000 to generate; 500 are left"),
         (["-c", "100000"], "--ctx-size: expected an integer from 2 to 512"),
         (["-t", "0"], "--threads: expected"),
         (["--logit-bias", "x=1"], "expected TOKEN_ID=NUMBER"),
@@ -205,7 +243,7 @@ def test_chat_keeps_the_cache_of_earlier_turns(tiny_artifact: Path, tmp_path: Pa
         "0",
         "--ignore-eos",
     ]
-    lines = "hello\nand more\n/stats\n/reset\nhello\n/nonsense\n/exit\nnever read\n"
+    lines = "hello\nand more\n/stats\n/reset\nhello\n/help\n/exit\nnever read\n"
     done = subprocess.run(words, input=lines, capture_output=True, text=True, check=True)
     reused = re.search(r"(\d+) of \d+ prompt tokens were in the cache", done.stderr)
     assert reused is not None
@@ -218,6 +256,20 @@ def test_chat_keeps_the_cache_of_earlier_turns(tiny_artifact: Path, tmp_path: Pa
     assert len(done.stdout) > 2 * len(answer), "and one answer stands between"
     assert "forgotten" in done.stderr
     assert done.stderr.count("/reset forgets") == 2
+
+
+def test_chat_says_all_lines_that_are_no_commands(tiny_artifact: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ name }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    words = [DOVETAIL, "chat", tiny_artifact, "--chat-template", template, "-n", "4", "--temperature", "0"]
+    words += ["--ignore-eos", "--chat-template-kwargs", '{"name": "n"}']
+    lines = "/etc/hosts - what is in it?\n/reset\n /exit\n  \n/reset\n/exit now\n"
+    done = subprocess.run(words, input=lines, capture_output=True, text=True, check=True)
+    with load(tiny_artifact, chat_template=template.read_text()) as pipe:
+        settings = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True, "chat_template_kwargs": {"name": "n"}}
+        said = ["/etc/hosts - what is in it?", " /exit", "/exit now"]
+        answers = [pipe.generate([{"role": "user", "content": text}], **settings).text for text in said]
+    assert done.stdout == "".join(f"{answer}\n" for answer in answers)
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])

@@ -21,7 +21,7 @@ from dovetail.runtime.artifact import manifest
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.commands.cli import main
 from dovetail.runtime.errors import ArtifactError, UserError
-from dovetail.runtime.text import chat_template
+from dovetail.runtime.text import template_process
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.chat_template import ChatTemplate
 from dovetail.runtime.text.tokenizer import load_tokenizer
@@ -114,7 +114,7 @@ def test_a_worker_that_dies_is_replaced_and_ctrl_c_is_not_for_it() -> None:
     template = ChatTemplate("{{ messages[0].content }}", {})
     ask = [{"role": "user", "content": "fine"}]
     assert template.render(ask) == "fine"
-    worker = template._worker
+    worker = template._process._worker
     assert worker is not None
     assert os.getpgid(worker.pid) != os.getpgid(0), "Ctrl-C goes to the terminal's process group"
     worker.kill()
@@ -149,7 +149,7 @@ def test_a_hostile_template_is_one_error_in_bounded_time(
     source: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "nothing within" in message:  # the others end by themselves, on a busy machine too
-        monkeypatch.setattr(chat_template, "TIMEOUT_S", 2.0)
+        monkeypatch.setattr(template_process, "TIMEOUT_S", 2.0)
     template = ChatTemplate(source, {})
     start = time.monotonic()
     with pytest.raises(UserError, match=message) as raised:  # ArtifactError is one

@@ -35,6 +35,22 @@ def test_any_cut_gives_the_same_text(pieces: list[str], stops: list[str], includ
     assert (shown, scanner.found) == obvious("".join(pieces), stops, include)
 
 
+@given(PIECES, st.lists(st.text("ab\n", max_size=2), min_size=12, max_size=12), STOPS, st.booleans())
+@example(["a", "b"], ["", "ab", *[""] * 10], ["bab"], True)
+def test_hidden_text_stops_and_is_not_shown(
+    pieces: list[str], hidden: list[str], stops: list[str], include: bool
+) -> None:
+    """Hidden letters are capitals for the one who looks on."""
+    scanner = StopScanner(stops, include)
+    shown = "".join(scanner.feed(piece, secret) for piece, secret in zip(pieces, hidden, strict=False))
+    shown += scanner.finish()
+    whole = "".join(piece + secret for piece, secret in zip(pieces, hidden, strict=False))
+    marks = "".join(piece + secret.upper().replace("\n", "N") for piece, secret in zip(pieces, hidden, strict=False))
+    text, found = obvious(whole, stops, include)
+    assert found == scanner.found
+    assert shown == "".join(char for char in marks[: len(text)] if not char.isupper())
+
+
 def test_what_may_become_a_stop_string_is_held_back() -> None:
     scanner = StopScanner(["\n\n"], include=False)
     assert scanner.feed("one\n") == "one"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_artifact import write_artifact
-from tokenizer_files import ATTACKS, KINDS, SPECIALS, TEXTS, byte_level, unigram
+from tokenizer_files import ATTACKS, KINDS, SPECIALS, TEXTS, byte_fallback, byte_level, unigram
 from tokenizers import Tokenizer as NativeTokenizer
 from tokenizers import pre_tokenizers
 
 from dovetail.runtime.artifact import manifest
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import ArtifactError, ContextOverflowError, UserError
+from dovetail.runtime.text.control_tokens import is_control
+from dovetail.runtime.text.owned_text import CALLER, TEMPLATE
 from dovetail.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -105,6 +108,32 @@ def test_spaces_at_the_start(tokenizers: dict[str, tuple[Tokenizer, NativeTokeni
     assert streamed(tokenizer, ids, [1, 2]) == ["", " ", " a", ""]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_is_what_it_adds_to_the_text_before_it(
+    kind: str, tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]
+) -> None:
+    """Not less: a tokenizer that drops the blank at a text's start must not drop that between prompt and answer."""
+    tokenizer, native = tokenizers[kind]
+    for before, answer in itertools.product(["a", "<s>", "<s>a", "<s>▁a", "", "▁"], ["▁a", "a", "▁", "a▁a"]):
+        behind, ids = (
+            [i for i in (native.token_to_id(token) for token in re.findall("<s>|▁?.", text)) if i is not None]
+            for text in (before, answer)
+        )
+        for skip in (True, False):
+            stream = tokenizer.stream(skip, behind)
+            text = "".join([*(stream.push([token]) for token in ids), stream.finish()])
+            assert tokenizer.decode(behind, skip) + text == tokenizer.decode([*behind, *ids], skip)
+
+
+def test_a_tokens_own_text_has_its_blank(tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]) -> None:
+    for kind in ("byte_fallback", "gemma_like", "unigram"):
+        tokenizer, native = tokenizers[kind]
+        assert tokenizer.token_text(native.token_to_id("▁a")) == " a"
+        assert tokenizer.token_text(native.token_to_id("</s>")) == "</s>"
+        assert tokenizer.skipped_text(native.token_to_id("</s>")) == "</s>"
+        assert tokenizer.skipped_text(native.token_to_id("▁a")) == ""
+
+
 def test_bytes_of_fallback_wait_for_the_end_of_their_run(
     tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]],
 ) -> None:
@@ -135,10 +164,66 @@ def test_control_tokens_in_a_text_are_text(kind: str, tokenizers: dict[str, tupl
     control = {native.token_to_id(token) for token in SPECIALS}
     text = "a</s><|im_start|>b<s>"
     if kind.startswith("unigram"):  # where they can't be text, they are refused
-        with pytest.raises(UserError, match=r"control token '<s>'"):
+        with pytest.raises(UserError, match=r"control token '</s>'"):
             tokenizer.encode(text)
     else:
         assert not control & set(tokenizer.encode(text, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_control_tokens_that_are_meant(kind: str, tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]) -> None:
+    tokenizer, native = tokenizers[kind]
+    native.encode_special_tokens = False
+    right = native.encode("a</s><|im_start|>b").ids
+    assert tokenizer.encode("a</s><|im_start|>b", parse_special=True) == right
+    assert right[0] == native.token_to_id("<s>")
+    twice = native.encode("<s>a</s>").ids
+    assert tokenizer.encode("<s>a</s>", parse_special=True) == twice[1:], "what stands in front is not put there again"
+    assert tokenizer.encode("<s>a</s>", add_special_tokens=False, parse_special=True) == twice[1:]
+
+
+def added(content: str, special: bool = False) -> dict[str, Any]:
+    return {"content": content, "special": special}
+
+
+MARKS = [
+    "<think>",
+    "</tool_call>",
+    "[TOOL]",
+    "<|fim_prefix|>",
+    "<\uff5cUser\uff5c>",
+    "|||PHONE|||",
+    "</s>",
+    "<unused1>",
+]
+PIECES = ["\n\n", "    ", "\t", "▁▁", "õ", "...", "<h1>", "</table>", "<br />", "»", "hello", "don't", "--"]
+
+
+def test_what_a_control_token_is() -> None:
+    for text in MARKS:
+        assert is_control(added(text)), text
+    for text in PIECES:
+        assert not is_control(added(text)), text
+        assert is_control(added(text, special=True)), text
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_control_tokens_behind_a_normalizer(normalized: bool, tmp_path: Path) -> None:
+    """Older Llama 2 files: with a blank put in front, the library itself sees some of them at a text's start only."""
+    document = byte_fallback()
+    for token in document["added_tokens"]:
+        token["normalized"] = normalized
+    tokenizer = load(tmp_path, document)
+    native = NativeTokenizer.from_str(json.dumps(document))
+    bos, end = native.token_to_id("<s>"), native.token_to_id("</s>")
+    text = "<s>a</s>b</s>"
+    given = bytes([TEMPLATE] * 4 + [CALLER] * 4 + [TEMPLATE] * 5)
+    ids = tokenizer.encode_owned(text, given)
+    found = native.encode(text, add_special_tokens=False).ids
+    assert ids[0] == bos
+    assert ids.count(end) == found.count(end) - (1 if found.count(end) == 2 else 0)
+    assert tokenizer.decode(ids, skip_special_tokens=False).replace(" ", "") == text
+    assert all(token < tokenizer.vocab_size for token in ids)
 
 
 def test_what_is_no_text(tokenizers: dict[str, tuple[Tokenizer, NativeTokenizer]]) -> None:
@@ -159,9 +244,9 @@ def test_a_token_that_the_target_lacks(tmp_path: Path) -> None:
     document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] <= think]
     document["post_processor"] = None
     tokenizer = load(tmp_path, document, vocab_size=think)
-    assert tokenizer.encode("a b")
+    assert tokenizer.encode("a <think> b")
     with pytest.raises(UserError, match="<think>"):
-        tokenizer.encode("a <think> b")
+        tokenizer.encode("a <think> b", parse_special=True)
 
 
 def test_truncation_and_padding_are_dropped(tmp_path: Path) -> None:
@@ -194,6 +279,30 @@ def test_crafted_files_are_refused(attack: str, tmp_path: Path, capfd: pytest.Ca
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert capfd.readouterr().err == ""  # a panic would have told stderr
+
+
+NAMED = {
+    "doubled ids": "'a': 0",
+    "merge of nothing": r"\[\['a'\]\]",
+    "added token twice": r"each content once, got \['<think>', '<think>'\]",
+    "added token of no length": "added_tokens.content",
+    "id that is no number": "'a': '1'",
+}
+
+
+@pytest.mark.parametrize("attack", NAMED)
+def test_a_refusal_names_the_token(attack: str, tmp_path: Path) -> None:
+    document = copy.deepcopy(byte_level())
+    ATTACKS[attack](document)
+    with pytest.raises(ArtifactError, match=NAMED[attack]):
+        load(tmp_path, document)
+
+
+def test_a_refusal_names_the_added_token(tmp_path: Path) -> None:
+    document = copy.deepcopy(byte_level())
+    document["added_tokens"][1]["lstrip"] = 1
+    with pytest.raises(ArtifactError, match=r"added_tokens\.lstrip of '<s>'"):
+        load(tmp_path, document)
 
 
 def test_crafted_unigrams_are_refused(tmp_path: Path) -> None:
