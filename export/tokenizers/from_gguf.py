@@ -19,6 +19,7 @@ from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.text import tokenizer_check
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # `tokenizer.ggml.token_type`
+_MAX_CHARACTERS, _MAX_OF_ALL = 1024, 1 << 23  # real tokens: 256, all of Gemma 3's: 1.7 million
 _SPACE = "\u2581"  # SentencePiece's sign for it
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPECIAL = {
@@ -84,6 +85,9 @@ class _Vocabulary:
             text or f"[EMPTY_{i}]" for i, text in enumerate(metadata.texts("tokenizer.ggml.tokens"))
         ]  # llama.cpp's name for it
         count = len(self.texts)
+        if max(map(len, self.texts), default=0) > _MAX_CHARACTERS or sum(map(len, self.texts)) > _MAX_OF_ALL:
+            limits = f"tokens of at most {_MAX_CHARACTERS} characters, and {_MAX_OF_ALL} of all"
+            raise metadata.wrong("tokenizer.ggml.tokens", limits, "longer ones")
         has_kinds = "tokenizer.ggml.token_type" in metadata
         self.kinds = metadata.numbers("tokenizer.ggml.token_type", count) if has_kinds else [_NORMAL] * count
         self.ids = {text: i for i, text in enumerate(self.texts)}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import families
 import gguf
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,30 @@ from safetensors.numpy import load_file
 
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}  # others have transformers' name
 _PERMUTED = ("llama", "smollm3", "granite")
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+FAMILIES = {
+    name: families.FAMILIES[name]
+    for name in ("Llama 2", "Llama 3", "Mistral", "Qwen2, Qwen2.5", "Qwen3", "Gemma", "Gemma 2", "Gemma 3", "Phi-3")
+} | {
+    "Phi-4 mini": families.FAMILIES["Phi-4 mini"],
+    "SmolLM3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "Granite": ("Granite", {"attention_multiplier": 0.1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22}),
+    "OLMo2": ("Olmo2", {}),
+    "Llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
+    "Qwen3 with yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": _YARN}),
+    "Gemma 3 scaled": (
+        "Gemma3",
+        families.FAMILIES["Gemma 3"][1]
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            }
+        },
+    ),
+}
+"""Family -> the name of its classes in transformers, and what makes it different from the others."""
+
 _SCALES = {
     "attention_multiplier": "attention.scale",
     "logits_scaling": "logit_scale",

@@ -27,29 +27,6 @@ from dovetail.runtime.errors import UserError
 
 Contents = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-FAMILIES = {
-    name: families.FAMILIES[name]
-    for name in ("Llama 2", "Llama 3", "Mistral", "Qwen2, Qwen2.5", "Qwen3", "Gemma", "Gemma 2", "Gemma 3", "Phi-3")
-} | {
-    "Phi-4 mini": families.FAMILIES["Phi-4 mini"],
-    "SmolLM3": ("SmolLM3", {"num_hidden_layers": 4}),
-    "Granite": ("Granite", {"attention_multiplier": 0.1, "embedding_multiplier": 12.0, "residual_multiplier": 0.22}),
-    "OLMo2": ("Olmo2", {}),
-    "Llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
-    "Qwen3 with yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": YARN}),
-    "Gemma 3 scaled": (
-        "Gemma3",
-        families.FAMILIES["Gemma 3"][1]
-        | {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            }
-        },
-    ),
-}
-
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -58,13 +35,13 @@ def checkpoints(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     def checkpoint(family: str) -> Path:
         path = folder / family
         if not path.is_dir():
-            families.write_family(path, tiny_checkpoint / "tokenizer.json", *FAMILIES[family])
+            families.write_family(path, tiny_checkpoint / "tokenizer.json", *tiny_gguf.FAMILIES[family])
         return path
 
     return checkpoint
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny_gguf.FAMILIES)
 def test_it_is_read_as_the_checkpoint_that_it_was_made_of(
     family: str, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

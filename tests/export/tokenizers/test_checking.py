@@ -44,8 +44,16 @@ def metaspace(scheme: str) -> Callable[[], dict[str, Any]]:
     return make
 
 
+def stripping() -> dict[str, Any]:
+    """As Phi-3's control tokens: space around them is not read."""
+    document = tokenizer_files.byte_level()
+    document["added_tokens"][0]["lstrip"] = document["added_tokens"][1]["rstrip"] = True
+    return document
+
+
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "byte level": tokenizer_files.byte_level,
+    "control tokens that strip": stripping,
     "byte fallback": tokenizer_files.byte_fallback,
     "like Gemma's": tokenizer_files.gemma_like,
     "metaspace, always": metaspace("always"),

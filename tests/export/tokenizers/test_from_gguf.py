@@ -130,6 +130,7 @@ def test_what_ends_a_text_and_what_belongs_to_it() -> None:
             {"ggml.tokens": ["a"] * 8},
             "tokenizer.ggml.tokens as distinct tokens in made.gguf, got 'a twice'",
         ),
+        (byte_pairs, {"ggml.tokens": ["a" * 2000]}, "tokenizer.ggml.tokens as tokens of at most 1024 characters"),
         (byte_pairs, {"ggml.token_type": np.ones(3, np.int32)}, "tokenizer.ggml.token_type as 8 numbers"),
         (byte_pairs, {"ggml.bos_token_id": 8}, "tokenizer.ggml.bos_token_id as a number below 8"),
         (byte_pairs, {"ggml.bos_token_id": None}, "tokenizer.ggml.bos_token_id as the token that begins or ends"),
