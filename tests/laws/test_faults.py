@@ -23,6 +23,7 @@ from dovetail.runtime.decoding.stream import Stream
 from dovetail.runtime.drafts.base import Draft, Foresight, Grown, TreeGrowth, blind
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.drafts.model_draft import ModelDraft
+from dovetail.runtime.errors import PassAbandonedError
 from dovetail.runtime.policies.base import Policy, TreeBudget
 from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.sampling.config import GenerationConfig
@@ -290,6 +291,20 @@ def target_raises(batch: Batch) -> None:
     batch.target.forward = raising
 
 
+def pass_abandoned(batch: Batch) -> None:
+    """Though somebody waits for it: a cancel that came too late for the pass that it meant."""
+    forward, due = batch.target.forward, once(batch.moment(), lambda: True)
+
+    def ending(steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
+        outputs: list[StepOutput] = forward(steps, rows)
+        if due():
+            batch.hit()
+            raise PassAbandonedError
+        return outputs
+
+    batch.target.forward = ending
+
+
 def cancelled(batch: Batch) -> None:
     batch.touch()
     stream = batch.streams[batch.victim]
@@ -390,6 +405,7 @@ KINDS: dict[str, Callable[[Batch], None]] = {
     "a shared call answers too few": graph_answers_too_few,
     "a row of the target is no number": target_row_is_no_number,
     "the target raises": target_raises,
+    "a pass is abandoned": pass_abandoned,
     "the cache is full": nothing,
     "the draft's rows are full": nothing,
     "stop strings in the middle of rounds": nothing,
