@@ -253,7 +253,7 @@ def huge_tree(batch: Batch) -> None:
 def target_row_is_no_number(batch: Batch) -> None:
     """Of the victim, in one pass; behind the root such a row only ends the round."""
     batch.touch()
-    forward, due = batch.target.forward, once(batch.moment(), lambda: True)
+    forward, due = batch.target.forward, once(batch.moment(6), lambda: True)
 
     def spoilt(steps: Sequence[Step], rows: int = 0) -> list[StepOutput]:
         outputs: list[StepOutput] = forward(steps, rows)
