@@ -3,18 +3,20 @@ PYTHON ?= python3
 DEV := .venv
 RUN := .venv-run
 WHEEL := .venv-wheel
+LEAN := .venv-export
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Python 3.11 or newer, got no $(PYTHON); install it" >&2; exit 1; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; \
 	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
 
-.PHONY: help install demo test test-fast lint types pytest wheel clean
+.PHONY: help install demo test test-fast test-gemma lint types pytest wheel lean clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       install the runtime, then plain decoding beside Dovetail on the artifact that ships"
-	@echo "make test       install everything, then lint, types, tests, and the built wheel without torch"
+	@echo "make test       install everything, then lint, types, tests, and what is built where torch is not"
 	@echo "make test-fast  the runtime's tests that need no export, in about a minute"
+	@echo "make test-gemma the tests with Gemma 3, which is fetched (250 MB, Gemma's licence)"
 	@echo "make install    a virtual environment $(DEV) with all extras"
 	@echo "make clean      remove what these made"
 
@@ -23,7 +25,7 @@ install: $(DEV)/installed
 demo: $(RUN)/installed
 	$(RUN)/bin/python artifacts/demo.py artifacts/pystd
 
-test: lint types pytest wheel
+test: lint types pytest wheel lean
 	@echo "all checks passed"
 
 lint: $(DEV)/installed
@@ -43,6 +45,10 @@ pytest: $(DEV)/installed
 test-fast: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -q -m "not exports" --ignore=tests/runtime/batch tests/runtime tests/laws/test_architecture.py
 
+# Gemma 3 as a GGUF file, from its packages, under Gemma's licence (https://ai.google.dev/gemma/terms).
+test-gemma: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -q --gemma -m gemma
+
 # The wheel as a server gets it: in an environment without torch, away from the checkout.
 wheel: $(DEV)/installed $(WHEEL)/installed
 	rm -rf build dist
@@ -50,11 +56,18 @@ wheel: $(DEV)/installed $(WHEEL)/installed
 	$(WHEEL)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	cd $(WHEEL) && bin/python ../tests/tools/wheel.py ../artifacts/pystd
 
+# A real model, from its GGUF file to an answer, where only the extra `export` is installed.
+lean: $(DEV)/installed $(LEAN)/installed
+	rm -rf build dist
+	$(DEV)/bin/python -m build --wheel --outdir dist . > /dev/null
+	$(LEAN)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	cd $(LEAN) && PYTHONPATH=../tests/support bin/python ../tests/tools/lean_export.py
+
 # Environments are made once and brought up to date when what they install from has changed.
 $(DEV)/installed: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/python $(PIP_INSTALL) -e '.[export,dev]'
+	$(DEV)/bin/python $(PIP_INSTALL) -e '.[export,convert,train,dev]'
 	@touch $@
 
 $(RUN)/installed: pyproject.toml constraints.txt
@@ -69,5 +82,11 @@ $(WHEEL)/installed: pyproject.toml constraints.txt
 	$(WHEEL)/bin/python $(PIP_INSTALL) .
 	@touch $@
 
+$(LEAN)/installed: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(LEAN)
+	$(LEAN)/bin/python $(PIP_INSTALL) '.[export]'
+	@touch $@
+
 clean:
-	rm -rf $(DEV) $(RUN) $(WHEEL) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEV) $(RUN) $(WHEEL) $(LEAN) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,10 +10,14 @@ are links to the folders beside this one.
 
 from typing import TYPE_CHECKING, Any
 
+from dovetail.runtime.privacy import send_no_reports
+
 if TYPE_CHECKING:
     from dovetail.runtime import Chunk, EngineConfig, Generation, GenerationConfig, Pipeline, TreeShape, UserError, load
 
 __all__ = ["Chunk", "EngineConfig", "Generation", "GenerationConfig", "Pipeline", "TreeShape", "UserError", "load"]
+
+send_no_reports()  # the one thing that an import does: it must come before the engines are imported
 
 
 def __getattr__(name: str) -> Any:

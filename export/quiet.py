@@ -26,18 +26,13 @@ _LOUD_LOGGERS = (
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Inside: no warnings, no progress bars of theirs, log lines from errors up; and no reports to their makers, which
-    OpenVINO's converter and nncf would send unasked, each from a fork of this process.
-    """
-    from openvino_telemetry.utils.sender import TelemetrySender
+    """Inside: no warnings, no progress bars of theirs, log lines from errors up."""
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in _LOUD_LOGGERS]
     levels = [logger.level for logger in loggers]
     had_bars = transformers_logging.is_progress_bar_enabled()
     tqdm_before = os.environ.get("TQDM_DISABLE")
-    send = TelemetrySender.send
-    TelemetrySender.send = lambda *_: None
     os.environ["TQDM_DISABLE"] = "1"
     transformers_logging.disable_progress_bar()
     for logger in loggers:
@@ -47,7 +42,6 @@ def quiet_torch() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        TelemetrySender.send = send
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if had_bars:

@@ -11,7 +11,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
 
-from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.engine import Engine
@@ -34,8 +34,9 @@ from dovetail.runtime.policies.base import Policy, unmeasured_tree
 from dovetail.runtime.policies.costs import ASSUMED, Costs
 from dovetail.runtime.policies.host_profile import HostProfile, profile_for
 from dovetail.runtime.policies.pace import Pace
-from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.sampling.config import ALL_THAT_IS_LEFT, GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
+from dovetail.runtime.settings import plain
 from dovetail.runtime.targets.base import TargetEngine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.targets.row_check import checked
@@ -105,6 +106,7 @@ class Pipeline:
             capacity=tokens * (config.sequences or 1),
             at_most=None if config.sequences else tokens * MAX_TEXTS,
             acceptance=config.acceptance,
+            weights=artifact.file(TARGET_WEIGHTS),
         )
         self.row_check = None
         if config.acceptance == "confirmed":
@@ -126,6 +128,11 @@ class Pipeline:
     def _policies(self) -> dict[float, Policy]:
         """By temperature, what trees a text gets: that of the nearest temperature."""
         config, manifest = self.engine_config, self.artifact.manifest
+        if config.draft == "artifact" and manifest.draft is None:
+            raise UserError(
+                "draft 'artifact': expected an artifact with a draft, got one without; use draft lookup or auto, or "
+                "export it with a draft"
+            )
         if config.draft == "lookup":
             return {0.0: Policy("lookup")}
         if config.draft == "none" or manifest.draft is None:
@@ -174,13 +181,18 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free both models. The pipeline can't be used afterwards; closing again does nothing."""
-        if not self._closed:
+        """Free both models. Texts that are being made end as cancelled. The pipeline can't be used afterwards; closing
+        again does nothing.
+        """
+        with self.engine.lock:  # no other thread is in the middle of a pass
+            if self._closed:
+                return
             self._closed = True
-            if "chat" in self.__dict__:
-                self.chat.close()
+            self.engine.close()
             self.draft = None
             self.target.close()
+        if "chat" in self.__dict__:
+            self.chat.close()
 
     @overload
     def generate(
@@ -218,9 +230,10 @@ class Pipeline:
 
         With `num_return_sequences` n > 1 the result is a list too: n generations per prompt, in the prompts' order.
         """
+        prompt = [plain(one) for one in prompt] if isinstance(prompt, list) else plain(prompt)
         many = isinstance(prompt, (list, tuple)) and any(isinstance(item, (str, list, tuple)) for item in prompt)
         config = self.config(config, **controls)
-        prompts: Sequence[Prompt] = prompt if many else [prompt]  # type: ignore[list-item,assignment]  # by `many`
+        prompts: Sequence[Prompt] = prompt if many else [prompt]
         encoded = [self.encode(one, tools, chat_template_kwargs, parse_special) for one in prompts]
         for ids in encoded:
             self._room(len(ids), config)  # all prompts are refused before the first is begun
@@ -267,9 +280,14 @@ class Pipeline:
         `tools`, `chat_template_kwargs` and `parse_special` are those of `encode`. A `conversation` keeps its caches for
         the next turn. A stream is one answer: of the `num_return_sequences` to a prompt, the one numbered `sequence`.
         `policy` says what trees it gets, in place of what was chosen for this machine and its temperature. Raises
-        `ContextOverflowError` when prompt and answer do not fit the context; nothing is ever cut silently.
+        `ContextOverflowError` when prompt and answer do not fit the context: only the artifact's own limits give way
+        to it.
         """
         config = self.config(config, **controls)
+        if conversation is not None and not conversation.belongs_to(self.engine):
+            raise UserError(
+                "conversation: expected one of this pipeline, got another's; make it with its conversation()"
+            )
         ids = self.encode(prompt, tools, chat_template_kwargs, parse_special)
         return self._stream(ids, config, conversation, sequence, policy)
 
@@ -292,6 +310,7 @@ class Pipeline:
             ends=frozenset() if config.ignore_eos else config.eos_token_id,
             foresight=sampler.foresee if config.temperature > 0 else blind,
             window=self.target.window,
+            rope_border=self.target.info.rope_border,
         )
         return Stream(
             self.engine,
@@ -320,6 +339,7 @@ class Pipeline:
         Raises `UserError` for an empty prompt, ids out of the vocabulary, messages in a wrong shape, and for what its
         kind of prompt has no use for.
         """
+        prompt = plain(prompt)
         is_chat = isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
         for name, given in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
             if given and not is_chat:
@@ -335,10 +355,10 @@ class Pipeline:
             ids = self.chat.encode(prompt, tools=tools, variables=chat_template_kwargs)  # type: ignore[arg-type]  # checked the line before
         elif isinstance(prompt, Sequence):
             vocab_size = self.artifact.manifest.target.vocab_size
-            for token in prompt:
+            ids = [plain(token) for token in prompt]
+            for token in ids:
                 if type(token) is not int or not 0 <= token < vocab_size:
                     raise UserError(f"prompt: expected token ids from 0 to {vocab_size - 1}, got {token!r:.40}")
-            ids = list(prompt)  # type: ignore[arg-type]  # all integers
         else:
             raise UserError(f"prompt: expected text, token ids or messages, got {type(prompt).__name__}")
         if not ids or prompt == "":
@@ -352,8 +372,7 @@ class Pipeline:
 
     def conversation(self) -> Conversation:
         """Caches for a text of several turns."""
-        if self._closed:
-            raise UserError("expected an open pipeline, got a closed one; load the artifact again")
+        self.engine.check_open()
         model = None if self.draft is None else ModelDraft(self.draft)
         lookup = LookupDraft() if self.looks_up else None
         return Conversation(self.engine, TextCache(self.target.sequence(), model, lookup))
@@ -364,20 +383,44 @@ class Pipeline:
 
     def config(self, config: GenerationConfig | None = None, **controls: Any) -> GenerationConfig:
         """`controls` over `config` over the artifact's own defaults, checked against this target."""
-        merged = (config or self.tokenizer.generation).with_changes(**controls)
+        own, most = self.tokenizer.generation, controls.get("max_new_tokens")
+        if config is None and isinstance(most, int) and 0 < most < own.min_new_tokens:
+            controls = {"min_new_tokens": most, **controls}  # the artifact's own limit gives way
+        merged = (config or own).with_changes(**controls)
         if not merged.eos_token_id:
             merged = merged.with_changes(eos_token_id=self.tokenizer.eos_token_ids)
         merged.check(self.artifact.manifest.target.vocab_size)
         return merged
 
     def _room(self, prompt_tokens: int, config: GenerationConfig) -> int:
-        """How many tokens the answer may have."""
-        left = self.ctx_size - prompt_tokens
-        wanted = config.max_new_tokens or max(config.min_new_tokens, min(DEFAULT_NEW_TOKENS, max(left, 1)))
-        if wanted > left:
-            longest = self.artifact.manifest.target.context_length
+        """How many tokens the answer may have. The artifact's own limits give way to the context, a caller's do not."""
+        left, own = self.ctx_size - prompt_tokens, self.tokenizer.generation
+        wanted, longest = config.max_new_tokens, self.artifact.manifest.target.context_length
+        longer = f", or raise ctx_size (the model's limit: {longest})" if self.ctx_size < longest else ""
+        if left < 1:
             raise ContextOverflowError(
                 f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
-                f"prompt and {wanted} to generate; shorten them or raise ctx_size (the model's limit: {longest})"
+                f"prompt; shorten it{longer}"
+            )
+        if wanted == ALL_THAT_IS_LEFT:
+            return left
+        if wanted is None and config.max_length is not None:
+            wanted = config.max_length - prompt_tokens
+            if wanted < 1:
+                raise ContextOverflowError(
+                    f"max_length: expected more than the prompt's {prompt_tokens} tokens, got {config.max_length}; "
+                    "shorten the prompt, raise it, or give max_new_tokens"
+                )
+            wanted = min(wanted, left) if config.max_length == own.max_length else wanted
+        elif wanted is None:
+            least = max(config.min_new_tokens, min(config.min_length - prompt_tokens, left))
+            wanted = max(least, min(DEFAULT_NEW_TOKENS, left))
+        elif wanted == own.max_new_tokens:
+            wanted = min(wanted, left)
+        if wanted > left:
+            raise ContextOverflowError(
+                f"expected prompt and answer to fit the context of {self.ctx_size} tokens, got {prompt_tokens} of "
+                f"prompt and {wanted} to generate; {left} are left: ask for no more, or for -1, which is all of them"
+                f"{longer}"
             )
         return wanted

@@ -19,6 +19,7 @@ dovetail.runtime.errors.UserError: degrees: expected an integer from 0 to 300, g
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 from collections.abc import Mapping
@@ -44,13 +45,18 @@ class Kind(Protocol):
         ...
 
 
+def plain(value: Any) -> Any:
+    """`value` without numpy, which is not imported for it: its numbers and arrays become Python's numbers and lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Plain:
     """A kind whose values need no freezing."""
 
     def frozen(self, value: Any) -> Any:
-        """As it is."""
-        return value
+        """As it is, but for numpy's numbers."""
+        return plain(value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,16 +77,18 @@ class Number(_Plain):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Whole(_Plain):
-    """An integer from `low` to `high`."""
+    """An integer from `low` to `high`, or the one `besides`."""
 
     low: int
     high: int
+    besides: int | None = None
 
     def refusal(self, value: Any) -> Refusal | None:
         """See `Kind`."""
-        if type(value) is int and self.low <= value <= self.high:
+        if type(value) is int and (self.low <= value <= self.high or value == self.besides):
             return None
-        return f"an integer from {self.low} to {self.high}", value
+        more = "" if self.besides is None else f", or {self.besides}"
+        return f"an integer from {self.low} to {self.high}{more}", value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,13 +116,14 @@ class Texts:
     """Texts that are not empty."""
 
     def frozen(self, value: Any) -> Any:
-        """A list as a tuple."""
-        return tuple(value) if isinstance(value, list) else value
+        """A list as a tuple; one text as a tuple of it."""
+        value = (value,) if isinstance(value, str) else plain(value)
+        return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
     def refusal(self, value: Any) -> Refusal | None:
         """See `Kind`."""
         if not isinstance(value, tuple):
-            return "a list", value
+            return "a text or a list of them", value
         wrong = [text for text in value if type(text) is not str or text == ""]
         return ("texts of at least one character", wrong[0]) if wrong else None
 
@@ -129,6 +138,7 @@ class Setting:
     help: str  # one sentence or two, for --help and README
     shown_default: str | None = None  # where the bare value says too little
     other_flags: tuple[str, ...] = ()  # short forms and synonyms of the flag
+    other_names: tuple[str, ...] = ()  # that other programs have for it; they are not taken, but answered
     has_flag: bool = True  # False: for Python alone, or by `shortcuts` only
     shortcuts: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)  # flag -> (value, help)
 
@@ -188,6 +198,17 @@ def check_settings(configuration: Any) -> None:
 def check_names(configuration: type, given: Mapping[str, Any], what: str) -> None:
     """Raise `UserError` unless all names in `given` are settings; `what` they are called."""
     known = settings_of(configuration)
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise UserError(f"expected {what} out of {', '.join(sorted(known))}, got {unknown[0]!r}; check its name")
+    for name in given:
+        if name not in known:
+            raise UserError(unknown_name(name, known, what))
+
+
+def unknown_name(name: str, known: Mapping[str, Setting], what: str) -> str:
+    """What to say of a name that is none of the `known` settings, `what` they are called: the one that is meant, as far
+    as that can be told, or else all of them.
+    """
+    meant = [about for about in known.values() if name in about.other_names]
+    meant += [known[close] for close in difflib.get_close_matches(name, known, n=1)]
+    if meant:
+        return f"expected {what}, got {name!r:.60}; use {meant[0].name} ({meant[0].help.rstrip('.')})"
+    return f"expected {what} out of {', '.join(sorted(known))}, got {name!r:.60}; check its name"

@@ -16,17 +16,23 @@ from tiny_models import write_checkpoint, write_draft
 hypothesis.settings.register_profile("dovetail", deadline=None)  # a busy machine is no mistake of ours
 hypothesis.settings.load_profile("dovetail")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores with native runtimes
+# what tests fetch (real_models.py) outlives them
+_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+os.environ.setdefault("DOVETAIL_TESTS_CACHE", str(Path(_home, "dovetail-tests")))
 _cache = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's decides what a test sees
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
+    parser.addoption("--gemma", action="store_true", help="Run the tests with Gemma 3, which is fetched.")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what needs a model made by torch, which is what takes long: `make test-fast` goes without."""
     for item in items:
+        if "gemma" in item.keywords and not config.getoption("--gemma"):
+            item.add_marker(pytest.mark.skip(reason="Gemma 3 has a licence of its own: make test-gemma fetches it"))
         if "tiny_checkpoint" in getattr(item, "fixturenames", ()):  # all others are made of it
             item.add_marker("exports")
 

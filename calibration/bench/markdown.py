@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import run
 
@@ -253,7 +254,7 @@ def report(out: Path, documents: tuple[Path, ...]) -> None:
         if not isinstance(document, dict) or document.get("benchmark") != "dovetail bench":
             raise UserError(f"expected the JSON document of dovetail bench, got another document in {path}")
         read.append(document)
-    out.write_text(markdown(read), encoding="utf-8")
+    strict_json.write(out, markdown(read))
 
 
 if __name__ == "__main__":

@@ -157,10 +157,10 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
         position = 0
         while position < len(text):
             record = text[position]
-            decoding.show(record, room=len(text) - position)
+            decoding.show(record, reach=len(text) - position - 1)
             load = planner.load([decoding.pace], [record.context], 0)
             (drafted,), _ = draft_trees(planner, load, [decoding], None)
-            accepted = min(decoding.accepted(drafted), decoding.room - 1)
+            accepted = min(decoding.accepted(drafted), decoding.reach)
             decoding.pace.observe(drafted.verdict(accepted))
             ms += load.plain_ms + drafted.extra_ms
             rounds, tokens, nodes = rounds + 1, tokens + accepted + 1, nodes + drafted.count + 1
@@ -179,13 +179,13 @@ class RecordedText:
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        self.room = 1
+        self.reach = 0
         self.model: Draft = RecordedDraft()
         self.lookup: Draft = RecordedDraft()
 
-    def show(self, record: Record, room: int) -> None:
+    def show(self, record: Record, reach: int) -> None:
         """The position that is decoded next."""
-        self._record, self.room = record, room
+        self._record, self.reach = record, reach
         self.model = RecordedDraft(record)
         self.lookup = RecordedDraft(matches=record.matches)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dovetail.calibration.commands.places import need_place
+from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.commands import options as runtime_options
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import in_flags, notice, print_json
@@ -86,8 +88,8 @@ def bench(
     temperatures = _checked_temperatures(temperature)
     if plots is not None:
         _need_matplotlib()
-    for option, path in (("--plots", plots), ("--report", report)):
-        _need_place(option, path)
+    need_place("--plots", plots, is_folder=True)
+    need_place("--report", report)
     opened = runtime_options.open_verified(os.fspath(artifact), trust)
     models = Models(opened, artifact, checkpoint, assistant, work or _cache_folder())
 
@@ -141,9 +143,9 @@ def bench(
         **figures(chosen, measured, missing, read_bandwidth_gb_per_s=bandwidth.gb_per_s),
     }
     print_tables(document)
-    _write(document, plots, report)
     if as_json:
         print_json(document)
+    _write(document, plots, report)  # last: where it can't be written, all else is there
 
 
 def _write(document: dict[str, Any], plots: Path | None, report: Path | None) -> None:
@@ -154,7 +156,7 @@ def _write(document: dict[str, Any], plots: Path | None, report: Path | None) ->
         for path in write_plots(document, plots):
             notice(f"wrote {path}")
     if report is not None:
-        report.write_text(markdown([document]), encoding="utf-8")
+        strict_json.write(report, markdown([document]))
         notice(f"wrote {report}")
 
 
@@ -200,16 +202,6 @@ def _need_matplotlib() -> None:
 
     if find_spec("matplotlib") is None:
         raise UserError("--plots: expected the package matplotlib, got none; pip install 'dovetail[bench]'")
-
-
-def _need_place(option: str, path: Path | None) -> None:
-    """Fail before an hour of measuring, not after it."""
-    if path is None:
-        return
-    try:
-        (path if option == "--plots" else path.parent).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: expected a place to write {path}, got: {error.strerror}; choose another") from None
 
 
 def _cache_folder() -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dovetail.calibration.commands.places import need_place
 from dovetail.runtime.commands import options
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import notice, on_terminal, print_json, stderr_console, waiting
@@ -63,6 +64,8 @@ def calibrate(
         from dovetail.calibration.commands.calibration_page import require_plots
 
         require_plots()
+    need_place("--profile", profile)
+    need_place("--report", report)
     if temperature is not None and not 0 <= temperature <= 100:
         raise UserError(f"--temperature: expected a number from 0 to 100, got {temperature:g}")
     if quality != (reference is not None):
@@ -130,15 +133,15 @@ def _calibrate(
         document["profile"] = _keep(profile, place, asked=path is not None)
     else:
         notice(f"warning: {result.too_noisy}; the artifact's default tree stays")
-    if not as_json:
+    if as_json:
+        print_json(document)
+    else:
         _show(result, document)
-    if report is not None:
+    if report is not None:  # last: where it can't be written, all else is there
         from dovetail.calibration.commands.calibration_page import write_report
 
         write_report(report, opened.manifest.name, document, result)
         notice(f"report: {report}")
-    if as_json:
-        print_json(document)
 
 
 def _engines(pipe: Pipeline, counts: tuple[int, int]) -> Engines:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.calibration.choose import search
 from dovetail.calibration.measure import acceptance
+from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def write_report(path: Path, name: str, document: dict[str, Any], result: Calibr
             )
         )
     try:
-        path.write_text(page, encoding="utf-8")
+        strict_json.write(path, page)
     except OSError as error:
         raise UserError(f"--report {path}: expected a writable path, got {error.strerror}; give another") from None
 

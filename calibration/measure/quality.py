@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TargetInfo
+from dovetail.runtime.artifact.manifest import MANIFEST_NAME, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.likelihood import CHUNK, Divergence, chunks, log_probs
+from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs
 from dovetail.runtime.targets.base import Numerics
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 
@@ -60,17 +60,17 @@ def compare_targets(
         raise UserError(
             f"text: expected at least {_ENOUGH} tokens to compare on, got {len(tokens)}; give a longer text"
         )
-    own, other = (artifact.file(TARGET_MODEL), info), _reference(reference, info)
-    ways: list[tuple[tuple[Path, TargetInfo], Numerics]] = [(own, "exact"), (own, "fast"), (other, "exact")]
+    own, other = _files(artifact), _reference(reference, info)
+    ways: list[tuple[_Files, Numerics]] = [(own, "exact"), (own, "fast"), (other, "exact")]
     ours, fast, theirs = (
-        OpenVinoTarget(path, described, numerics=numerics, threads=threads, capacity=window + CHUNK)
-        for (path, described), numerics in ways
+        OpenVinoTarget(path, described, numerics=numerics, threads=threads, capacity=2 * window, weights=weights)
+        for (path, weights, described), numerics in ways
     )
     divergence, as_run = Divergence(), Divergence()
     for begin in range(0, len(tokens) - 1, window):
         part = np.array(tokens[begin : begin + window + 1], np.int64)
         rows = (log_probs(engine, part[:-1]) for engine in (ours, fast, theirs))
-        for q, rounded, p, following in zip(*rows, chunks(part[1:]), strict=True):
+        for q, rounded, p, following in zip(*rows, chunks(part[1:], info.vocab_size), strict=True):
             divergence.add(q, p, following)
             as_run.add(rounded, p, following)
         progress(min((begin + window) / len(tokens), 1.0))
@@ -89,7 +89,15 @@ def compare_targets(
     )
 
 
-def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:
+_Files = tuple[Path, Path, TargetInfo]
+"""A target's graph, its weights, its sizes."""
+
+
+def _files(artifact: Artifact) -> _Files:
+    return artifact.file(TARGET_MODEL), artifact.file(TARGET_WEIGHTS), artifact.manifest.target
+
+
+def _reference(path: Path, info: TargetInfo) -> _Files:
     """The IR to compare with, and its sizes. An artifact is verified like any other."""
     if (path / MANIFEST_NAME).exists():
         opened = open_artifact(path)
@@ -98,8 +106,8 @@ def _reference(path: Path, info: TargetInfo) -> tuple[Path, TargetInfo]:
                 f"reference {str(path)!r}: expected a vocabulary of {info.vocab_size}, got "
                 f"{opened.manifest.target.vocab_size}; give the same model with float weights"
             )
-        return opened.file(TARGET_MODEL), opened.manifest.target
+        return _files(opened)
     model = path / "openvino_model.xml" if path.is_dir() else path
     if not model.is_file():
         raise UserError(f"reference {str(path)!r}: expected an artifact or an OpenVINO IR (.xml), got nothing there")
-    return model, info
+    return model, model.with_suffix(".bin"), info

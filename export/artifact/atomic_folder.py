@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -47,14 +48,15 @@ def appearing(goal: Path, force: bool = False) -> Iterator[Path]:
     _remove_leftovers(goal)
     with _full_disk_is_the_users(goal):
         folder, lock = _locked_folder(goal)
-        try:
+    try:
+        with _full_disk_is_the_users(goal):  # asked while the folder is there: behind it there is room again
             yield folder
             _sync(folder)
             folder.chmod(0o755)
             _take_place(folder, goal, force)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what is left: a failed build, or the old artifact
-            os.close(lock)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what is left: a failed build, or the old artifact
+        os.close(lock)
 
 
 def _prefix(goal: Path) -> str:
@@ -84,7 +86,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _remove_leftovers(goal: Path) -> None:
-    for folder in goal.parent.glob(_prefix(goal) + "*"):
+    for folder in goal.parent.glob(glob.escape(_prefix(goal)) + "*"):
         lock = _lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Renderings of the chat template made by transformers at export: the runtime proves its own against them."""
+"""Renderings of the chat template made at export: where an artifact is run, they must come out the same."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 from dovetail.export.artifact.chat_templates import template_place
 from dovetail.export.sources.base import Source
 from dovetail.runtime.artifact import manifest as manifests
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.text.chat_template import ChatTemplate
 
 _TOOL = {
     "type": "function",
@@ -36,36 +38,24 @@ _JOBS: list[dict[str, Any]] = [
 
 
 def write_chat_examples(source: Source, folder: Path) -> None:
-    """Write `chat_examples.json` beside the artifact's chat template: special tokens, and what transformers renders.
+    """Write `chat_examples.json` beside the artifact's chat template: special tokens, and how the template is rendered
+    here, which is as by transformers (tests/runtime/text hold that).
 
-    Without transformers, and for a source that it does not read, there are no examples. A conversation that the
-    template refuses (no system role, say) gives no example, and a template that shows today's date gives none at all.
+    A conversation that the template refuses (no system role, say) gives no example, and a template that shows today's
+    date gives none at all.
     """
-    if source.layout != "checkpoint" or importlib.util.find_spec("transformers") is None:
-        _write(folder, source.special_tokens, [])
-        return
-    import jinja2
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     examples = []
     for job in _JOBS:
         template = (folder / template_place(folder, job["tools"] is not None)).read_text(encoding="utf-8")
         if "strftime_now" in template:
             continue
-        try:
-            text = tokenizer.apply_chat_template(
-                job["messages"],
-                chat_template=template,
-                tools=job["tools"],
-                add_generation_prompt=job["add_generation_prompt"],
-                tokenize=False,
+        renderer = ChatTemplate(template, source.special_tokens)
+        with contextlib.suppress(UserError), contextlib.closing(renderer):
+            text = renderer.render(
+                job["messages"], tools=job["tools"], add_generation_prompt=job["add_generation_prompt"]
             )
-        except jinja2.TemplateError:
-            continue
-        examples.append({**job, "text": text})
-    special_tokens = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    _write(folder, special_tokens, examples)
+            examples.append({**job, "text": text})
+    _write(folder, source.special_tokens, examples)
 
 
 def _write(folder: Path, special_tokens: Mapping[str, str], examples: list[dict[str, Any]]) -> None:

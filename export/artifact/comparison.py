@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dovetail.export.convert.compression import stateful_feeds
-from dovetail.runtime.artifact.manifest import TARGET_MODEL, TOKENIZER, ExportChecks, TargetInfo
+from dovetail.export.target.ir_weights import stateful_feeds
+from dovetail.runtime.artifact.manifest import TARGET_MODEL, ExportChecks, TargetInfo
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax
 from dovetail.runtime.evaluation.standard_library import held_out_files
@@ -27,10 +27,14 @@ from dovetail.runtime.terminal.progress import stage
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 from dovetail.runtime.trees.tree import Tree, root_only
 
-TOKENS = 2048
+TOKENS = 2048  # of a small model; see `num_tokens`
+_FEWEST_TOKENS = 256
+_WEIGHTS_READ = 1 << 36  # parameters times tokens: some seconds a reading
 WINDOW = 512
 _MIN_TOKENS = 16
-_INTEGERS = ("int8", "int8_asym", "int4")  # weight formats with which `fast` rounds activations, too
+# Nats a token that rounding to these formats does not cost: where there are more, something else is wrong.
+_LIMITS = {"fp32": 1e-3, "fp16": 1e-2, "keep": 2e-2}
+_INTEGERS = ("int8", "int8_asym", "int4", "keep")  # weight formats with which `fast` rounds activations, too
 _MAX_PERPLEXITY = 1e12  # the manifest's
 _LONGEST_WINDOW = 1024  # a window of attention that is longer is not outgrown here
 _PARENTS = (-1, 0, 0, 1, 1, 2, 3, 5, 0)  # of the tree that is held against its paths
@@ -52,16 +56,22 @@ class Reading:
     draft_agreement: float | None = None
 
 
-def held_out_ids(folder: Path, text: str | None) -> Ids:
-    """What is compared on, by the tokenizer of the artifact under construction in `folder`: `text`, or held-out files
-    of this interpreter's standard library. Raises `UserError` for a text too short.
+def num_tokens(parameters: int, length: int) -> int:
+    """On how many tokens a model with so many `parameters` is compared, read in windows of `length`: fewer the larger
+    it is, but at least one window.
     """
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    return max(min(TOKENS, _WEIGHTS_READ // max(1, parameters)), _FEWEST_TOKENS, length)
+
+
+def held_out_ids(tokenizer: Tokenizer, text: str | None, count: int) -> Ids:
+    """What is compared on: up to `count` tokens, and the one that follows, of `text`, or of held-out files of this
+    interpreter's standard library. Raises `UserError` for a text too short.
+    """
     if text is None:
         ids: list[int] = []
         for _, document in held_out_files():
             ids += tokenizer.encode(document[:4000]).ids
-            if len(ids) > TOKENS:
+            if len(ids) > count:
                 break
     else:
         ids = tokenizer.encode(text).ids
@@ -69,20 +79,27 @@ def held_out_ids(folder: Path, text: str | None) -> Ids:
         raise UserError(
             f"expected a check text of at least {_MIN_TOKENS} tokens, got {len(ids)}; give a longer `check_text`"
         )
-    return np.asarray(ids[: TOKENS + 1], np.int64)
+    return np.asarray(ids[: count + 1], np.int64)
 
 
-def window_length(context: int, attention: int | None) -> int:
+def window_length(context: int, attention: int | None, rope_border: int | None = None) -> int:
     """How much is read at once of a model with this context and attention window: enough to outgrow the latter, where
-    that is not very long.
+    that is not very long, and not beyond `rope_border`.
     """
     outgrown = 2 * attention if attention is not None and attention <= _LONGEST_WINDOW else 0
-    return min(max(WINDOW, outgrown), context)
+    return min(max(WINDOW, outgrown), context, rope_border or context)
 
 
 def windows(ids: Ids, length: int) -> Iterator[Ids]:
     """`ids` in parts of `length` that are read from an empty cache, each with the token that follows its last."""
     return (ids[start : start + length + 1] for start in range(0, len(ids) - 1, length))
+
+
+def text_length(number: int, rope_border: int | None) -> int | None:
+    """How long the text counts as, in which window `number` is read: of a model with such a border every second one is
+    read as if it began a text beyond. None: as long as it is.
+    """
+    return rope_border + 1 if rope_border is not None and number % 2 else None
 
 
 def torch_logits(model: Any, ids: Ids, length: int, scratch: Path) -> Logits:
@@ -115,6 +132,12 @@ def compare(folder: Path, target: TargetInfo, reading: Reading) -> ExportChecks:
     _check_tree(model, ids)
     divergence = _divergence(model, reading, own, "checking the target on held-out text")
     model.close()
+    limit = _LIMITS.get(target.weight_format)
+    if reference is not None and limit is not None and divergence.kl_mean > limit:
+        raise UserError(
+            f"expected a target as {target.weight_format} that computes what its source does, got a KL divergence of "
+            f"{divergence.kl_mean:.3g} nats a token; report this model"
+        )
     as_run = None
     if reference is not None and target.weight_format in _INTEGERS:
         fast = _open(folder, target, reading, "fast")
@@ -149,8 +172,9 @@ def _divergence(model: TargetEngine, reading: Reading, own: Logits | None, what:
     ids, reference = reading.ids, reading.logits
     divergence, row = Divergence(), 0
     with stage(what) as bar:
-        for part in windows(ids, reading.length):
-            for ours, following in zip(log_probs(model, part[:-1]), chunks(part[1:]), strict=True):
+        for number, part in enumerate(windows(ids, reading.length)):
+            rows = log_probs(model, part[:-1], text_length(number, model.info.rope_border))
+            for ours, following in zip(rows, chunks(part[1:], model.info.vocab_size), strict=True):
                 _check_finite(ours)
                 theirs = ours if reference is None else log_softmax(reference[row : row + len(ours)])
                 divergence.add(ours, theirs, following)

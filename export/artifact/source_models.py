@@ -7,15 +7,33 @@ Letters: T tokens, V vocabulary, L feature layers, D hidden size.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import itertools
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dovetail.export.artifact.comparison import Ids, Logits, torch_logits, window_length
-from dovetail.export.convert.compression import Compression
-from dovetail.export.convert.optimum_export import export_target, import_target, read_source_ir
+from dovetail.export.artifact.comparison import (
+    TOKENS,
+    WINDOW,
+    Ids,
+    Logits,
+    num_tokens,
+    torch_logits,
+    window_length,
+    windows,
+)
 from dovetail.export.sources.base import Source
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.ir_import import import_target, read_source_ir
+from dovetail.export.target.native.families import is_native, read_decoder
+from dovetail.export.target.native.reading import hidden_states, write_logits
+from dovetail.export.target.native.scheme import scheme
+from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors, tensor_shapes
+from dovetail.export.target.native.writing import write_native_target
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
+from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
@@ -35,6 +53,10 @@ class ReferenceLogits:
 class SourceModel(Protocol):
     """Asked in this order; `folder` is the artifact's, under construction."""
 
+    def num_check_tokens(self) -> int:
+        """On how many tokens of held-out text it is compared."""
+        ...
+
     def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits | None:
         """What the source makes of `ids`, kept in the file `scratch`; None where its weights are taken as they are."""
         ...
@@ -49,8 +71,71 @@ class SourceModel(Protocol):
 
 
 def source_model(source: Source, compression: Compression) -> SourceModel:
-    """Of what `find_source` found; an IR's weights have their `compression` already."""
-    return IrModel(source) if source.layout == "ir" else CheckpointModel(source, compression)
+    """Of what `find_source` found; an IR's weights have their `compression` already. Raises `UserError` where torch is
+    needed and not there, or could not read the source.
+    """
+    if source.layout == "ir":
+        return IrModel(source)
+    if is_native(source) and not compression.needs_data:
+        return NativeModel(source, compression)
+    if source.layout == "gguf":
+        raise UserError(
+            f"expected a GGUF's weights to be stored without data (`int8_share`, `calibration_text`), got these with "
+            f"{source.path}; drop them or give the checkpoint"
+        )
+    if importlib.util.find_spec("optimum") is None:
+        what = "4 bits chosen by data" if is_native(source) else f"models of type {source.config.get('model_type')}"
+        raise UserError(f"expected optimum-intel, which exports {what}, got none; pip install 'dovetail[convert]'")
+    return CheckpointModel(source, compression)
+
+
+class NativeModel:
+    """A checkpoint or a GGUF of a family whose graph we build ourselves, without torch."""
+
+    def __init__(self, source: Source, compression: Compression) -> None:
+        self._source, self._compression, self._decoder = source, compression, read_decoder(source)
+        check_tensors(source, self._decoder)
+
+    @property
+    def _window_length(self) -> int:
+        window = min((layer.window for layer in self._decoder.layers if layer.window), default=None)
+        return window_length(self._decoder.context_length, window, self._decoder.rope_border)
+
+    def num_check_tokens(self) -> int:
+        parameters = sum(math.prod(shape) for shape in tensor_shapes(self._decoder).values())
+        ways = 1 if self._decoder.rope_border is None else 2  # to read a window: see `text_length`
+        return num_tokens(parameters, ways * self._window_length)
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+        length, border = self._window_length, self._decoder.rope_border
+        parts = [part[:-1] for part in windows(ids, length)]
+        if border is None:
+            hidden = hidden_states(self._source, self._decoder, parts)
+        else:  # every second window as of a text beyond the border: see `text_length`
+            within = hidden_states(self._source, self._decoder, parts[::2])
+            beyond = hidden_states(self._source, self._decoder.beyond_border(), parts[1::2])
+            hidden = [both for pair in itertools.zip_longest(within, beyond) for both in pair if both is not None]
+        return ReferenceLogits(length, write_logits(self._source, self._decoder, hidden, scratch))
+
+    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+        from dovetail.export.draft.published import DraftedTarget
+        from dovetail.export.draft.writing import write_draft
+
+        def features(ids: Ids, layers: tuple[int, ...]) -> Logits:
+            return hidden_states(self._source, self._decoder, [ids], layers)[0]
+
+        _log.info("draft: exporting to ONNX")
+        tensors = self._source.tensors
+        embedding = tensors[EMBEDDING].read()
+        head = embedding if self._decoder.tied else tensors[HEAD].read()
+        target = DraftedTarget(self._source, embedding, head)
+        return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
+
+    def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
+        weight_format = self._compression.weight_format
+        _log.info("target: writing %s as %s", self._source.path, weight_format)
+        chosen = scheme(weight_format, self._compression.group_size)
+        return write_native_target(self._source, self._decoder, chosen, folder, weight_format, taps)
 
 
 class CheckpointModel:
@@ -60,6 +145,9 @@ class CheckpointModel:
         self._source, self._compression = source, compression
         self._torch_model: Any = None
         self._parameters = 0
+
+    def num_check_tokens(self) -> int:
+        return num_tokens(sum(math.prod(tensor.shape) for tensor in self._source.tensors.values()), WINDOW)
 
     def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
         from dovetail.export.convert.torch_model import load_torch
@@ -74,9 +162,8 @@ class CheckpointModel:
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
         import torch
 
-        from dovetail.export.convert.torch_model import body_and_head
+        from dovetail.export.convert.torch_model import body_and_head, target_features
         from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.target_features import target_features
         from dovetail.export.draft.writing import write_draft
 
         model = self._torch_model
@@ -87,40 +174,41 @@ class CheckpointModel:
             return read
 
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, model.config, *body_and_head(model)[1:])
+        target = DraftedTarget(self._source, *(weight.numpy() for weight in body_and_head(model)[1:]))
         return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
+        from dovetail.export.convert.optimum_export import export_target
+
         _log.info("target: exporting %s as %s", self._source.path, self._compression.weight_format)
         info = export_target(self._source.path, folder, self._compression, self._source.allow_pickle, taps)
         return dataclasses.replace(info, parameters=self._parameters)
 
 
 class IrModel:
-    """An OpenVINO IR, whose weights and features are read off its graph. torch is needed for a draft alone."""
+    """An OpenVINO IR, whose weights and features are read off its graph."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
+
+    def num_check_tokens(self) -> int:
+        return TOKENS
 
     def reference_logits(self, ids: Ids, scratch: Path) -> None:
         return None
 
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
-        import torch
-        from transformers import AutoConfig
-
         from dovetail.export.draft.published import DraftedTarget
         from dovetail.export.draft.writing import write_draft
         from dovetail.export.target.ir_features import embedding_and_head, features
 
         model = read_source_ir(self._source.path)
-        config = AutoConfig.from_pretrained(self._source.path, local_files_only=True, trust_remote_code=False)
         _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, config, *map(torch.from_numpy, embedding_and_head(model)))
+        target = DraftedTarget(self._source, *embedding_and_head(model))
         path = folder / DRAFT_MODEL
         return write_draft(settings, path, target, lambda ids, layers: features(model, ids, layers), ids)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         _log.info("target: taking the IR in %s, weights as they are", self._source.path)
-        return import_target(self._source.path, folder, taps)
+        return import_target(self._source, folder, taps)

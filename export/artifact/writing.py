@@ -21,9 +21,11 @@ from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.chat_templates import write_chat_templates
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
-from dovetail.export.convert.compression import Compression
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
+from dovetail.export.target.compression import Compression
+from dovetail.export.tokenizers.checking import check_tokenizers
+from dovetail.export.tokenizers.openvino_tokenizer import write_openvino_tokenizer
 from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
@@ -66,38 +68,43 @@ def write_artifact(
 ) -> Manifest:
     """Compile `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are (torch is needed for
-    its `draft` alone), or a hub id (at `revision`); see `find_source`. `weight_format` (None: int8), `group_size`,
-    `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that many tokens' rows of the
-    draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`). `check_text` is what the
-    export is compared with its source on (default: held-out files of this interpreter's standard library). Raises
-    `UserError` for what the caller can mend; `out` is then as it was before.
+    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are, or a hub id (at
+    `revision`); see `find_source`. `draft` is a draft folder, or the GGUF file of a language model. `weight_format`
+    (None: int8), `group_size`, `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that
+    many tokens' rows of the draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`).
+    `check_text` is what the export is compared with its source on (default: held-out files of this interpreter's
+    standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
     check_goal(out, force)
-    compression = Compression(weight_format or "int8", group_size, int8_share)
     origin = find_source(source, revision, allow_pickle)
-    tokenizer_text = origin.tokenizer
+    compression = Compression(weight_format or _default_format(origin), group_size, int8_share)
+    tokenizer = Tokenizer.from_str(origin.tokenizer)
     if calibration_text is not None:
-        ids = Tokenizer.from_str(tokenizer_text).encode(calibration_text).ids
+        ids = tokenizer.encode(calibration_text).ids
         compression = dataclasses.replace(compression, calibration_ids=tuple(ids))
     if origin.layout == "ir" and weight_format is not None:
         raise UserError(
             f"expected no `weight_format` with an IR, got one for {origin.path}; give the checkpoint instead"
+        )
+    if compression.weight_format == "keep" and _default_format(origin) != "keep":
+        raise UserError(
+            f"expected a GGUF with `weight_format` keep, got {origin.path}, whose weights have no blocks; drop it"
         )
     settings = None
     if draft is not None:
         settings = _draft_settings(origin, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
-        (folder / manifests.TOKENIZER).write_text(tokenizer_text, encoding="utf-8")
+        (folder / manifests.TOKENIZER).write_text(origin.tokenizer, encoding="utf-8")
         _write_settings(origin, folder)
         if (folder / manifests.CHAT_TEMPLATE).is_file():
             write_chat_examples(origin, folder)
-        ids = checks.held_out_ids(folder, check_text)
         model, scratch = source_model(origin, compression), folder / "scratch"
+        ids = checks.held_out_ids(tokenizer, check_text, model.num_check_tokens())
         reference = model.reference_logits(ids, scratch)
         exported = None if settings is None else model.write_draft(settings, folder, ids)
         target = model.write_target(folder, None if exported is None else exported.taps)
+        _write_genai_files(origin, folder / "target")
         measured = checks.compare(folder, target, _reading(ids, target, reference, exported))
         scratch.unlink(missing_ok=True)
         info = None if exported is None else exported.info
@@ -137,9 +144,26 @@ def _reading(
 ) -> checks.Reading:
     agreement = None if exported is None else exported.agreement
     if reference is None:
-        length = checks.window_length(target.context_length, target.sliding_window)
+        length = checks.window_length(target.context_length, target.sliding_window, target.rope_border)
         return checks.Reading(ids, length, draft_agreement=agreement)
     return checks.Reading(ids, reference.length, reference.logits, agreement)
+
+
+def _write_genai_files(source: Source, target: Path) -> None:
+    """What OpenVINO GenAI wants beside the target's graph; an IR may have brought tokenizers along. Our runtime reads
+    none of it.
+    """
+    if source.layout != "ir":
+        template = source.chat_templates.get("default")
+        write_openvino_tokenizer(source.tokenizer, source.special_tokens, template, target)
+    check_tokenizers(source.tokenizer, target)
+    for name, settings in (("config.json", source.config), ("generation_config.json", source.generation_config)):
+        (target / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _default_format(source: Source) -> str:
+    """A GGUF's blocks are kept; what has 16 bits or more gets 8."""
+    return "keep" if any(tensor.has_blocks for tensor in source.tensors.values()) else "int8"
 
 
 def _write_settings(source: Source, folder: Path) -> None:

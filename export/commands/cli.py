@@ -33,7 +33,7 @@ def dovetail_export() -> None:
 @click.option("-o", "--out", required=True, type=_PATH, help="The artifact folder to write.")
 @click.option("--revision", help="Branch, tag or commit of a hub id. [default: its main branch]")
 @click.option("--allow-pickle", is_flag=True, help="Take pickled weights (.bin) where there are no safetensors.")
-@click.option("--draft", type=_PATH, help="A draft folder made by `dovetail-export draft`.")
+@click.option("--draft", type=_PATH, help="A draft folder (docs/drafts.md), or a small language model's .gguf file.")
 @click.option("--weight-format", help="int8, int8_asym, int4, fp16 or fp32. [default: int8; an IR's own]")
 @click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 128 where it divides]")
 @click.option("--int8-share", default=0.0, help="int4: share of the weights that stay in 8 bits, the most sensitive.")
@@ -281,7 +281,7 @@ def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
     )
     click.echo(f"target on held-out text: {checks.target_summary()}")
     if checks.draft_argmax_agreement is not None:
-        click.echo(f"draft against torch: first children agree to {checks.draft_argmax_agreement:.2%}")
+        click.echo(f"draft against its float32 weights: first children agree to {checks.draft_argmax_agreement:.2%}")
     if as_json:
         print_json(dataclasses.asdict(manifest))
 

@@ -1,64 +1,19 @@
-"""How a target's weights are stored: the formats, compressing a model to one, and telling which one a model has."""
+"""Weights in fewer bits by nncf: of a graph that optimum-intel made."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dovetail.runtime.artifact.manifest import WEIGHT_FORMATS
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.ir_weights import FORMATS, stateful_feeds, weight_elements
 from dovetail.runtime.errors import UserError
 
 CALIBRATION_WINDOWS, CALIBRATION_WINDOW = 64, 256
-_MIN_CALIBRATION_TOKENS = 512
 _DEFAULT_GROUP = 128
-_STORED = {"i8": "int8", "u8": "int8_asym", "i4": "int4", "u4": "int4", "f16": "fp16", "bf16": "fp16", "f32": "fp32"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Compression:
-    """`weight_format`: one of `WEIGHT_FORMATS`. Of int4 alone: `group_size` inputs share a scale (None: 128, or the
-    largest smaller power of two that divides every matrix; -1: one scale a row), `int8_share` of the weights stay in 8
-    bits, those that rounding would hurt most, and with `calibration_ids` the scales are chosen by what the model
-    computes on that text (AWQ, Lin et al. 2024, arXiv 2306.00978, and nncf's scale estimation).
-
-    Raises `UserError` for settings that contradict one another.
-    """
-
-    weight_format: str = "int8"
-    group_size: int | None = None
-    int8_share: float = 0.0
-    calibration_ids: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.weight_format not in WEIGHT_FORMATS:
-            raise UserError(
-                f"expected a weight format of {', '.join(WEIGHT_FORMATS)}, got {self.weight_format!r}; choose one of "
-                f"them"
-            )
-        group = self.group_size
-        if group not in (None, -1) and (group < 16 or group & (group - 1)):
-            raise UserError(f"expected `group_size` as a power of two from 16, or -1 for whole rows, got {group}")
-        if not 0 <= self.int8_share < 1:
-            raise UserError(f"expected `int8_share` from 0 to below 1, got {self.int8_share:g}; for all use int8")
-        for name, present in (
-            ("group_size", group is not None),
-            ("int8_share", self.int8_share > 0),
-            ("calibration_text", self.calibration_ids is not None),
-        ):
-            if present and self.weight_format != "int4":
-                raise UserError(
-                    f"expected `{name}` with `weight_format` int4, got {self.weight_format}; drop one of them"
-                )
-        ids = self.calibration_ids
-        if ids is not None and len(ids) < _MIN_CALIBRATION_TOKENS:
-            raise UserError(
-                f"expected a calibration text of at least {_MIN_CALIBRATION_TOKENS} tokens, got {len(ids)}; give more"
-            )
 
 
 def compress(model: Any, compression: Compression, widths: Sequence[int]) -> Any:
@@ -88,7 +43,7 @@ def compress(model: Any, compression: Compression, widths: Sequence[int]) -> Any
     else:
         symmetric = compression.weight_format == "int8"
         model = nncf.compress_weights(model, mode=mode.INT8_SYM if symmetric else mode.INT8_ASYM)
-    stored = {_STORED.get(name, name) for name in weight_elements(model)}
+    stored = {FORMATS.get(name, name) for name in weight_elements(model)}
     assert compression.weight_format in stored, f"expected {compression.weight_format} weights, got {sorted(stored)}"
     return model
 
@@ -146,79 +101,3 @@ def _calibration(model: Any, ids: tuple[int, ...] | None) -> Any:
     starts = range(0, len(ids) - length + 1, length)[:CALIBRATION_WINDOWS]
     windows = [np.array(ids[start : start + length], np.int64)[None] for start in starts]
     return nncf.Dataset([{name: feed for name, feed in stateful_feeds(w).items() if name in inputs} for w in windows])
-
-
-def stateful_feeds(ids: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, np.ndarray[Any, Any]]:
-    """What a stateful decoder reads with `ids` [B, T] behind an empty cache."""
-    batch, length = ids.shape
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones((batch, length), np.int64),
-        "position_ids": np.tile(np.arange(length), (batch, 1)),
-        "beam_idx": np.arange(batch, dtype=np.int32),
-    }
-
-
-def weight_elements(model: Any) -> Counter[str]:
-    """How many weights of each element type an OpenVINO model has: its constants, without scales, zero points and
-    single numbers.
-    """
-    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
-    scales = {name for node in constants if _is_integer(node) for name in _scales_of(node)}
-    counts: Counter[str] = Counter()
-    for node in constants:
-        kind, size = node.get_output_element_type(0), _size(node)
-        if size > 1 and node.get_friendly_name() not in scales and (kind.is_real() or _is_integer(node)):
-            counts[kind.to_string()] += size
-    return counts
-
-
-def stored_format(model: Any) -> str:
-    """The format that most of a model's weights have. Raises `UserError` where it is none of ours."""
-    elements = weight_elements(model)
-    name, _ = elements.most_common(1)[0] if elements else ("none", 0)
-    if name not in _STORED:
-        raise UserError(f"expected weights in one of {', '.join(WEIGHT_FORMATS)}, got {name}; export the model again")
-    return _STORED[name]
-
-
-def _is_integer(node: Any) -> bool:
-    return node.get_output_element_type(0).to_string() in ("i8", "u8", "i4", "u4")
-
-
-def _scales_of(node: Any) -> set[str]:
-    """Names of the constants that a quantised constant is scaled and shifted with, and of itself if it is a shift."""
-    names = set()
-    for port in _readers(node):
-        reader = port.get_node()
-        if reader.get_type_name() in ("Multiply", "Subtract"):
-            if port.get_index() == 1:
-                names.add(node.get_friendly_name())
-            for other in _readers(reader) if reader.get_type_name() == "Subtract" else []:
-                names |= _constants_of(other.get_node().input_value(1))
-            names |= _constants_of(reader.input_value(1))
-    return names
-
-
-def _readers(node: Any) -> list[Any]:
-    """The inputs that read `node`, conversions skipped."""
-    ports = list(node.output(0).get_target_inputs())
-    return [
-        found
-        for port in ports
-        for found in (_readers(port.get_node()) if port.get_node().get_type_name() == "Convert" else [port])
-    ]
-
-
-def _constants_of(value: Any) -> set[str]:
-    node = value.get_node()
-    while node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return {node.get_friendly_name()} if node.get_type_name() == "Constant" else set()
-
-
-def _size(node: Any) -> int:
-    size = 1
-    for dimension in node.get_output_shape(0):
-        size *= int(dimension)
-    return size

@@ -1,28 +1,26 @@
-"""A checkpoint folder, or somebody's OpenVINO IR -> the target's IR: stateful, weights compressed, the last hidden
-state as a named result.
-
-Each step is a function from model to model that checks what it found and what it made.
+"""A checkpoint folder -> the target's IR by optimum-intel: stateful, weights compressed, the last hidden state as a
+named result. For the families and formats that `target/native` does not write.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.export.convert.compression import Compression, compress, stored_format, weight_elements
+from dovetail.export.convert.compression import compress
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.sources.ir_folder import IR_MODEL
-from dovetail.export.target.ir_graph import add_features_result, check_decoder, check_windows, paged_windows, width
-from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TARGET_MODEL, TARGET_WEIGHTS, TargetInfo
-from dovetail.runtime.errors import ArtifactError, UserError
+from dovetail.export.target.compression import Compression
+from dovetail.export.target.ir_import import checked_windows, save_target
+from dovetail.export.target.ir_weights import weight_elements
+from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS, TargetInfo
+from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
@@ -41,8 +39,8 @@ def export_target(
     allow_pickle: bool = False,
     taps: Taps | None = None,
 ) -> TargetInfo:
-    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`, with the files that OpenVINO
-    GenAI wants beside them. With `taps` the hidden states are what those compute, not the last ones.
+    """Write `folder/target/openvino_model.xml` and `.bin` from the checkpoint `source`. With
+    `taps` the hidden states are what those compute, not the last ones.
 
     Raises `UserError` if the checkpoint is not a causal language model that optimum-intel exports and OpenVINO's paged
     attention carries.
@@ -57,87 +55,19 @@ def export_target(
     _optimum_export(source, raw, config, keep_float32=compression.weight_format == "fp32")
     model = ov.Core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
     parameters = weight_elements(model).total()
-    windows = _windows(model, config.to_dict())
+    windows = checked_windows(model, config.to_dict())
     if taps is not None:
         model = taps.add(model)
     if compression.weight_format != "fp32":
         _log.info(f"target: compressing {parameters / 1e6:.1f} M weights to {compression.weight_format}")
     with quiet_torch(), _bars_on_stderr():
         model = compress(model, compression, matrix_widths(config))
-    info = _save(model, folder, config.to_dict(), windows, parameters, compression.weight_format)
+    info = save_target(model, folder, config.to_dict(), windows, parameters, compression.weight_format)
     del model
     gc.collect()
     shutil.rmtree(raw)
     check_bytes(folder, info, compression)
-    _genai_files(source, folder / "target")
     return info
-
-
-def import_target(source: Path, folder: Path, taps: Taps | None = None) -> TargetInfo:
-    """The same from the IR in the folder `source`, without torch: the weights stay as they are, and the other files of
-    the model come along.
-
-    Raises `UserError` if it is not a stateful causal decoder that OpenVINO's paged attention carries.
-    """
-    model = read_source_ir(source)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    windows = _windows(model, config)
-    parameters, weight_format = weight_elements(model).total(), stored_format(model)
-    for output in model.outputs:
-        if FEATURES_OUTPUT in output.get_names():  # what an earlier draft was fed, which may be something else
-            model.remove_result(output.get_node())
-    if taps is not None:
-        model = taps.add(model)
-    info = _save(model, folder, config, windows, parameters, weight_format)
-    del model
-    gc.collect()
-    for stem in ("openvino_tokenizer", "openvino_detokenizer"):
-        for path in (source / f"{stem}.xml", source / f"{stem}.bin"):
-            if path.is_file():
-                shutil.copyfile(path, folder / "target" / path.name)
-    _copy_settings(source, folder / "target")
-    return info
-
-
-def read_source_ir(source: Path) -> Any:
-    """The decoder whose IR is in the folder `source`. Raises `UserError` if it is not one that we can run."""
-    from dovetail.runtime.targets.openvino.ir import read_ir
-
-    try:
-        model = read_ir(source / IR_MODEL)
-    except ArtifactError as error:
-        raise UserError(str(error)) from None
-    check_decoder(model, source)
-    for port in model.inputs:  # the rewriting to paged attention goes by the nodes' names, which others may choose
-        port.get_node().set_friendly_name(port.get_any_name())
-    return model
-
-
-def _windows(model: Any, config: Mapping[str, Any]) -> list[int]:
-    windows = paged_windows(model)
-    check_windows(windows, config, config["max_position_embeddings"])
-    return windows
-
-
-def _save(
-    model: Any, folder: Path, config: Mapping[str, Any], windows: Sequence[int], parameters: int, weight_format: str
-) -> TargetInfo:
-    """Tap the hidden states, write the model, and say what it is."""
-    import openvino as ov
-
-    model = add_features_result(model)
-    (folder / TARGET_MODEL).parent.mkdir(exist_ok=True)
-    ov.save_model(model, folder / TARGET_MODEL, compress_to_fp16=False)
-    return TargetInfo(
-        architecture=config["model_type"],
-        hidden_size=width(model, FEATURES_OUTPUT),
-        num_layers=len(windows),
-        vocab_size=width(model, "logits"),
-        context_length=config["max_position_embeddings"],
-        parameters=parameters,
-        weight_format=weight_format,
-        sliding_window=min((window for window in windows if window), default=None),
-    )
 
 
 def _bars_on_stderr() -> contextlib.AbstractContextManager[Any]:
@@ -205,32 +135,3 @@ def check_bytes(folder: Path, info: TargetInfo, compression: Compression) -> Non
     assert 0.7 * expected <= size <= 1.3 * expected + (1 << 16), (
         f"{size} bytes for {parameters} parameters as {compression.weight_format}"
     )
-
-
-def _genai_files(source: Path, target: Path) -> None:
-    """Tokenizer models and settings, so that OpenVINO GenAI's LLMPipeline opens the folder as it is. Our runtime reads
-    none of them.
-    """
-    import openvino as ov
-
-    with quiet_torch():
-        from openvino_tokenizers import convert_tokenizer
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        try:
-            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
-        except Exception as error:  # its own exception class, and whatever the conversion runs into
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"expected a tokenizer that openvino_tokenizers converts, got: {first}; GenAI could not open the target"
-            ) from None
-    ov.save_model(encoder, target / "openvino_tokenizer.xml")
-    ov.save_model(decoder, target / "openvino_detokenizer.xml")
-    _copy_settings(source, target)
-
-
-def _copy_settings(source: Path, target: Path) -> None:
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)

@@ -1,13 +1,20 @@
-"""A checkpoint as a torch model. No code of a checkpoint is run."""
+"""A checkpoint as a torch model, and what a draft is made of in one. No code of a checkpoint is run.
+
+Letters: B sequences, T tokens, D hidden size, L feature layers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def load_torch(source: Path, *, as_stored: bool = False, allow_pickle: bool = False) -> Any:
@@ -89,3 +96,15 @@ def body_and_head(model: Any) -> tuple[Any, Any, Any]:
             f"yet"
         )
     return body, model.get_input_embeddings().weight.detach().float(), head.weight.detach().float()
+
+
+def target_features(model: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
+    """ids [B, T] -> the inputs of `layers` side by side and the last hidden state, after the final norm: [B, T,
+    (L + 1) * D] float32. `model` is a transformers model.
+    """
+    import torch
+
+    with torch.no_grad():
+        out = body_and_head(model)[0](input_ids=ids, use_cache=False, output_hidden_states=bool(layers))
+    inputs = [out.hidden_states[layer] for layer in layers]  # entry i is what layer i reads
+    return torch.cat([*inputs, out.last_hidden_state], dim=-1).float()

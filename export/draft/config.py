@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
+from dovetail.export.sources.base import Source
+from dovetail.export.target.native.decoder import Decoder
+from dovetail.export.target.native.families import FAMILIES, read_decoder
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.errors import UserError
+
+_SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,63 +54,68 @@ class DraftConfig:
                 f"expected a draft of kind {', '.join(DRAFT_KINDS)}, got {self.kind!r}; train one with dovetail-export "
                 f"draft"
             )
-        if (
-            self.num_layers < 1
-            or self.num_heads % max(1, self.num_kv_heads)
-            or len(self.rope_frequencies) * 2 != self.head_dim
-        ):
+        sizes = [getattr(self, name) for name in _SIZES]
+        numbers = (self.rms_norm_eps, self.rope_scale, *self.rope_frequencies)
+        if not all(type(size) is int and size > 0 for size in sizes) or not all(map(_is_number, numbers)):
+            raise UserError(
+                f"expected a draft config with positive whole numbers for {', '.join(_SIZES)}, and finite frequencies, "
+                f"got {sizes}; train the draft again"
+            )
+        if self.num_heads % self.num_kv_heads or len(self.rope_frequencies) * 2 != self.head_dim:
             raise UserError(
                 "expected a draft config with whole heads per key/value head and head_dim / 2 frequencies; train the "
                 "draft again"
             )
 
 
-def config_for(target: Any, num_blocks: int, kind: str = "dgf", **more: Any) -> DraftConfig:
-    """A draft for a target's transformers config (Llama family): the same widths, heads and rotary frequencies.
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def config_for(like: Decoder, num_blocks: int, kind: str = "dgf", **more: Any) -> DraftConfig:
+    """A draft whose blocks are `like` a decoder's: the same widths, heads and rotary frequencies.
 
     `more` are further fields of `DraftConfig`; those that a kind wants of itself are in `DraftKind.config_for`.
     """
     if num_blocks < 1:
         raise UserError(f"expected at least one block, got `blocks` {num_blocks}; the paper uses 1 to 5")
-    head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
-    frequencies, scale = _rotary(target, head_dim)
+    frequencies, scale = _rotary(like)
     return DraftConfig(
         kind=kind,
-        hidden_size=target.hidden_size,
-        intermediate_size=target.intermediate_size,
+        hidden_size=like.hidden_size,
+        intermediate_size=like.intermediate_size,
         num_layers=num_blocks,
-        num_heads=target.num_attention_heads,
-        num_kv_heads=getattr(target, "num_key_value_heads", None) or target.num_attention_heads,
-        head_dim=head_dim,
-        vocab_size=target.vocab_size,
-        rms_norm_eps=target.rms_norm_eps,
+        num_heads=like.num_heads,
+        num_kv_heads=like.num_kv_heads,
+        head_dim=like.head_dim,
+        vocab_size=like.vocab_size,
+        rms_norm_eps=like.rms_norm_eps,
         rope_frequencies=frequencies,
         rope_scale=scale,
         **more,
     )
 
 
-def _rotary(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Radians a position per pair of a head's entries, and the factor on cosine and sine."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+def block_sizes(source: Source) -> Decoder:
+    """What the config of `source`, a target or a draft, says of its blocks. A family whose graph we do not build (a
+    mixture of experts) is read as a Llama is: a draft takes widths, heads and rotary frequencies of it and no more.
 
-    rope, kind = config.rope_parameters, None
-    if "full_attention" in rope:  # one set per kind of layer (Gemma 3); the draft sees all of its own context
-        rope, kind = rope["full_attention"], "full_attention"
-    if rope.get("rope_type", "default") == "default":
-        frequencies, scale = (
-            1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim),
-            1.0,
-        )
-    else:
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](
-            config, torch.device("cpu"), seq_len=None, **({"layer_type": kind} if kind else {})
-        )
-    if len(frequencies) * 2 != head_dim:  # partly rotated heads (Phi-3 small, GLM): the rest stands still
-        frequencies = torch.cat(
-            [frequencies.double(), torch.zeros(head_dim // 2 - len(frequencies), dtype=torch.float64)]
-        )
-    return tuple(float(f) for f in frequencies), float(scale)
+    Raises `UserError` where sizes are missing.
+    """
+    if source.config.get("model_type") not in FAMILIES:
+        source = dataclasses.replace(source, config={**source.config, "model_type": "llama"})
+    return read_decoder(source)
+
+
+def _rotary(like: Decoder) -> tuple[tuple[float, ...], float]:
+    """Radians a position per pair of a head's entries, and the factor on cosine and sine: of the layers that see the
+    whole context, as a draft does, where others have a rotary of their own (Gemma 3).
+    """
+    layers = sorted((layer for layer in like.layers if layer.rotary is not None), key=lambda x: x.window is not None)
+    rotary = layers[0].rotary if layers else None
+    frequencies = () if rotary is None else rotary.frequencies
+    still = (0.0,) * (like.head_dim // 2 - len(frequencies))  # of heads that are rotated in part (Phi-3 small, GLM)
+    return frequencies + still, 1.0 if rotary is None else rotary.scale
 
 
 def read_config(folder: Path) -> DraftConfig:

@@ -20,7 +20,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+
+from dovetail.export.sources.tensors import Matrix
 
 OPSET = 23
 IR_VERSION = 10  # the oldest that opset 23 may have: the CUDA 12 line of ONNX Runtime reads it, too
@@ -112,16 +113,16 @@ class GraphBuilder:
         """A stored list of numbers, such as a shape."""
         return self.constant(np.array(values, np.int64))
 
-    def linear(self, x: Value, *weights: Tensor, bias: Tensor | None = None, sensitive: bool = False) -> Value:
-        """`x` times the transposed `weights` (torch's [O, I]), side by side, plus `bias`: [T, I] -> [T, sum of O].
+    def linear(self, x: Value, *weights: Matrix, bias: Matrix | None = None, sensitive: bool = False) -> Value:
+        """`x` times the transposed `weights` (each [O, I]), side by side, plus `bias`: [T, I] -> [T, sum of O].
 
         `sensitive` layers never have fewer than 8 bits.
         """
-        weight = np.concatenate([w.detach().float().numpy() for w in weights]).T  # [I, O]
+        weight = np.concatenate(weights).T  # [I, O]
         y = self.op("MatMul", x, self._matrix(np.ascontiguousarray(weight), sensitive))
-        return y if bias is None else self.op("Add", y, self.constant(bias.detach().float().numpy()))
+        return y if bias is None else self.op("Add", y, self.constant(bias))
 
-    def _matrix(self, weight: NDArray[np.float32], sensitive: bool) -> Value:
+    def _matrix(self, weight: Matrix, sensitive: bool) -> Value:
         if self._format in ("float16", "float32"):
             return self._stored(weight)
         narrow = self._format == "int4" and not sensitive
@@ -130,15 +131,14 @@ class GraphBuilder:
         stored = self.constant(codes.astype(ml_dtypes.int4) if narrow else codes)
         return self.op("DequantizeLinear", stored, self.constant(scales), axis=0, block_size=size)
 
-    def _stored(self, weight: NDArray[np.float32]) -> Value:
+    def _stored(self, weight: Matrix) -> Value:
         """A float32 view of a weight that is stored as the format says."""
         if self._format == "float32":
             return self.constant(weight)
         return self.op("Cast", self.constant(weight.astype(np.float16)), to=TensorProto.FLOAT)
 
-    def embedding(self, ids: Value, table: Tensor) -> Value:
-        """Rows `ids` [T] of `table` [V, D], one scale a row where weights have 8 bits or fewer."""
-        rows = table.detach().float().numpy()
+    def embedding(self, ids: Value, rows: Matrix) -> Value:
+        """Those of `rows` [V, D] that `ids` [T] name, one scale a row where weights have 8 bits or fewer."""
         if self._format not in BLOCK_SIZES:
             return self.op("Gather", self._stored(rows), ids, axis=0)
         scales = np.abs(rows).max(axis=1, keepdims=True) / 127
@@ -150,10 +150,9 @@ class GraphBuilder:
             self.op("Gather", self.constant(scales.astype(np.float32)), ids, axis=0),
         )
 
-    def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Value:
+    def rms_norm(self, x: Value, weight: Matrix, eps: float) -> Value:
         """Over the last axis."""
-        scale = self.constant(weight.detach().float().numpy())
-        return self.op("RMSNormalization", x, scale, axis=-1, epsilon=eps)
+        return self.op("RMSNormalization", x, self.constant(weight), axis=-1, epsilon=float(eps))
 
     def silu(self, x: Value) -> Value:
         """x sigmoid(x)."""

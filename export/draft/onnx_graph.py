@@ -26,15 +26,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
-from torch import nn
 
 from dovetail.export.draft.config import DraftConfig
-from dovetail.export.draft.fusion import Fusion, RMSNorm
 from dovetail.export.draft.graph_builder import OPSET, GraphBuilder, Value, WeightFormat
-from dovetail.export.draft.model import Block, DraftModel
+from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.weights import DraftWeights, Tensors
+from dovetail.export.sources.tensors import Matrix
 from dovetail.runtime.artifact.manifest import DraftInfo
 from dovetail.runtime.drafts.graph_contract import cache_names
 
@@ -42,7 +41,7 @@ TOP_K = 64  # children that a row can be asked for: a tree takes the first few, 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat = "int8") -> DraftInfo:
+def export_draft(draft: DraftWeights, path: Path, *, weight_format: WeightFormat = "int8") -> DraftInfo:
     """Write the draft's graph to `path`; weights over 1.5 GB go to `path.data` beside it."""
     config, graph, info = draft.config, GraphBuilder(weight_format), draft_info(draft, weight_format)
     width, fed = config.num_kv_heads * config.head_dim, info.reads_features
@@ -59,24 +58,24 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
     num_children = graph.input("num_children", TensorProto.INT64, [1])
     caches = [graph.input(name, TensorProto.FLOAT, ["C", width]) for name in cache_names(info)]
 
-    fusion: Fusion = draft.fusion  # type: ignore[assignment]  # `DraftKind` says so
-    x, read = fusion.write(graph, h, graph.embedding(ids, draft.embedding))
+    x, read = KINDS[config.kind].write_fusion(graph, draft, h, graph.embedding(ids, draft.embedding))
     x = graph.op("Unsqueeze", x, graph.integers(0))  # [1, T, D]
     read = None if read is None else graph.op("Unsqueeze", read, graph.integers(0))
     mask = _whole_mask(graph, tree_mask, caches[0])
     slots = graph.op("Unsqueeze", cache_rows, graph.integers(1))  # [T, 1]
     angles = graph.rotary_angles(positions, config.rope_frequencies, config.rope_scale)
-    for i, block in enumerate(draft.blocks):
-        assert isinstance(block, Block)
-        x = _block(graph, config, block, x, read, angles, mask, slots, caches[2 * i : 2 * i + 2])
+    for i in range(config.num_layers):
+        weights = draft.part(f"blocks.{i}.")
+        x = _block(graph, config, weights, x, read, angles, mask, slots, caches[2 * i : 2 * i + 2])
         read = None
 
     rows = graph.op("Gather", graph.op("Squeeze", x, graph.integers(0)), logit_rows, axis=0)  # [R, D]
-    logits = graph.linear(_normed(graph, draft.output_norm, rows), draft.lm_head)  # [R, V]
+    normed = _normed(graph, config, draft.tensors.get("output_norm.weight"), rows)
+    logits = graph.linear(normed, draft.lm_head)  # [R, V]
     log_probs = graph.op("LogSoftmax", logits, axis=-1)
     best, best_ids = graph.ops("TopK", 2, log_probs, num_children, axis=-1)
     if draft.head_tokens is not None:
-        best_ids = graph.op("Gather", graph.constant(draft.head_tokens.numpy()), best_ids, axis=0)
+        best_ids = graph.op("Gather", graph.constant(draft.head_tokens), best_ids, axis=0)
     graph.output(graph.op("Cast", best_ids, to=TensorProto.INT32), "top_token_ids", TensorProto.INT32, ["R", "K"])
     graph.output(best, "top_log_probs", TensorProto.FLOAT, ["R", "K"])
     if fed:
@@ -91,7 +90,7 @@ def export_draft(draft: DraftModel, path: Path, *, weight_format: WeightFormat =
     return info
 
 
-def draft_info(draft: DraftModel, weight_format: WeightFormat = "float32") -> DraftInfo:
+def draft_info(draft: DraftWeights, weight_format: WeightFormat = "float32") -> DraftInfo:
     """What the runtime must know of the draft's graph with such weights."""
     config = draft.config
     return DraftInfo(
@@ -116,14 +115,15 @@ def _whole_mask(graph: GraphBuilder, tree_mask: Value, cache: Value) -> Value:
     return graph.op("Concat", seen, tree_mask, axis=1)
 
 
-def _normed(graph: GraphBuilder, norm: nn.Module, x: Value) -> Value:
-    return norm.write(graph, x) if isinstance(norm, RMSNorm) else x
+def _normed(graph: GraphBuilder, config: DraftConfig, weight: Matrix | None, x: Value) -> Value:
+    """`x` normed where there is a norm."""
+    return x if weight is None else graph.rms_norm(x, weight, config.rms_norm_eps)
 
 
 def _block(
     graph: GraphBuilder,
     config: DraftConfig,
-    block: Block,
+    weights: Tensors,
     x: Value,
     read: Value | None,
     angles: tuple[Value, Value],
@@ -137,13 +137,13 @@ def _block(
     # In 4 bits the demo draft's blocks would lose a seventh of its first choices, head and fusion a seventieth.
     linear = functools.partial(graph.linear, sensitive=True)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    y = _normed(graph, block.input_norm, x) if read is None else read
-    parts = (block.q_proj, block.k_proj, block.v_proj)
-    bias = torch.cat([part.bias for part in parts]) if config.qkv_bias else None
-    y = linear(y, *(part.weight for part in parts), bias=bias)
+    y = _normed(graph, config, weights.get("input_norm.weight"), x) if read is None else read
+    bias = np.concatenate([weights[f"{part}_proj.bias"] for part in "qkv"]) if config.qkv_bias else None
+    y = linear(y, *(weights[f"{part}_proj.weight"] for part in "qkv"), bias=bias)
     q, k, v = graph.split(y, queries, keys, keys)
-    q = _normed_heads(graph, block.q_norm, q, config.num_heads)
-    k = graph.rotate(_normed_heads(graph, block.k_norm, k, config.num_kv_heads), angles, config.num_kv_heads)
+    q = _normed_heads(graph, config, weights.get("q_norm.weight"), q, config.num_heads)
+    k = _normed_heads(graph, config, weights.get("k_norm.weight"), k, config.num_kv_heads)
+    k = graph.rotate(k, angles, config.num_kv_heads)
     cached = []
     for cache, new in zip(caches, (k, v), strict=True):
         row = graph.op("Squeeze", new, graph.integers(0))
@@ -151,19 +151,20 @@ def _block(
         cached.append(graph.op("Unsqueeze", whole, graph.integers(0)))
     heads = {"q_num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads}
     attended = graph.op("Attention", graph.rotate(q, angles, config.num_heads), *cached, mask, **heads)
-    x = graph.op("Add", x, linear(attended, block.o_proj.weight))
-    y = graph.rms_norm(x, block.mlp_norm.weight, config.rms_norm_eps)
-    y = linear(y, block.gate_proj.weight, block.up_proj.weight)
-    gate, up = graph.split(y, len(block.gate_proj.weight), len(block.up_proj.weight))
-    return graph.op("Add", x, linear(graph.op("Mul", graph.silu(gate), up), block.down_proj.weight))
+    x = graph.op("Add", x, linear(attended, weights["o_proj.weight"]))
+    y = graph.rms_norm(x, weights["mlp_norm.weight"], config.rms_norm_eps)
+    y = linear(y, weights["gate_proj.weight"], weights["up_proj.weight"])
+    gate, up = graph.split(y, config.intermediate_size, config.intermediate_size)
+    return graph.op("Add", x, linear(graph.op("Mul", graph.silu(gate), up), weights["down_proj.weight"]))
 
 
-def _normed_heads(graph: GraphBuilder, norm: nn.Module, x: Value, num_heads: int) -> Value:
+def _normed_heads(graph: GraphBuilder, config: DraftConfig, weight: Matrix | None, x: Value, num_heads: int) -> Value:
     """`x` [1, T, heads * E] with every head normed on its own, where the kind of block does so."""
-    if not isinstance(norm, RMSNorm):
+    if weight is None:
         return x
-    heads = graph.op("Reshape", x, graph.integers(1, -1, num_heads, len(norm.weight)))
-    return graph.op("Reshape", norm.write(graph, heads), graph.integers(1, -1, num_heads * len(norm.weight)))
+    heads = graph.op("Reshape", x, graph.integers(1, -1, num_heads, config.head_dim))
+    normed = graph.rms_norm(heads, weight, config.rms_norm_eps)
+    return graph.op("Reshape", normed, graph.integers(1, -1, num_heads * config.head_dim))
 
 
 def check_graph(path: Path, info: DraftInfo) -> None:
@@ -180,53 +181,22 @@ def check_graph(path: Path, info: DraftInfo) -> None:
     assert [o.name for o in model.graph.output] == answers + [f"new_{name}" for name in caches]
 
 
-def example_call(draft: DraftModel, length: int, past: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+def example_call(info: DraftInfo, length: int, past: int, seed: int = 0) -> dict[str, NDArray[Any]]:
     """Random inputs of a causal call: `length` pairs behind `past` cached ones, every second row wanted, and as many
     children as there may be.
     """
-    config, rng = draft.config, np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     call: dict[str, NDArray[Any]] = {
-        "input_ids": rng.integers(0, config.vocab_size, length),
+        "input_ids": rng.integers(0, info.vocab_size, length),
         "position_ids": np.arange(past, past + length),
         "tree_mask": np.tri(length, dtype=np.bool_),
         "cache_rows": np.arange(past, past + length),
         "logit_rows": np.arange(length - 1, -1, -2)[::-1].copy(),
-        "num_children": np.array([min(TOP_K, len(draft.lm_head))]),
+        "num_children": np.array([info.top_k]),
     }
-    if draft.kind.reads_features:
-        features = rng.standard_normal((length, config.hidden_size)).astype(np.float16)
+    if info.reads_features:
+        features = rng.standard_normal((length, info.hidden_size)).astype(np.float16)
         call |= {"features": features, "feature_rows": np.arange(length)}
-    for name in cache_names(draft_info(draft)):
-        shape = (past + length, config.num_kv_heads * config.head_dim)
-        call[name] = rng.standard_normal(shape, dtype=np.float32)
+    for name in cache_names(info):
+        call[name] = rng.standard_normal((past + length, info.num_kv_heads * info.head_dim), dtype=np.float32)
     return call
-
-
-def run_torch(draft: DraftModel, call: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(hidden_states [R, D], log-probabilities [R, V]) of a call by the torch module in float32; -inf for tokens that
-    its LM head does not have.
-
-    The call's own rows are the last of its caches.
-    """
-    config, length = draft.config, len(call["input_ids"])
-    values = {name: torch.from_numpy(array) for name, array in call.items()}
-    past = len(values["key_cache.0"]) - length
-    under = values["tree_mask"].shape[1]
-    mask = torch.cat([torch.ones(length, past + length - under, dtype=torch.bool), values["tree_mask"]], dim=1)
-    shape = (past, config.num_kv_heads, config.head_dim)
-    flat = [values[name][:past].reshape(shape).permute(1, 0, 2)[None] for name in cache_names(draft_info(draft))]
-    features = values["features"].float()[values["feature_rows"]][None] if draft.kind.reads_features else None
-    with torch.no_grad():
-        hidden, _ = draft.float()(
-            values["input_ids"][None],
-            features,
-            values["position_ids"],
-            mask,
-            list(zip(flat[::2], flat[1::2], strict=True)),
-        )
-        rows = hidden[0][values["logit_rows"]]
-        log_probs = torch.log_softmax(draft.logits(rows), -1)
-        if draft.head_tokens is not None:
-            everywhere = torch.full((len(rows), config.vocab_size), -torch.inf)
-            log_probs = everywhere.index_copy(1, draft.head_tokens, log_probs)
-        return rows.numpy(), log_probs.numpy()

@@ -1,5 +1,4 @@
-"""A draft folder as somebody else published it: what its layout's reader starts from, what the reader makes of it, and
-the checks that all of them share.
+"""A draft as somebody else published it: what its layout's reader starts from, and the checks that all of them share.
 
 Letters: V the target's vocabulary, N tokens of the draft's LM head, D hidden size.
 """
@@ -8,21 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from dovetail.export.draft.config import DraftConfig, check_fits, config_for
+from dovetail.export.draft.config import DraftConfig, block_sizes, check_fits, config_for
 from dovetail.export.sources.base import Source
+from dovetail.export.sources.tensors import Matrix
+from dovetail.export.target.native.decoder import Decoder
 from dovetail.runtime.errors import UserError
-
-Weights = dict[str, Tensor]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose blocks a draft may have
 SAME_EMBEDDING = 0.5  # mean cosine with the target's rows; another vocabulary's would be near 0
+_CONTEXT = 2048  # of a draft whose config says none: of no consequence but for the rotary kinds that ask for it
 _BLOCK_NAMES = {
     "input_layernorm": "input_norm",
     "post_attention_layernorm": "mlp_norm",
@@ -40,128 +41,161 @@ _BLOCK_NAMES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftedTarget:
-    """What a draft is held against: the target's weights and config, and the source that they are of."""
+    """What a draft is held against: the target's source and two of its weights."""
 
     source: Source
-    config: Any
-    embedding: Tensor  # [V, D]
-    lm_head: Tensor  # [V, D]
+    embedding: Matrix  # [V, D]
+    lm_head: Matrix  # [V, D]
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The target's."""
         return Tokenizer.from_str(self.source.tokenizer)
 
+    @property
+    def num_layers(self) -> int:
+        """How many there are. Raises `UserError` where the config does not say."""
+        return self._size("num_hidden_layers")
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DraftParts:
-    """What a layout's reader makes of a folder: all that a `DraftModel` consists of. `weights` go by our names, but for
-    those of the blocks, whose names are the same in all layouts (see `with_our_block_names`).
-    """
+    @property
+    def context_length(self) -> int:
+        """In tokens. Raises `UserError` where the config does not say."""
+        return self._size("max_position_embeddings")
 
-    config: DraftConfig
-    weights: Weights
-    embedding: Tensor  # [V, D]
-    lm_head: Tensor  # [V, D], or [N, D]
-    head_tokens: Tensor | None = None  # [N]
+    def _size(self, name: str) -> int:
+        size = self.source.config.get(name)
+        if type(size) is not int or size < 1:
+            raise UserError(
+                f"expected {name} as a positive whole number in the config of {self.source.path}, got {size!r}; copy "
+                f"the checkpoint again"
+            )
+        return size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PublishedDraft:
-    """A folder, its config.json, its tensors, and the target it is read for. A reader takes `weights` out one by one:
-    those left over go into the blocks.
+    """A draft's source, its tensors (see `read_arrays`), and the target it is read for. A reader
+    takes `tensors` out one by one: those left over go into the blocks.
     """
 
-    folder: Path
-    document: dict[str, Any]
-    weights: Weights
+    source: Source
+    tensors: dict[str, NDArray[Any]]
     target: DraftedTarget
+
+    @property
+    def path(self) -> Path:
+        """The folder or the file, for messages."""
+        return self.source.path
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        return self.source.config
 
     @property
     def names(self) -> set[str]:
         """Of the tensors, without `.weight`."""
-        return {name.removesuffix(".weight") for name in self.weights}
+        return {name.removesuffix(".weight") for name in self.tensors}
 
     def config(self, kind: str, **more: Any) -> DraftConfig:
         """The sizes in config.json; `more` are further fields of `DraftConfig`. Raises `UserError` where sizes are
         missing or are not the target's.
         """
-        own, vocab_size = self.own_config(kind, **more), self._sizes().get("vocab_size", len(self.target.embedding))
-        config = dataclasses.replace(own, vocab_size=vocab_size)
+        config = self.own_config(kind, **more)
         for size in (config.hidden_size, self.document.get("target_hidden_size") or config.hidden_size):
             check_fits(dataclasses.replace(config, hidden_size=size), *self.target.embedding.shape)
         return config
 
     def own_config(self, kind: str, **more: Any) -> DraftConfig:
         """The same for a draft that need not have the target's sizes."""
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, LlamaConfig
+        return config_for(
+            self.decoder(),
+            self.num_blocks,
+            kind,
+            qkv_bias=any(name.endswith("q_proj.bias") for name in self.tensors),
+            qk_norm=any(name.endswith("q_norm.weight") for name in self.tensors),
+            **more,
+        )
 
-        sizes = self._sizes()
-        family = sizes.pop("model_type", "llama")
-        try:
-            like = AutoConfig.for_model(family, **sizes) if family in FAMILIES else LlamaConfig(**sizes)
-            numbers = {int(name[1]) for key in self.weights if (name := re.match(r"layers\.(\d+)\.", key))}
-            return config_for(
-                like,
-                max(numbers, default=0) + 1,
-                kind,
-                qkv_bias=any(name.endswith("q_proj.bias") for name in self.weights),
-                qk_norm=any(name.endswith("q_norm.weight") for name in self.weights),
-                **more,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, StrictDataclassError) as error:
+    def decoder(self) -> Decoder:
+        """What config.json says of the blocks; of all tensors it may leave out what the tensors tell. Raises
+        `UserError` where sizes are missing, or the blocks compute something else than ours.
+        """
+        sizes = self.document.get("transformer_layer_config")
+        sizes = sizes if isinstance(sizes, dict) else self.document
+        told = {
+            "vocab_size": len(self.target.embedding),
+            "num_hidden_layers": self.num_blocks,
+            "max_position_embeddings": _CONTEXT,
+        }
+        known = told | {name: value for name, value in sizes.items() if value is not None}
+        decoder = block_sizes(dataclasses.replace(self.source, config=known))
+        rotated = {2 * len(layer.rotary.frequencies) for layer in decoder.layers if layer.rotary is not None}
+        if decoder.activation != "silu" or rotated != {decoder.head_dim}:
+            foreign = decoder.activation if decoder.activation != "silu" else f"rotated parts of {decoder.head_dim}"
             raise UserError(
-                f"expected the sizes of a Llama in {self.folder}/config.json, got "
-                f"{str(error).splitlines()[0]:.100}; copy the draft again"
-            ) from None
+                f"expected a draft with SiLU and heads that are rotated as a whole, got {foreign} in {self.path}; "
+                f"choose another one"
+            )
+        return decoder
 
-    def _sizes(self) -> dict[str, Any]:
-        return dict(self.document.get("transformer_layer_config", self.document))
+    @property
+    def num_blocks(self) -> int:
+        """How many there are among the tensors."""
+        numbers = {int(name[1]) for key in self.tensors if (name := re.match(r"layers\.(\d+)\.", key))}
+        return max(1, len(numbers))
 
     def drop_targets_own(self) -> None:
         """Some published drafts repeat the target's embedding or head."""
-        embedding = self.weights.pop("embed_tokens.weight", None)
+        embedding = self.tensors.pop("embed_tokens.weight", None)
         if embedding is not None:
-            self.check_embedding(embedding.float())
-        self.weights.pop("lm_head.weight", None)
+            self.check_embedding(embedding)
+        self.tensors.pop("lm_head.weight", None)
 
-    def check_embedding(self, embedding: Tensor) -> None:
+    def check_embedding(self, embedding: Matrix) -> None:
         """A published draft repeats the embedding it was trained on: the target's, or it is for another model."""
-        if embedding.shape != self.target.embedding.shape:
-            raise unexpected_shape("embed_tokens.weight", embedding.shape, self.target.embedding.shape, self.folder)
-        likeness = float(torch.nn.functional.cosine_similarity(embedding, self.target.embedding, dim=-1).mean())
+        ours = self.target.embedding
+        if embedding.shape != ours.shape:
+            raise unexpected_shape("embed_tokens.weight", embedding.shape, ours.shape, self.path)
+        products, *squares = (
+            np.einsum("vd,vd->v", a, b) for a, b in ((embedding, ours), (embedding,) * 2, (ours,) * 2)
+        )
+        likeness = float((products / np.sqrt(np.maximum(squares[0] * squares[1], 1e-16))).mean())
         if not likeness > SAME_EMBEDDING:
             raise UserError(
-                f"expected the target's embedding in {self.folder}, got another (mean cosine {likeness:.2f}); choose a "
+                f"expected the target's embedding in {self.path}, got another (mean cosine {likeness:.2f}); choose a "
                 f"draft made for this target and this vocabulary"
             )
 
 
-def with_our_block_names(weights: Weights) -> Weights:
-    """The same with the blocks' tensors by our names."""
+def with_our_names(tensors: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """The same by our names: those of `names`, in which a module's name stands without `.weight` or `.bias`, and of the
+    blocks, whose names are the same in all layouts.
+    """
     renamed = {}
-    for key, tensor in weights.items():
+    for key, tensor in tensors.items():
         name, _, end = key.rpartition(".")
         in_block = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        if in_block:
+        if name in names:
+            name = names[name]
+        elif in_block:
             name = f"blocks.{in_block[1]}.{_BLOCK_NAMES.get(in_block[2], in_block[2])}"
         renamed[f"{name}.{end}" if name else end] = tensor
     return renamed
 
 
-def check_tokens(tokens: Tensor, vocab_size: int, folder: Path) -> None:
+def check_tokens(tokens: NDArray[np.int64], vocab_size: int, path: Path) -> None:
     """Raise `UserError` unless these are different tokens of the target's."""
     low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocab_size or len(torch.unique(tokens)) < len(tokens):
+    if low < 0 or high >= vocab_size or len(np.unique(tokens)) < len(tokens):
         raise UserError(
-            f"expected d2t to name different tokens from 0 to {vocab_size - 1}, got {low} to {high} in {folder}; "
+            f"expected d2t to name different tokens from 0 to {vocab_size - 1}, got {low} to {high} in {path}; "
             f"choose a draft made for this target"
         )
 
 
-def unexpected_shape(name: str, got: Any, expected: Any, folder: Path) -> UserError:
+def unexpected_shape(name: str, got: Any, expected: Any, path: Path) -> UserError:
     """The error for a tensor of another shape."""
     return UserError(
-        f"expected {name} of shape {tuple(expected)}, got {tuple(got)} in {folder}; choose a draft made for this target"
+        f"expected {name} of shape {tuple(expected)}, got {tuple(got)} in {path}; choose a draft made for this target"
     )

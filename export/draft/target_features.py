@@ -1,5 +1,5 @@
-"""What of a target's computation a draft is fed: its last hidden state, or the inputs of a few layers; taken from the
-torch model, and added to the OpenVINO model as its `hidden_states`.
+"""What of a target's computation a draft is fed that is not its last hidden state: the inputs of a few layers, added
+to the OpenVINO model as its `hidden_states`.
 
 Letters: B sequences, T tokens, D hidden size, L feature layers.
 """
@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dovetail.export.convert.torch_model import body_and_head
+from dovetail.export.sources.tensors import Matrix
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT
 from dovetail.runtime.errors import UserError
 
@@ -24,24 +22,14 @@ class Taps:
     """The feature layers of a target, and the matrix [D, L * D] that makes a feature of their inputs."""
 
     layers: tuple[int, ...]
-    projection: Tensor
+    projection: Matrix
 
     def add(self, model: Any) -> Any:
         """See `add_projected_features`."""
         return add_projected_features(model, self.layers, self.projection)
 
 
-@torch.no_grad()
-def target_features(target: Any, ids: Tensor, layers: Sequence[int]) -> Tensor:
-    """ids [B, T] -> the inputs of `layers` side by side and the last hidden state, after the final norm: [B, T,
-    (L + 1) * D] float32. `target` is a transformers model.
-    """
-    out = body_and_head(target)[0](input_ids=ids, use_cache=False, output_hidden_states=bool(layers))
-    inputs = [out.hidden_states[layer] for layer in layers]  # entry i is what layer i reads
-    return torch.cat([*inputs, out.last_hidden_state], dim=-1).float()
-
-
-def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor) -> Any:
+def add_projected_features(model: Any, layers: Sequence[int], projection: Matrix) -> Any:
     """The OpenVINO model with one more result, `hidden_states` [B, T, D] float32: the inputs of its `layers` side by
     side times the transposed `projection` [D, L * D] (EAGLE-3's `fc`), so that D numbers a token cross to the draft,
     not L * D.
@@ -56,7 +44,7 @@ def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor
         shape = port.get_partial_shape()
         assert shape.rank.get_length() == 3, f"expected a residual stream [B, T, D], got {shape}"
         assert shape[2].get_length() * len(layers) == projection.shape[1], f"a stream of another width, {shape}"
-    weight = ops.constant(projection.detach().float().numpy().astype(np.float32), name="draft.projection")
+    weight = ops.constant(np.ascontiguousarray(projection, np.float32), name="draft.projection")
     projected = ops.matmul(ops.concat(inputs, axis=-1), weight, transpose_a=False, transpose_b=True)
     projected.set_friendly_name("draft.projection/MatMul")
     result = ops.result(projected, name=FEATURES_OUTPUT)
@@ -68,7 +56,12 @@ def add_projected_features(model: Any, layers: Sequence[int], projection: Tensor
 
 
 def layer_input(model: Any, layer: int) -> Any:
-    """What decoder layer `layer` reads: the one activation that enters its input norm from outside."""
+    """What decoder layer `layer` reads: in a graph of ours the node of that name, in one of optimum-intel's the one
+    activation that enters the layer's input norm from outside.
+    """
+    own = [node for node in model.get_ops() if node.get_friendly_name() == f"layers.{layer}.input"]
+    if own:
+        return own[0].output(0)
     inside = {
         node.get_friendly_name(): node
         for node in model.get_ops()

@@ -1,25 +1,27 @@
-"""A draft folder -> the draft of an artifact: read for its target, reduced, written as a graph, and held against torch.
+"""A draft -> the draft of an artifact: read for its target, reduced, written as a graph, and what its weights' rounding
+changed.
 
-Letters: B sequences, T tokens, D hidden size, K children.
+Letters: T tokens, D hidden size, K children.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dovetail.export.draft.graph_builder import WeightFormat
 from dovetail.export.draft.layouts import read_draft
-from dovetail.export.draft.model import DraftModel
-from dovetail.export.draft.onnx_graph import example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import FLOAT16_MAX, example_call, export_draft
 from dovetail.export.draft.published import DraftedTarget
 from dovetail.export.draft.target_features import Taps
 from dovetail.export.draft.vocabulary import draft_vocabulary
+from dovetail.export.draft.weights import DraftWeights
 from dovetail.runtime.artifact.manifest import DraftInfo
 
 COMPARED_TOKENS = 512
@@ -30,9 +32,9 @@ Features = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.float32]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftSettings:
-    """The draft folder to export, and how; see `write_artifact`."""
+    """The draft to export, a folder or a GGUF file, and how; see `write_artifact`."""
 
-    folder: Path
+    path: Path
     weight_format: WeightFormat
     vocab: int | None
     vocab_texts: tuple[Path, ...]
@@ -41,7 +43,7 @@ class DraftSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportedDraft:
-    """What was written, the share of first children on which graph and torch agree, and what the target's graph must
+    """What was written, the share of first children that its rounded weights leave, and what the target's graph must
     compute for it besides its last hidden state.
     """
 
@@ -57,34 +59,42 @@ def write_draft(
 
     Raises `UserError` if the draft is not one for this target.
     """
-    draft = read_draft(settings.folder, target, allow_pickle=settings.allow_pickle)
+    draft = read_draft(settings.path, target, allow_pickle=settings.allow_pickle)
     if settings.vocab is not None:
-        draft.keep_tokens(torch.from_numpy(draft_vocabulary(target.source, settings.vocab, settings.vocab_texts)))
+        draft = draft.with_head_of(draft_vocabulary(target.source, settings.vocab, settings.vocab_texts))
     path.parent.mkdir(exist_ok=True)
     info = export_draft(draft, path, weight_format=settings.weight_format)
-    config = draft.config
-    taps = Taps(config.feature_layers, draft.state_dict()["projection.weight"]) if config.feature_layers else None
-    ids = ids[: min(COMPARED_TOKENS, target.config.max_position_embeddings)]
+    layers = draft.config.feature_layers
+    taps = Taps(layers, draft.tensors["projection.weight"]) if layers else None
+    ids = ids[: min(COMPARED_TOKENS, target.context_length)]
     return ExportedDraft(info, draft_agreement(path, draft, ids, features), taps)
 
 
-def draft_agreement(path: Path, draft: DraftModel, ids: NDArray[np.int64], features: Features) -> float:
-    """The share of real pairs whose first child by the graph at `path` is the torch `draft`'s, read in one call, with
-    the target's `features`.
+def draft_agreement(path: Path, draft: DraftWeights, ids: NDArray[np.int64], features: Features) -> float:
+    """The share of real pairs, read in one call with the target's `features`, whose first child by the graph at `path`
+    is the one by the same graph with float32 weights, which lies beside it meanwhile.
     """
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        exact = Path(scratch) / "exact.onnx"
+        info = export_draft(draft, exact, weight_format="float32")
+        pairs = len(ids) - 1
+        call = example_call(info, pairs, past=0)
+        call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs), "num_children": np.array([1])}
+        if info.reads_features:
+            read = features(ids, draft.config.feature_layers)[:pairs]
+            if draft.config.feature_layers:
+                read = read[:, : -info.hidden_size] @ draft.tensors["projection.weight"].T
+            call["features"] = read.clip(-FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)  # [T, D]
+        return float((_first_children(path, call) == _first_children(exact, call)).mean())
+
+
+def _first_children(path: Path, call: dict[str, NDArray[Any]]) -> NDArray[np.int32]:
+    """Of every pair of a call, by the graph at `path`.  # [T]"""
     import onnxruntime as ort
 
-    pairs = len(ids) - 1
-    call = example_call(draft, pairs, past=0)
-    call |= {"input_ids": ids[1:], "logit_rows": np.arange(pairs)}
-    if draft.kind.reads_features:
-        with torch.no_grad():
-            read = torch.from_numpy(features(ids, draft.config.feature_layers))
-            fed = read[:, : -draft.config.hidden_size] if draft.config.feature_layers else read
-            call["features"] = draft.project(fed)[:pairs].half().numpy()  # [T, D]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (children,) = session.run(["top_token_ids"], call)  # [T, K]
-    _, log_probs = run_torch(draft, call)
-    return float((children[:, 0] == log_probs.argmax(-1)).mean())
+    first: NDArray[np.int32] = children[:, 0]
+    return first

@@ -27,12 +27,14 @@ from transformers import LlamaConfig, LlamaModel
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import DraftConfig, check_fits, config_for, read_config
-from dovetail.export.draft.model import DraftModel, load_draft, save_draft
 from dovetail.export.inflate.enlarged_weights import CONSTANT_LEVEL, Enlargement, Weights
 from dovetail.export.quiet import quiet_torch
+from dovetail.export.sources.base import Source
 from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
+from dovetail.export.target.native.families import read_decoder
 from dovetail.export.training.corpus import held_out_samples
+from dovetail.export.training.draft_model import DraftModel, load_draft, save_draft
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.terminal.progress import ProgressLine, stage
@@ -114,11 +116,11 @@ def inflate(
     (exactly the same 8-bit weights if head_dim is kept); float16 rounds the weights first. Raises `UserError`
     for what the caller can mend; nothing is written then.
     """
-    read_checkpoint(source)
+    checkpoint = read_checkpoint(source)
     small, shape = read_shape(source), find_shape(like)
     enlargement = Enlargement(small, shape, seed)
-    old_config, config = _config(source, small, shape, dtype)
-    draft_config = None if draft is None else _draft_config(draft, old_config, config)
+    config = _config(source, small, shape, dtype)
+    draft_config = None if draft is None else _draft_config(draft, checkpoint, config)
     goals = [goal for goal in (out, draft_out) if goal is not None]
     if len({goal.absolute() for goal in goals}) < len(goals):
         raise UserError(f"expected two folders, got {out} for both the target and the draft; choose another one for it")
@@ -304,8 +306,8 @@ def _rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded
 
 
-def _config(source: Path, small: Shape, shape: Shape, dtype: str) -> tuple[Any, Any]:
-    """The source's transformers config, and the big one's."""
+def _config(source: Path, small: Shape, shape: Shape, dtype: str) -> Any:
+    """The big model's transformers config."""
     old: Any = LlamaConfig.from_pretrained(source, local_files_only=True)
     kind = old.rope_parameters.get("rope_type", "default")
     if shape.head_dim != small.head_dim and kind not in _ROPE_TYPES:
@@ -325,23 +327,26 @@ def _config(source: Path, small: Shape, shape: Shape, dtype: str) -> tuple[Any, 
         "tie_word_embeddings": False,  # the embedding has zeros where the head may not
         "dtype": dtype,
     }
-    return old, LlamaConfig(**old.to_dict() | sizes)
+    return LlamaConfig(**old.to_dict() | sizes)
 
 
-def _draft_config(draft: Path, old: Any, config: Any) -> DraftConfig:
-    """The big draft's config. Raises `UserError` if `draft` was made for another target."""
+def _draft_config(draft: Path, source: Source, config: Any) -> DraftConfig:
+    """The config of the draft for the big target, whose transformers `config` is given. Raises `UserError` if `draft`
+    was not made for the `source`.
+    """
     ours = read_config(draft)
     if ours.kind != "dgf":
         raise UserError(f"expected a draft of kind dgf, got {ours.kind} in {draft}; only that kind can be inflated")
-    check_fits(ours, old.vocab_size, old.hidden_size)
-    theirs = config_for(old, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
+    check_fits(ours, *source.sizes())
+    theirs = config_for(read_decoder(source), ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
     same = dataclasses.replace(ours, rope_frequencies=theirs.rope_frequencies) == theirs
     if not same or not np.allclose(ours.rope_frequencies, theirs.rope_frequencies, rtol=1e-6):
         raise UserError(
             f"expected a draft with the target's heads, widths and rotary frequencies, got another in {draft}; give "
             f"the draft that was trained for this target"
         )
-    return config_for(config, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
+    big = read_decoder(dataclasses.replace(source, config=config.to_dict()))
+    return config_for(big, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
 
 
 def _windows(source: Path, window: int) -> Tensor:

@@ -103,12 +103,7 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
             )
     if config.get("is_encoder_decoder"):
         raise UserError(f"expected a decoder-only model, got an encoder-decoder in {folder}; choose another checkpoint")
-    if config.get("attn_logit_softcapping"):
-        raise UserError(
-            f"expected attention without a cap on its logits, got attn_logit_softcapping "
-            f"{config['attn_logit_softcapping']} in {folder}, which OpenVINO's paged attention does not carry; choose "
-            f"another model"
-        )
+    settings.check_attention(config, folder)
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"

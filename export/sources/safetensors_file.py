@@ -81,7 +81,7 @@ def _view(data: NDArray[np.uint8], kind: np.dtype[Any], shape: tuple[int, ...]) 
     return np.ndarray(shape, kind, data.data) if data.size else np.empty(shape, kind)
 
 
-def _to_float(raw: NDArray[Any]) -> Matrix:
+def _to_float(raw: NDArray[Any], start: int) -> Matrix:
     return raw.astype(np.float32)
 
 
@@ -95,30 +95,35 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
                 f"expected a scale beside the float8 weights {name}, got none; give the original checkpoint"
             )
     return {
-        name: dataclasses.replace(tensor, to_float=_scaled(found[name])) if name in found else tensor
+        name: dataclasses.replace(tensor, to_float=_scaled(found[name], tensor.shape)) if name in found else tensor
         for name, tensor in tensors.items()
         if name not in scales
     }
 
 
-def _scaled(stored: StoredTensor) -> Callable[[NDArray[Any]], Matrix]:
-    """Makes float8 numbers [R, I] floats times their scale: one in all, one a row, or one a block of 128 by 128, the
-    last of which may be cut short.
+def _scaled(stored: StoredTensor, shape: tuple[int, ...]) -> Callable[[NDArray[Any], int], Matrix]:
+    """Makes float8 numbers of `shape` [R, I] floats times their scale: one in all, one a row, or one a block of 128 by
+    128, the last of which may be cut short.
     """
     scale = stored.read()
+    factors = scale.reshape(*scale.shape, *[1] * (len(shape) - scale.ndim))
+    blocks = tuple(-(-size // _SCALE_BLOCK) for size in shape)
+    counts = [count in (1, size, whole) for count, size, whole in zip(factors.shape, shape, blocks, strict=True)]
+    if not all(counts):
+        raise UserError(
+            f"expected scales for weights of shape {list(shape)}, got {stored.name} of shape {list(stored.shape)}; "
+            f"give the original checkpoint"
+        )
 
-    def to_float(raw: NDArray[Any]) -> Matrix:
-        factors = scale.reshape(*scale.shape, *[1] * (raw.ndim - scale.ndim))
-        for axis, (count, size) in enumerate(zip(factors.shape, raw.shape, strict=True)):
-            if count not in (1, size):
-                if count != -(-size // _SCALE_BLOCK):
-                    raise UserError(
-                        f"expected scales for weights of shape {list(raw.shape)}, got {stored.name} of shape "
-                        f"{list(stored.shape)}; give the original checkpoint"
-                    )
-                factors = np.repeat(factors, _SCALE_BLOCK, axis)
-                factors = factors[(slice(None),) * axis + (slice(size),)]
+    def to_float(raw: NDArray[Any], start: int) -> Matrix:
         values: Matrix = raw.astype(np.float32)
-        return values * factors
+        own = factors
+        for axis, (size, first) in enumerate(zip(raw.shape, (start, *[0] * raw.ndim), strict=False)):
+            if own.shape[axis] not in (1, shape[axis]):
+                places = np.arange(first, first + size) // _SCALE_BLOCK
+            else:
+                places = np.arange(first, first + size) if own.shape[axis] > 1 else np.array([0])
+            own = own.take(places, axis)
+        return values * own
 
     return to_float

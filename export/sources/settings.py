@@ -88,3 +88,13 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"expected a chat template in {path}, got {error}; copy it again") from None
     return templates
+
+
+def check_attention(config: Mapping[str, Any], path: Path) -> None:
+    """Raise `UserError` for attention that OpenVINO's paged attention does not compute."""
+    if config.get("attn_logit_softcapping"):
+        raise UserError(
+            f"expected attention without a cap on its logits, got attn_logit_softcapping "
+            f"{config['attn_logit_softcapping']} in {path}, which OpenVINO's paged attention does not carry; choose "
+            f"another model"
+        )

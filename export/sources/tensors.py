@@ -21,7 +21,8 @@ class StoredTensor:
 
     `kind` is how it is stored, in the words of its file: `F32`, `F16`, `BF16`, `F8_E4M3`, or a GGUF block type such as
     `Q4_1`. `raw` is mapped from the file: numbers of that type in `shape`, or of a block type bytes [R, bytes a row].
-    `to_float` makes float32 numbers of (a part of) `raw`, row for row. `rows` is another order of the rows (llama.cpp
+    `to_float` makes float32 numbers of rows of `raw`; its second argument is the number of the first of
+    them. `rows` is another order of the rows (llama.cpp
     interleaves the rotary halves of queries and keys), `shift` is added to every number (Gemma's norms lie in a GGUF as
     1 + w).
     """
@@ -30,15 +31,27 @@ class StoredTensor:
     shape: tuple[int, ...]
     kind: str
     raw: NDArray[Any]
-    to_float: Callable[[NDArray[Any]], Matrix]
+    to_float: Callable[[NDArray[Any], int], Matrix]
     rows: NDArray[np.int64] | None = None
     shift: float = 0.0
 
     def read(self) -> Matrix:
         """All numbers, in `shape`, as float32."""
-        raw = self.raw if self.rows is None else self.raw[self.rows]
-        values = np.ascontiguousarray(self.to_float(raw), np.float32).reshape(self.shape)
+        if 0 in self.shape:
+            return np.empty(self.shape, np.float32)
+        return self.read_rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)
+
+    def read_rows(self, start: int, stop: int) -> Matrix:
+        """The rows from `start` to before `stop`, as float32: a part of a matrix that need not be in memory whole."""
+        part = slice(start, stop)
+        raw = self.raw[part if self.rows is None else self.rows[part]] if self.shape else self.raw
+        values = np.ascontiguousarray(self.to_float(raw, start), np.float32).reshape(-1, *self.shape[1:])
         return values + np.float32(self.shift) if self.shift else values
+
+    def look_up(self, rows: NDArray[np.int64]) -> Matrix:
+        """Some rows of a matrix, in any order, as float32: of an embedding, say, which has no scales beside it."""
+        places = rows if self.rows is None else self.rows[rows]
+        return np.ascontiguousarray(self.to_float(self.raw[places], 0), np.float32) + np.float32(self.shift)
 
     @property
     def has_blocks(self) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.export.convert.compression import stateful_feeds
 from dovetail.export.draft.target_features import layer_input
 from dovetail.export.target.ir_graph import lm_head
+from dovetail.export.target.ir_weights import stateful_feeds
 from dovetail.runtime.errors import UserError
 
 Matrix = NDArray[np.float32]

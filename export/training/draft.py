@@ -24,14 +24,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dovetail.export.convert.torch_model import body_and_head, load_torch
-from dovetail.export.draft.config import vocabulary_sha256
+from dovetail.export.convert.torch_model import body_and_head, load_torch, target_features
+from dovetail.export.draft.config import block_sizes, vocabulary_sha256
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
-from dovetail.export.draft.model import Cache, DraftModel, join, save_draft
-from dovetail.export.draft.target_features import target_features
 from dovetail.export.draft.vocabulary import check_size, most_frequent
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.training import corpus as corpora
 from dovetail.export.training.corpus import Corpus
+from dovetail.export.training.draft_model import Cache, DraftModel, join, save_draft
 from dovetail.export.training.loop import Pace, Windows, fast_dtype, train
 from dovetail.export.training.muon import Muon
 from dovetail.runtime.errors import UserError
@@ -319,11 +320,12 @@ def train_draft(
     torch.manual_seed(recipe.seed)
     target = load_torch(source).requires_grad_(False)
     _, _, lm_head = body_and_head(target)
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    checkpoint = read_checkpoint(source)
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
     train_ids, held_out_ids = (
         corpora.encode(tokenizer, list(part.values())) for part in (corpus.train, corpus.held_out)
     )
-    draft = new_draft(target, recipe, train_ids, vocabulary_sha256(tokenizer))
+    draft = new_draft(target, block_sizes(checkpoint), recipe, train_ids, vocabulary_sha256(tokenizer))
     layers = draft.config.feature_layers
     live = on_the_fly(target, layers)
     source_of_features = live if feature_cache is None else cached(target, train_ids, feature_cache, layers)
@@ -335,15 +337,18 @@ def train_draft(
     return report
 
 
-def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vocabulary: str) -> DraftModel:
-    """An untrained draft of the recipe's kind for the torch model `target`; its tokenizer has the digest `vocabulary`.
+def new_draft(
+    target: Any, sizes: Decoder, recipe: DraftRecipe, train_ids: NDArray[np.int32], vocabulary: str
+) -> DraftModel:
+    """An untrained draft of the recipe's kind for the torch model `target`, which has these `sizes`; its tokenizer has
+    the digest `vocabulary`.
 
     A head of its own begins as the target's rows for the most frequent tokens of `train_ids`.
     """
     _, embedding, lm_head = body_and_head(target)
     kind = KINDS[recipe.kind]
     if not kind.own_head:
-        config = kind.config_for(target.config, recipe.blocks, vocabulary_sha256=vocabulary)
+        config = kind.config_for(sizes, recipe.blocks, vocabulary_sha256=vocabulary)
         return DraftModel(config, embedding, lm_head)
     tokens = None
     if recipe.vocab is not None:
@@ -351,7 +356,7 @@ def new_draft(target: Any, recipe: DraftRecipe, train_ids: NDArray[np.int32], vo
         tokens = torch.from_numpy(most_frequent(np.bincount(train_ids, minlength=len(lm_head)), recipe.vocab))
         lm_head = lm_head[tokens]
     more = {"head_size": len(lm_head), "vocabulary_sha256": vocabulary}
-    return DraftModel(kind.config_for(target.config, recipe.blocks, **more), embedding, lm_head, tokens)
+    return DraftModel(kind.config_for(sizes, recipe.blocks, **more), embedding, lm_head, tokens)
 
 
 def report_of(history: Sequence[dict[str, float]], draft: DraftModel) -> DraftReport:

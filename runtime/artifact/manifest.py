@@ -22,7 +22,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 TARGET_MODEL = "target/openvino_model.xml"
 TARGET_WEIGHTS = "target/openvino_model.bin"
 DRAFT_MODEL = "draft/model.onnx"
-WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32")
+WEIGHT_FORMATS = ("int8", "int8_asym", "int4", "fp16", "fp32", "keep")
 DRAFT_KINDS = ("dgf", "eagle", "eagle3", "lm")
 DRAFT_PRECISIONS = ("int8", "int4", "float16", "float32")
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -30,6 +30,7 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 TOOL_USE_TEMPLATE = "tokenizer/additional_chat_templates/tool_use.jinja"  # where transformers keeps it, too
 GENERATION_CONFIG = "tokenizer/generation_config.json"
 CHAT_EXAMPLES = "tokenizer/chat_examples.json"
+LONG_POSITIONS = 1 << 24  # added to the positions of a text beyond its `rope_border`; no context is that long
 FEATURES_OUTPUT = "hidden_states"  # the target's last hidden state, after the final norm: [B, T, hidden_size]
 
 _PART = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|\Z))[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?"
@@ -74,6 +75,9 @@ class FileEntry:
 class TargetInfo:
     """The target as exported. `weight_format`: one of `WEIGHT_FORMATS`; `architecture`: transformers' `model_type`;
     `sliding_window`: tokens that the most short-sighted layer sees, None where all see the whole context.
+    `rope_border`: a text of more tokens than this is computed with other rotary frequencies, in all its positions
+    (longrope). `weight_forms`: how many weights are stored in which form (int8, or a GGUF's Q4_1), where the export
+    chose it.
     """
 
     architecture: str
@@ -84,6 +88,8 @@ class TargetInfo:
     parameters: int
     weight_format: str
     sliding_window: int | None = None
+    weight_forms: dict[str, int] | None = None
+    rope_border: int | None = None
 
     def __post_init__(self) -> None:
         _in_range("hidden_size", self.hidden_size, 1, 1 << 20)
@@ -93,6 +99,11 @@ class TargetInfo:
         _in_range("parameters", self.parameters, 1, 1 << 50)
         if self.sliding_window is not None:
             _in_range("sliding_window", self.sliding_window, 1, 1 << 24)
+        if self.rope_border is not None:
+            _in_range("rope_border", self.rope_border, 1, self.context_length)
+        for form, count in (self.weight_forms or {}).items():
+            _require(_is_label(form, 20), "the name of a form of weights", form)
+            _in_range(f"weights as {form}", count, 1, 1 << 50)
         known = f"weight_format as one of {', '.join(WEIGHT_FORMATS)}"
         _require(self.weight_format in WEIGHT_FORMATS, known, self.weight_format)
         _require(_is_label(self.architecture, 100), "an architecture name", self.architecture)

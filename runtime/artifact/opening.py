@@ -1,32 +1,40 @@
 """The artifact on disk: open it, hold it against its manifest, and refuse it before any native parser has seen a byte.
 
-What is checked is the folder as it lies there at opening time; whoever can write to it afterwards wins, so artifacts
-are read-only.
+Links are followed once, at the beginning: hub clients, volumes of Kubernetes and installers lay files out with them.
+What is verified is then the very path that is used, so a link that changes meanwhile changes nothing. What is checked
+is the content as it lies there at opening time; whoever can write to it afterwards wins, so artifacts are read-only.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dovetail.runtime.artifact import manifest as manifest_format
-from dovetail.runtime.artifact.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from dovetail.runtime.errors import ArtifactError
 
 _CHUNK_BYTES = 1 << 20
+_MOST_NAMED = 3
+_EXTERNAL = f"{DRAFT_MODEL}.data"  # weights that the draft's graph finds by itself, beside its own file
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An opened artifact. `digest` is the sha256 of `dovetail.json`, holding all other hashes: it names the content."""
+    """An opened artifact. `digest` is the sha256 of `dovetail.json`, holding all other hashes: it names the content.
+    `places`: where each listed file lies, links followed.
+    """
 
     path: Path
     manifest: Manifest
     digest: str
+    places: Mapping[str, Path]
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists the file `name`."""
@@ -38,7 +46,7 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path}: expected a file {name}, got an artifact without it; export the artifact again"
             )
-        return self.path / name
+        return self.places[name]
 
 
 def open_artifact(
@@ -47,9 +55,8 @@ def open_artifact(
     """Read and verify the artifact in the folder `path`; `trust` skips the hashes (sizes and names are still checked).
 
     `progress` is called with the bytes hashed since its last call; they add up to the sizes of all listed files.
-    Raises `ArtifactError` unless the folder holds exactly the listed files, regular and of the listed size and hash.
-    Links are refused everywhere below `path`. Hard links are not: they can only show content that has the listed hash
-    anyway, and installers and backup tools make them of honest files.
+    Raises `ArtifactError` unless the folder holds the listed files, regular (or links to such) and of the listed size
+    and hash. What lies there besides is never read; where hashes are checked, the log names it.
     """
     root = Path(path)
     try:
@@ -61,17 +68,19 @@ def open_artifact(
             )
         data = _read_manifest(root / MANIFEST_NAME)
         manifest = manifest_format.loads(data)
-        _check_names(root, manifest)
+        places = {name: _place(root, name) for name in manifest.files}
+        _check_external(places)
         for name, entry in manifest.files.items():
-            _check_size(root / name, entry.bytes)
+            _check_size(places[name], entry.bytes)
         if not trust:
             for name, entry in manifest.files.items():
-                _check_hash(root / name, entry.sha256, entry.bytes, progress)
+                _check_hash(places[name], entry.sha256, entry.bytes, progress)
+            _tell_unlisted(root, manifest)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ArtifactError(
             f"{root}: expected a readable artifact, got {_reason(error)}; check the path and its permissions"
         ) from None
-    return Artifact(path=root, manifest=manifest, digest=hashlib.sha256(data).hexdigest())
+    return Artifact(root, manifest, hashlib.sha256(data).hexdigest(), places)
 
 
 def _reason(error: Exception) -> str:
@@ -82,18 +91,41 @@ def _reason(error: Exception) -> str:
 
 def _read_manifest(path: Path) -> bytes:
     try:
-        status = path.lstat()
+        place = Path(os.path.realpath(path, strict=True))
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: expected an artifact's manifest, got nothing there; is {path.parent} an artifact?"
         ) from None
-    _require_regular(path, status.st_mode)
+    status = place.lstat()
+    _require_regular(place, status.st_mode)
     if status.st_size > MAX_MANIFEST_BYTES:
         raise ArtifactError(
             f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {status.st_size}; export the artifact again"
         )
-    with open(_open_regular(path), "rb") as file:
+    with open(_open_regular(place), "rb") as file:
         return file.read(MAX_MANIFEST_BYTES + 1)
+
+
+def _place(root: Path, name: str) -> Path:
+    """Where the listed file `name` is, links followed."""
+    try:
+        place = Path(os.path.realpath(root / name, strict=True))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{root}: expected the listed file {name}, got nothing there; copy the artifact again, links followed "
+            "(cp -rL)"
+        ) from None
+    _require_regular(place, place.lstat().st_mode)
+    return place
+
+
+def _check_external(places: Mapping[str, Path]) -> None:
+    """The draft's graph names its external weights itself: they must lie beside it under their own name."""
+    if _EXTERNAL in places and places[_EXTERNAL] != places[DRAFT_MODEL].with_name(Path(_EXTERNAL).name):
+        raise ArtifactError(
+            f"{_EXTERNAL}: expected it beside {DRAFT_MODEL}, got links to other names or folders; copy the artifact, "
+            "links followed (cp -rL)"
+        )
 
 
 def _kind(mode: int) -> str:
@@ -117,35 +149,27 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
-def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, int]]:
-    """Name (relative to the artifact) and mode of all below `folder`. Enters only `folders`, so it is bounded."""
+def _tell_unlisted(root: Path, manifest: Manifest) -> None:
+    """Log what lies beside the listed files. Hidden names are those of tools: version control, hub clients, volumes."""
+    folders = manifest_format.folders_of(manifest.files)
+    names = sorted(name for name in _walk(root, "", folders) if name not in manifest.files and name != MANIFEST_NAME)
+    if names:
+        shown = ", ".join(f"{name!r:.100}" for name in names[:_MOST_NAMED])
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        _log.info("%s lists no %s%s: not read", MANIFEST_NAME, shown, more)
+
+
+def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[str]:
+    """Names (relative to the artifact) of all below `folder` that is not hidden. Enters only `folders`, so it is
+    bounded.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if stat.S_ISDIR(mode) and name in folders:
+            if name in folders:
                 yield from _walk(folder / entry.name, name + "/", folders)
-            else:
-                yield name, mode
-
-
-def _check_names(root: Path, manifest: Manifest) -> None:
-    """Exactly the listed files, in exactly the folders that they imply, all regular."""
-    folders = manifest_format.folders_of(manifest.files)
-    missing = set(manifest.files)
-    for name, mode in _walk(root, "", folders):
-        if name in folders:
-            raise ArtifactError(f"{root / name}: expected a folder, got {_kind(mode)}; copy the artifact again")
-        if name not in manifest.files and name != MANIFEST_NAME:
-            raise ArtifactError(
-                f"{root}: expected only the files listed in {MANIFEST_NAME}, got also {name[:100]!r}; copy it again"
-            )
-        _require_regular(root / name, mode)
-        missing.discard(name)
-    if missing:
-        raise ArtifactError(
-            f"{root}: expected the listed file {min(missing)}, got nothing there; copy the artifact again"
-        )
+            elif not entry.name.startswith("."):
+                yield name
 
 
 def _check_size(path: Path, expected: int) -> None:

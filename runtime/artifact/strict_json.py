@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
 import reprlib
 import threading
+import time
 import types
 import typing
 from collections.abc import Callable
@@ -24,6 +26,9 @@ Refuse = Callable[[str, object], NoReturn]
 """Raises the caller's error from what was expected and what was found."""
 
 _MAX_DIGITS = 19  # enough for 64 bits; a longer integer is an attack on the reader, not a size
+
+_TEMPORARY = ".writing"
+_OLD_S = 3600  # nobody takes that long to write
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 60
@@ -54,12 +59,13 @@ def parse(data: bytes, what: str, max_bytes: int, remedy: str = "export the arti
 
 
 def write(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename: a reader sees the old file or the new one, even if the power fails. Raises
-    `OSError`.
+    """Write `text` beside `path` and rename: a reader sees the old file or the new one, even if the power fails. What a
+    killed process left beside it, a later one removes. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     # A name that is known before the file is there: an interrupt at any moment leaves nothing behind.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_TEMPORARY}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -70,6 +76,13 @@ def write(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY}"):
+        with contextlib.suppress(OSError):  # another process was quicker
+            if leftover.stat().st_mtime < time.time() - _OLD_S:
+                leftover.unlink()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

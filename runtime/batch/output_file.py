@@ -132,8 +132,14 @@ class OutputFile:
 
     def finish(self) -> None:
         """Every line is there: the progress file has served."""
-        os.fsync(self._file)
-        self._progress.unlink(missing_ok=True)
+        try:
+            os.fsync(self._file)
+            self._progress.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: expected a disk that keeps it, got {error.strerror}; mend that, then run the same "
+                "command again: it goes on"
+            ) from None
 
     def _read_progress(self) -> dict[str, Any] | None:
         try:

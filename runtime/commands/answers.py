@@ -37,7 +37,6 @@ class Printer:
                 for piece, guessed in zip(chunk.pieces, chunk.drafted, strict=True):
                     coloured = self._colour and guessed
                     click.echo(f"{_GUESSED}{piece}{_PLAIN}" if coloured else piece, nl=False, color=self._colour)
-                sys.stdout.flush()
         except KeyboardInterrupt:
             stream.close()
         if not quiet:

@@ -13,7 +13,7 @@ from dovetail.runtime.commands.flags import F, given_settings, options
 from dovetail.runtime.decoding.engine_config import EngineConfig, Shape
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
-from dovetail.runtime.settings import settings_of
+from dovetail.runtime.settings import settings_of, unknown_name
 from dovetail.runtime.terminal.console import hashing_bar, notice, waiting
 
 if TYPE_CHECKING:
@@ -110,11 +110,10 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise UserError(f"--config {str(error).removesuffix('; export the artifact again')}; correct it") from None
     if not isinstance(document, dict):
         raise UserError(f"--config {path}: expected a JSON object of settings, got {strict_json.shown(document)}")
+    known = {**CONTROLS, **_ENGINE}
     for name in document:
-        if name not in CONTROLS and name not in _ENGINE:
-            raise UserError(
-                f"--config {path}: expected names of controls and engine settings, got {name!r:.60}; README lists them"
-            )
+        if name not in known:
+            raise UserError(f"--config {path}: {unknown_name(name, known, 'names of controls and engine settings')}")
     tree, parts = document.get("tree"), {part for part, *_ in Shape.parts}
     if tree is not None and not (isinstance(tree, dict) and set(tree) <= parts):
         raise UserError(

@@ -28,7 +28,7 @@ class DecodingText(Protocol):
     @property
     def root(self) -> int: ...  # its last token
     @property
-    def room(self) -> int: ...  # tokens that may still come, at least 1
+    def reach(self) -> int: ...  # how deep its tree may be; 0: no tree
     @property
     def pace(self) -> Pace: ...
     @property
@@ -173,7 +173,7 @@ def _worth_their_rows(
 def _may_ask_model(text: DecodingText) -> bool:
     return (
         text.model is not None
-        and text.room > 1
+        and text.reach > 0
         and text.pace.policy.kind in ("fixed", "adaptive")
         and not text.pace.is_resting
     )
@@ -189,7 +189,7 @@ def _model_pays(load: PassLoad, text: DecodingText) -> bool:
     gain = promised_gain(
         policy.chances or OWN_ESTIMATES,
         width=1 if load.prices.branches_cost else policy.tree.width,
-        depth=min(policy.tree.depth, text.room - 1),
+        depth=min(policy.tree.depth, text.reach),
         passes=load.passes(policy.tree.nodes - 1),
         draft_ms=lambda levels: load.draft_ms(levels, policy.tree.width, load.texts),
         rate=load.rate,
@@ -200,9 +200,9 @@ def _model_pays(load: PassLoad, text: DecodingText) -> bool:
 
 def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
     """Matches in the text, if they promise more than the model's round."""
-    if text.lookup is None or text.room < 2 or text.pace.policy.kind == "plain":
+    if text.lookup is None or text.reach < 1 or text.pace.policy.kind == "plain":
         return None
-    depth = DepthBudget(min(text.room - 1, LOOKUP_TREE.depth), LOOKUP_TREE.width)
+    depth = DepthBudget(min(text.reach, LOOKUP_TREE.depth), LOOKUP_TREE.width)
     budget: TreeBudget = ChainBudget(depth) if text.only_chains else depth
     candidates = text.lookup.grow(text.root, budget).candidates
     if not len(candidates):
@@ -216,7 +216,7 @@ def _matches(load: PassLoad, text: DecodingText) -> _Draft | None:
 
 def _model_budget(load: PassLoad, text: DecodingText, asking: int) -> TreeBudget:
     policy = text.pace.policy
-    depth, width = min(policy.tree.depth, text.room - 1), policy.tree.width
+    depth, width = min(policy.tree.depth, text.reach), policy.tree.width
     budget: TreeBudget = DepthBudget(depth if policy.tree.nodes > 1 else 0, width)
     if policy.kind == "adaptive":
         assert policy.chances is not None

@@ -22,7 +22,7 @@ from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.joint_calls import CallTime, JointCalls
-from dovetail.runtime.errors import CacheFullError
+from dovetail.runtime.errors import CacheFullError, UserError
 from dovetail.runtime.targets.base import Step, StepOutput, TargetEngine
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
@@ -80,7 +80,7 @@ class Engine:
         self.target = target
         self._planner, self._graph, self._max_texts = planner, graph, max_texts
         self._calls = None if graph is None else JointCalls(graph)
-        self._is_stepping = False
+        self._is_stepping = self._is_closed = False
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._idle: list[IdleCache] = []  # the least recently used first
@@ -147,6 +147,18 @@ class Engine:
         self._deliver(updates)
         self._retire()
         return updates
+
+    def check_open(self) -> None:
+        """Raise `UserError` if it is closed: nothing may be added any more."""
+        if self._is_closed:
+            raise UserError("expected an open pipeline, got a closed one; load the artifact again")
+
+    def close(self) -> None:
+        """End all texts as cancelled, and take no more."""
+        self._is_closed = True
+        for sequence in [*self._waiting, *self._running]:
+            sequence.is_cancelled = True
+        self.sweep()
 
     # The parts of a step.
 

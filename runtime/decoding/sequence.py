@@ -39,9 +39,10 @@ class Sequence:
         ends: frozenset[int] = frozenset(),
         foresight: Foresight,
         window: int | None = None,
+        rope_border: int | None = None,
     ) -> None:
         """Up to `max_new_tokens` >= 1 tokens, or to one of `ends`. `foresight`: what the drafts may know of the
-        sampler's draws; `window`: see `TargetEngine`.
+        sampler's draws; `window`: see `TargetEngine`; `rope_border`: see `TargetInfo`.
         """
         self.text = list(prompt)
         self.prompt_length = len(self.text)
@@ -56,6 +57,7 @@ class Sequence:
         self.drawn_before: Items[range] = []  # positions of the prompt that were drawn in earlier turns
         self.siblings: list[Sequence] = []  # further answers to the same prompt, which wait until it is read
         self._sampler, self._max_new_tokens, self._ends, self._window = sampler, max_new_tokens, ends, window
+        self._rope_border = rope_border
         self._tree = chain(np.array(self.text[:1], np.int64))  # what the pass verifies
         self._drafted: DraftedTree | None = None  # None: the pass reads a chunk
         self._prompt_features = np.empty((0, 0), np.float32)  # [m, D] for the siblings' drafts
@@ -100,6 +102,14 @@ class Sequence:
     def room(self) -> int:
         """Tokens that may still come."""
         return self._max_new_tokens - (len(self.text) - self.prompt_length)
+
+    @property
+    def reach(self) -> int:
+        """How deep its tree may be: the last token that may come needs no node, and no pass reaches over the border
+        behind which all rows of a text become others.
+        """
+        border, length = self._rope_border, len(self.text)
+        return self.room - 1 if border is None or length > border else min(self.room - 1, border - length)
 
     @property
     def context(self) -> int:
@@ -183,6 +193,7 @@ class Sequence:
             self.finish_reason = "stop"
         elif self.room <= 0:
             self.finish_reason = "length"
+        self.cache.target.set_text_length(len(self.text))
         return tokens
 
     def rewind(self) -> None:
@@ -192,6 +203,7 @@ class Sequence:
         del self.text[length:]
         self._sampler.rewind(length - self.prompt_length)
         self.cache.truncate(context)
+        self.cache.target.set_text_length(length)
 
     def _hand_prompt(self, begin: int, features: Float32s) -> None:
         """Give the siblings what was read of the prompt, when all of it is."""
@@ -233,6 +245,7 @@ class Sequence:
         """
         del self.text[self.prompt_length + count :]
         self.cache.truncate(min(self.context, len(self.text) - 1))
+        self.cache.target.set_text_length(len(self.text))
 
     def preempt(self) -> None:
         """Give the target's pages back; what they held is read again later."""

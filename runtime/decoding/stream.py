@@ -116,8 +116,9 @@ class Stream:
         if self._is_open or self._reason is not None:
             return
         with self._engine.lock:
+            self._engine.check_open()
             self._engine.sweep()
-            self._sequence.reused = self._conversation.begin(self._sequence.text)
+            self._sequence.reused = self._conversation.begin(self._sequence)
             self._sequence.drawn_before = self._conversation.drawn
             self._is_open = True
             ending = _Ending(self._conversation, self._sequence, self._keeps_conversation)

@@ -20,7 +20,8 @@ from dovetail.runtime.trees.tree import Int64s, chain
 Float64s = npt.NDArray[np.float64]
 
 _MAX_EXPONENT = 700.0  # math.exp overflows beyond
-CHUNK = 64  # rows of logits at a time: a large vocabulary makes them large
+_CHUNK_LOGITS = 1 << 23  # at a time: 32 MB of float32 numbers
+_CHUNK_ROWS = 64, 256  # at least, at most
 
 
 def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> Float64s:
@@ -31,16 +32,21 @@ def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> Float64s:
     return shifted
 
 
-def chunks(tokens: Int64s) -> Iterator[Int64s]:
-    """`tokens` [T] in parts of `CHUNK`."""
-    return (tokens[begin : begin + CHUNK] for begin in range(0, len(tokens), CHUNK))
+def chunks(tokens: Int64s, vocab_size: int) -> Iterator[Int64s]:
+    """`tokens` [T] in parts that are smaller where a large vocabulary makes rows of logits large."""
+    low, high = _CHUNK_ROWS
+    size = min(max(low, _CHUNK_LOGITS // vocab_size), high)
+    return (tokens[begin : begin + size] for begin in range(0, len(tokens), size))
 
 
-def log_probs(engine: TargetEngine, tokens: Int64s) -> Iterator[Float64s]:
-    """[C, V] a chunk: what the target expects behind each of `tokens` [T], read from an empty cache."""
+def log_probs(engine: TargetEngine, tokens: Int64s, text_length: int | None = None) -> Iterator[Float64s]:
+    """[C, V] a chunk: what the target expects behind each of `tokens` [T], read from an empty cache, as the beginning
+    of a text of `text_length`, None: T.
+    """
     sequence = engine.sequence()
+    sequence.set_text_length(text_length or len(tokens))
     try:
-        for chunk in chunks(tokens):
+        for chunk in chunks(tokens, engine.info.vocab_size):
             out = engine.forward([Step(sequence, chain(chunk), is_prompt=True)])[0]
             sequence.commit(range(len(chunk)))
             yield log_softmax(out.logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from dovetail.runtime.artifact import strict_json
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 20
 _MAX_COUNT = 1 << 31
+ALL_THAT_IS_LEFT = -1
+"""As `max_new_tokens`: up to the end of the context."""
 _LEAST_TEMPERATURE = 1e-5  # above 0: below it, scores would overflow
 
 
@@ -32,12 +34,22 @@ class GenerationConfig:
 
     max_new_tokens: int | None = control(
         None,
-        Whole(1, _MAX_COUNT),
-        help="Tokens to generate.",
+        Whole(1, _MAX_COUNT, besides=ALL_THAT_IS_LEFT),
+        help="Tokens to generate; -1: to the end of the context.",
         as_in="transformers",
         needs_scores=False,
         other_flags=("-n",),
-        shown_default="256, or what is left",
+        other_names=("max_tokens", "max_completion_tokens", "n_predict", "num_predict", "max_gen_len"),
+        shown_default="the artifact's, or 256",
+        of_artifact=True,
+    )
+    max_length: int | None = control(
+        None,
+        Whole(1, _MAX_COUNT),
+        help="Tokens of prompt and answer, without max_new_tokens.",
+        as_in="transformers",
+        needs_scores=False,
+        of_artifact=True,
     )
     min_new_tokens: int = control(
         0,
@@ -46,6 +58,17 @@ class GenerationConfig:
         as_in="transformers",
         needs_scores=True,
         until_position=True,
+        other_names=("min_tokens",),
+        of_artifact=True,
+    )
+    min_length: int = control(
+        0,
+        Whole(0, _MAX_COUNT),
+        help="The same, the prompt's tokens counted.",
+        as_in="transformers",
+        needs_scores=True,
+        until_position=True,
+        of_artifact=True,
     )
     temperature: float = control(
         0.0,
@@ -53,6 +76,7 @@ class GenerationConfig:
         help="0 decodes greedily.",
         as_in="transformers",
         needs_scores=True,
+        other_names=("do_sample", "temp"),
         of_artifact=True,
     )
     top_k: int = control(
@@ -93,6 +117,7 @@ class GenerationConfig:
         help="Above 1: tokens of the text become less likely.",
         as_in="transformers",
         needs_scores=True,
+        other_names=("repeat_penalty",),
         of_artifact=True,
     )
     presence_penalty: float = control(
@@ -130,6 +155,16 @@ class GenerationConfig:
         help="Never these tokens in a row; repeatable.",
         as_in="transformers",
         needs_scores=True,
+        other_names=("bad_words",),
+        of_artifact=True,
+    )
+    suppress_tokens: frozenset[int] = control(
+        frozenset(),
+        TokenSet(),
+        help="Never this token; repeatable.",
+        as_in="transformers",
+        needs_scores=True,
+        of_artifact=True,
     )
     eos_token_id: frozenset[int] = control(
         frozenset(),
@@ -137,6 +172,7 @@ class GenerationConfig:
         help="Token that ends the answer; repeatable.",
         as_in="transformers",
         needs_scores=False,
+        other_names=("stop_token_ids", "stop_token_id", "eos_token"),
         of_artifact=True,
     )
     ignore_eos: bool = control(
@@ -153,6 +189,8 @@ class GenerationConfig:
         as_in="transformers",
         needs_scores=False,
         other_flags=("--stop",),
+        other_names=("stop", "stop_sequences", "stop_words"),
+        of_artifact=True,
     )
     include_stop_str_in_output: bool = control(
         False,
@@ -175,6 +213,7 @@ class GenerationConfig:
         help="How many answers.",
         as_in="transformers",
         needs_scores=False,
+        other_names=("n", "best_of", "num_samples"),
     )
     seed: int = control(
         0,
@@ -182,6 +221,7 @@ class GenerationConfig:
         help="Same seed, same text.",
         as_in="OpenAI",
         needs_scores=False,
+        other_names=("random_seed", "rng_seed", "manual_seed"),
         shown_default="random on the command line, 0 in Python",
     )
     logprobs: int | None = control(
@@ -190,11 +230,12 @@ class GenerationConfig:
         help="Report log-probabilities: each token's and the N best.",
         as_in="vLLM",
         needs_scores=True,
+        other_names=("top_logprobs", "output_scores"),
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        if self.max_new_tokens not in (None, ALL_THAT_IS_LEFT) and self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"expected min_new_tokens <= max_new_tokens, got {self.min_new_tokens} > {self.max_new_tokens}; fix one"
             )
@@ -218,7 +259,12 @@ class GenerationConfig:
                 "greedy answers are all the same; raise the temperature"
             )
         words = [token for word in self.bad_words_ids for token in word]
-        named = (("logit_bias", self.logit_bias), ("bad_words_ids", words), ("eos_token_id", self.eos_token_id))
+        named: tuple[tuple[str, Iterable[int]], ...] = (
+            ("logit_bias", self.logit_bias),
+            ("bad_words_ids", words),
+            ("suppress_tokens", self.suppress_tokens),
+            ("eos_token_id", self.eos_token_id),
+        )
         for name, ids in named:
             highest = max(ids, default=0)
             _require(highest < vocab_size, name, f"token ids below {vocab_size}", highest)
@@ -234,30 +280,39 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 
 
 def load_generation_config(artifact: Artifact) -> GenerationConfig:
-    """The artifact's own defaults: end-of-sequence tokens and sampling settings. Raises `ArtifactError`.
-
-    Fields that are no control of `of_artifact` are ignored: published files carry many. `do_sample` false means
-    temperature 0.
-    """
+    """The artifact's own defaults: see `read_generation_config`. Raises `ArtifactError`."""
     from dovetail.runtime.artifact.manifest import GENERATION_CONFIG
 
     if not artifact.has(GENERATION_CONFIG):
         return GenerationConfig()
     document = strict_json.parse(artifact.file(GENERATION_CONFIG).read_bytes(), GENERATION_CONFIG, _MAX_BYTES)
+    try:
+        return read_generation_config(document, artifact.manifest.target.vocab_size)
+    except UserError as error:
+        raise ArtifactError(f"{GENERATION_CONFIG} {error}; or export the artifact again") from None
+
+
+def read_generation_config(document: object, vocab_size: int) -> GenerationConfig:
+    """What the document of a `generation_config.json` says for a target of `vocab_size` tokens. An export asks it, too,
+    before an artifact appears.
+
+    Published files carry many fields; those that are no control of `of_artifact` are ignored, and null is as good as
+    absent. As in transformers, `do_sample` decides: without it the temperature is 0, with it 1 unless one is given.
+    `top_k` of 0 or less keeps all tokens, as elsewhere; `top_p` 0 keeps the best one, so it is temperature 0. Raises
+    `UserError` that names the field.
+    """
     if not isinstance(document, dict):
-        raise ArtifactError(f"{GENERATION_CONFIG}: expected an object, got {strict_json.shown(document)}; export again")
+        raise UserError(f"expected an object, got {strict_json.shown(document)}; correct it")
     given = {
         name: document[name] for name, one in CONTROLS.items() if one.of_artifact and document.get(name) is not None
     }
-    eos, sample = document.get("eos_token_id"), document.get("do_sample")
-    try:
-        _require(sample is None or type(sample) is bool, "do_sample", "true or false", sample)
-        given["eos_token_id"] = [] if eos is None else eos if isinstance(eos, list) else [eos]
-        given["temperature"] = document.get("temperature", 1.0) if sample else 0.0
-        config = GenerationConfig().with_changes(**given)
-        highest = max(config.eos_token_id, default=0)
-        vocab_size = artifact.manifest.target.vocab_size
-        _require(highest < vocab_size, "eos_token_id", f"token ids below {vocab_size}", highest)
-    except UserError as error:
-        raise ArtifactError(f"{GENERATION_CONFIG} {error}; or export the artifact again") from None
+    sample, top_k, top_p = document.get("do_sample"), given.get("top_k"), given.get("top_p")
+    _require(sample is None or type(sample) is bool, "do_sample", "true or false", sample)
+    given["temperature"] = given.get("temperature", 1.0) if sample else 0.0
+    if type(top_k) is int and top_k < 0:
+        given["top_k"] = 0
+    if type(top_p) in (int, float) and top_p == 0:
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    config = GenerationConfig().with_changes(**given)
+    config.check(vocab_size)
     return config

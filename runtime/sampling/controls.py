@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from dovetail.runtime.settings import Kind, Refusal, Setting, declared
+from dovetail.runtime.settings import Kind, Refusal, Setting, declared, plain
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Control(Setting):
 def control(default: T, kind: Kind, *, help: str, as_in: str, needs_scores: bool, **more: Any) -> T:
     """The declaration of a field of `GenerationConfig`; `more` are further fields of `Control`."""
     if more.get("of_artifact"):
-        more["shown_default"] = "the artifact's"
+        more["shown_default"] = more.get("shown_default", "the artifact's")
     about = Control(kind=kind, default=default, help=help, as_in=as_in, needs_scores=needs_scores, **more)
     return cast(T, declared(about))
 
@@ -57,7 +57,9 @@ class TokenBiases:
     """Token id -> what is added to its logit."""
 
     def frozen(self, value: Any) -> Any:
-        """As it is."""
+        """As it is, but for numpy's numbers."""
+        if isinstance(value, Mapping):
+            return {plain(token): plain(bias) for token, bias in value.items()}
         return value
 
     def refusal(self, value: Any) -> Refusal | None:
@@ -78,8 +80,10 @@ class TokenLists:
 
     def frozen(self, value: Any) -> Any:
         """Lists as tuples."""
+        value = plain(value)
         if isinstance(value, (list, tuple)):
-            return tuple(tuple(word) if isinstance(word, list) else word for word in value)
+            words = [plain(word) for word in value]
+            return tuple(tuple(map(plain, word)) if isinstance(word, (list, tuple)) else word for word in words)
         return value
 
     def refusal(self, value: Any) -> Refusal | None:
@@ -100,10 +104,9 @@ class TokenSet:
 
     def frozen(self, value: Any) -> Any:
         """As a frozenset."""
-        if isinstance(value, frozenset):
-            return value
+        value = plain(value)
         try:
-            return frozenset(value if isinstance(value, (list, tuple, set)) else [value])
+            return frozenset(map(plain, value if isinstance(value, (list, tuple, set, frozenset)) else [value]))
         except TypeError:  # an unhashable id
             return value
 

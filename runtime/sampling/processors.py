@@ -171,8 +171,12 @@ LOGIT_STEPS: Mapping[str, Step] = {
     "frequency_penalty": lambda scores, penalty, text: penalise_frequency(scores, text.counts, penalty),
     "no_repeat_ngram_size": lambda scores, size, text: ban_repeated_ngrams(scores, text.tokens, size),
     "bad_words_ids": lambda scores, words, text: ban_words(scores, text.tokens, words),
+    "suppress_tokens": lambda scores, tokens, text: ban(scores, sorted(tokens)),
     "min_new_tokens": lambda scores, count, text: (
         ban(scores, sorted(text.end_tokens)) if text.position < count else scores
+    ),
+    "min_length": lambda scores, length, text: (
+        ban(scores, sorted(text.end_tokens)) if len(text.tokens) < length else scores
     ),
 }
 """By control, in the order in which they act: they may change which token is the best, so greedy decoding has them

@@ -103,7 +103,8 @@ class Sampler:
         if scores.max() == -np.inf:
             raise NothingAllowedError(
                 f"expected at least one token that may follow at output position {self._position}, got none: bans and "
-                "biases exclude the whole vocabulary; relax no_repeat_ngram_size, bad_words_ids or logit_bias"
+                "biases exclude the whole vocabulary; relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or "
+                "logit_bias"
             )
         return self._shaped(scores) if self._config.temperature > 0 else scores
 

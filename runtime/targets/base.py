@@ -62,6 +62,12 @@ class TargetSequence(Protocol):
         """Tokens in the cache."""
         ...
 
+    def set_text_length(self, length: int) -> None:
+        """The text has `length` tokens. Where that makes other rows of all its tokens (`TargetInfo.rope_border`), those
+        in the cache are forgotten.
+        """
+        ...
+
     def reserve(self, num_tokens: int) -> None:
         """Make sure that `num_tokens` more tokens fit. Raises `CacheFullError`, changing nothing."""
         ...

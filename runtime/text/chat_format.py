@@ -68,7 +68,7 @@ class ChatFormat:
         return self._tool_use if tools is not None and self._tool_use is not None else self._template
 
     def verify(self) -> int:
-        """Render the examples that transformers rendered at export; returns how many there are.
+        """Render the examples that the export rendered; returns how many there are.
 
         Raises `ArtifactError` where a rendering differs.
         """
@@ -78,7 +78,7 @@ class ChatFormat:
             if got != example["text"]:
                 at = next((i for i, (a, b) in enumerate(zip(got, example["text"], strict=False)) if a != b), len(got))
                 raise ArtifactError(
-                    f"{CHAT_TEMPLATE}: expected {example['text'][at : at + 40]!r} at character {at} as transformers "
+                    f"{CHAT_TEMPLATE}: expected {example['text'][at : at + 40]!r} at character {at} as the export "
                     f"rendered it, got {got[at : at + 40]!r}; export again, or report this template"
                 )
         return len(self._examples["examples"])

@@ -119,11 +119,7 @@ class Tokenizer:
 
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
-    """Check `tokenizer.json` and its companion, then hand it to the native library. Raises `ArtifactError`.
-
-    `truncation` and `padding` are dropped, not refused: many published files carry them, they say how a training
-    batch was made, and a prompt is never cut or filled here.
-    """
+    """Check `tokenizer.json` and its companion, then hand it to the native library. Raises `ArtifactError`."""
     entry = artifact.manifest.files[TOKENIZER]
     limit = tokenizer_file.MAX_TOKENIZER_BYTES
     if entry.bytes > limit:
@@ -131,12 +127,23 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
             f"{TOKENIZER}: expected at most {limit} bytes, got {entry.bytes}; export the artifact again"
         )
     document = strict_json.parse(artifact.file(TOKENIZER).read_bytes(), TOKENIZER, limit)
-    tokenizer_file.check(document)
-    read_decoder(document["decoder"])
+    native = read_native(document)
     generation = load_generation_config(artifact)
+    max_text_bytes = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
+    return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, max_text_bytes)
 
+
+def read_native(document: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The native library's tokenizer of a parsed `tokenizer.json`, which is checked first. Raises `ArtifactError` for a
+    file that the runtime does not read.
+
+    `truncation` and `padding` are dropped, not refused: many published files carry them, they say how a training
+    batch was made, and a prompt is never cut or filled here.
+    """
     import tokenizers
 
+    tokenizer_file.check(document)
+    read_decoder(document["decoder"])
     text = json.dumps(document | {"truncation": None, "padding": None})
     native = natively(lambda: tokenizers.Tokenizer.from_str(text))
     for token in document["added_tokens"]:
@@ -145,5 +152,4 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
             raise ArtifactError(
                 f"{TOKENIZER}: expected the added token's id {token['id']}, got {got}; export the artifact again"
             )
-    max_text_bytes = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
-    return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, max_text_bytes)
+    return native

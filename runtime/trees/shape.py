@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.settings import plain
 
 MAX_TREE_NODES = 128  # also the room that a cache keeps beyond its text, for the last tree
 
@@ -19,6 +20,7 @@ class TreeShape:
 
     def __post_init__(self) -> None:
         for name, low, high in (("nodes", 1, MAX_TREE_NODES), ("depth", 0, 64), ("width", 1, 64)):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
+            object.__setattr__(self, name, value)
             if type(value) is not int or not low <= value <= high:
                 raise UserError(f"tree {name}: expected an integer from {low} to {high}, got {value!r:.40}")

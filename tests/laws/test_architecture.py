@@ -1,5 +1,5 @@
 """Proves: runtime and calibration import nothing that the runtime install lacks, importing them does no work, and the
-lint rule that guards this bites.
+lint rule that guards this bites; and that what `dovetail-export model` is made of does without torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lean_process import TORCH_FAMILY as NOT_FOR_EXPORT
+from lean_process import run_without
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_FAMILY = {"torch", "torchvision", "transformers", "optimum", "nncf", "onnx", "onnxscript", "safetensors"}
@@ -19,6 +21,8 @@ FORBIDDEN = {
     "calibration": TORCH_FAMILY | {"dovetail.export"},
     "export": {"dovetail.calibration"},
 }
+# What exports a checkpoint natively, with its draft. `export/convert`, which they may call, is where torch is.
+LEAN = ("export/sources", "export/target/native", "export/draft")
 # transformers is one of the engines that a benchmark measures; it runs in a process of its own.
 MAY_IMPORT_TORCH = ROOT / "calibration" / "bench" / "peers" / "transformers.py"
 HEAVY = {"numpy", "openvino", "onnxruntime", "tokenizers", "rich", "torch", "asyncio"}
@@ -52,6 +56,24 @@ def test_imports_point_one_way(package: str) -> None:
         forbidden = FORBIDDEN[package] - (TORCH_FAMILY if path == MAY_IMPORT_TORCH else set())
         found = [name for name in imports(ast.parse(path.read_text()), package) if is_under(name, forbidden)]
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+@pytest.mark.parametrize("folder", LEAN)
+def test_the_export_does_without_torch(folder: str) -> None:
+    """No file names a package of the torch family, and all of them can be imported where there is none."""
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        found = [name for name in imports(ast.parse(path.read_text()), folder) if is_under(name, set(NOT_FOR_EXPORT))]
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
+    names = [".".join(("dovetail", *path.relative_to(ROOT).with_suffix("").parts)) for path in files]
+    done = run_without(NOT_FOR_EXPORT, f"import {', '.join(names)}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_lean_process_lacks_torch() -> None:
+    done = run_without(NOT_FOR_EXPORT, "import dovetail.export.training.draft_model")
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'torch'\n")
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,8 @@ def delete(root: Path, rng: random.Random, name: str) -> None:
 
 
 def link(root: Path, rng: random.Random, name: str) -> None:
-    elsewhere = root.parent / f"{root.name}.elsewhere"
-    (root / name).rename(elsewhere)
-    (root / name).symlink_to(elsewhere if rng.random() < 0.5 else Path("/dev/zero"))
+    (root / name).unlink()
+    (root / name).symlink_to(rng.choice(["/dev/zero", "/dev/null", "/etc", "nowhere", root / name]))
 
 
 def link_inside(root: Path, rng: random.Random, name: str) -> None:
@@ -126,11 +125,8 @@ def swap(root: Path, rng: random.Random, name: str) -> None:
     (root / "between").rename(root / other)
 
 
-def stray(root: Path, rng: random.Random, name: str) -> None:
-    path = (root / name).parent / rng.choice(
-        ["model.onnx.data.2", ".hidden", "a\nerror: b", "x" * 250, "openvino_model.xml~"]
-    )
-    rng.choice([path.mkdir, path.touch, lambda: os.mkfifo(path), lambda: path.symlink_to("/etc")])()
+def renamed(root: Path, rng: random.Random, name: str) -> None:
+    (root / name).rename((root / name).with_name(rng.choice(["a\nerror: b", "x" * 250, "openvino_model.xml~"])))
 
 
 def everything(root: Path, rng: random.Random) -> None:
@@ -142,7 +138,7 @@ def everything(root: Path, rng: random.Random) -> None:
 def linked_folder(root: Path, rng: random.Random) -> None:
     folder = root / rng.choice(["target", "draft", "tokenizer"])
     folder.rename(root.parent / f"{root.name}.elsewhere")
-    folder.symlink_to(root.parent / f"{root.name}.elsewhere")
+    folder.symlink_to(rng.choice(["/etc", "nowhere", folder]))
 
 
 ANY_FILE = (
@@ -159,7 +155,7 @@ ANY_FILE = (
     directory,
     fifo,
     swap,
-    stray,
+    renamed,
 )
 
 

@@ -33,7 +33,7 @@ class Text:
         room: int = 100,
     ) -> None:
         self.pace = pace or Pace(policy)
-        self.room = room
+        self.reach = room - 1
         self.model = model
         self.lookup: Draft | None = LookupDraft() if looks_up else None
         self.foresight: Foresight = blind

@@ -11,16 +11,17 @@ from tiny_models import write_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.convert.torch_model import body_and_head, load_torch
+from dovetail.export.draft.config import block_sizes
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.draft.model import DraftModel, save_draft
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.training.draft_model import DraftModel, save_draft
 
 
 def random_draft(checkpoint: Path, **variant: Any) -> DraftModel:
     """Of a kind, with weights wide enough that its logits are far from flat, and norms and biases that do something."""
-    model = load_torch(checkpoint)
-    _, embedding, lm_head = body_and_head(model)
+    _, embedding, lm_head = body_and_head(load_torch(checkpoint))
     kind, blocks = variant.pop("kind"), variant.pop("num_layers", 1)
-    config = KINDS[kind].config_for(model.config, blocks, **variant)
+    config = KINDS[kind].config_for(block_sizes(read_checkpoint(checkpoint)), blocks, **variant)
     tokens = None if config.head_size is None else torch.arange(0, 2 * config.head_size, 2)
     torch.manual_seed(3)
     draft = DraftModel(config, embedding, lm_head if tokens is None else lm_head[tokens], tokens)

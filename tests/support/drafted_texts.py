@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from draft_kinds import random_draft
+from torch_drafts import weights_of
 
-from dovetail.export.draft.model import DraftModel
 from dovetail.export.draft.onnx_graph import draft_info, export_draft
+from dovetail.export.training.draft_model import DraftModel
 from dovetail.runtime.drafts.base import Draft, Foresight, blind
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.joint_calls import JointCalls
@@ -74,12 +75,12 @@ class ExportedDrafts:
         if kind not in self._modules:
             variant: dict[str, Any] = {"head_size": 200} if kind == "eagle3" else {}
             self._modules[kind] = random_draft(self._checkpoint, kind=kind, **variant)
-            export_draft(self._modules[kind], self._folder / f"{kind}.onnx", weight_format="float32")
+            export_draft(weights_of(self._modules[kind]), self._folder / f"{kind}.onnx", weight_format="float32")
         return self._modules[kind]
 
     def open(self, kind: str, device: str, *, context_length: int = 2000) -> DraftGraph:
         """Its graph, loaded anew."""
-        info = draft_info(self.module(kind))
+        info = draft_info(weights_of(self.module(kind)))
         path = self._folder / f"{kind}.onnx"
         return load_draft(path, info, device=device, threads=2, context_length=context_length)
 

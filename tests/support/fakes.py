@@ -180,6 +180,9 @@ class FakeSequence:
         self._engine.free += self._room - _in_pages(length)
         self._room, self._fed = _in_pages(length), None
 
+    def set_text_length(self, length: int) -> None:
+        """See `TargetSequence`."""
+
     def fork(self) -> FakeSequence:
         """See `TargetSequence`."""
         other = FakeSequence(self._engine)

@@ -293,6 +293,9 @@ class NumpySequence:
         self._taken = length
         self._fed = None
 
+    def set_text_length(self, length: int) -> None:
+        """See `TargetSequence`."""
+
     def fork(self) -> NumpySequence:
         """See `TargetSequence`."""
         other = NumpySequence(self._engine)

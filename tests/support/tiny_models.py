@@ -43,13 +43,13 @@ def write_draft(folder: Path, checkpoint: Path, *, seed: int = 1, blocks: int = 
     import torch
 
     from dovetail.export.convert.torch_model import body_and_head, load_torch
-    from dovetail.export.draft.config import config_for
-    from dovetail.export.draft.model import DraftModel, save_draft
+    from dovetail.export.draft.config import block_sizes, config_for
+    from dovetail.export.sources.checkpoint import read_checkpoint
+    from dovetail.export.training.draft_model import DraftModel, save_draft
 
-    model = load_torch(checkpoint)
-    _, embedding, lm_head = body_and_head(model)
+    _, embedding, lm_head = body_and_head(load_torch(checkpoint))
     torch.manual_seed(seed)
-    draft = DraftModel(config_for(model.config, blocks), embedding, lm_head)
+    draft = DraftModel(config_for(block_sizes(read_checkpoint(checkpoint)), blocks), embedding, lm_head)
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter.mul_(5 if parameter.ndim == 2 else 1)

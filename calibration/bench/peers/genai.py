@@ -40,7 +40,7 @@ class GenAI:
             options["prompt_lookup"] = True
             settings |= {"num_assistant_tokens": _ASSISTANT_TOKENS, "max_ngram_size": _NGRAM}
         self._genai, self._draft = openvino_genai, draft
-        self._pipe = openvino_genai.LLMPipeline(str(opened.file(TARGET_MODEL).parent), "CPU", **options)
+        self._pipe = openvino_genai.LLMPipeline(str((opened.path / TARGET_MODEL).parent), "CPU", **options)
         self.loaded = Loaded(
             imported - start,
             time.perf_counter() - imported,

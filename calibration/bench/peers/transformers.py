@@ -24,7 +24,7 @@ class Transformers:
             from transformers import AutoModelForCausalLM
             from transformers.utils import logging
         except ImportError:
-            raise UserError("expected torch and transformers, got none; pip install 'dovetail[export]'") from None
+            raise UserError("expected torch and transformers, got none; pip install 'dovetail[convert]'") from None
         imported = time.perf_counter()
         logging.set_verbosity_error()
         logging.disable_progress_bar()

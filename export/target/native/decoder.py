@@ -63,6 +63,21 @@ class Decoder:
     joined_weights: bool = False
 
     @property
+    def rope_border(self) -> int | None:
+        """How long a text may be before its rotary frequencies are others; None: they never are."""
+        return min((layer.rotary.border for layer in self.layers if layer.rotary and layer.rotary.border), default=None)
+
+    def beyond_border(self) -> Decoder:
+        """The decoder that reads a text beyond `rope_border`, whatever its length."""
+        layers = []
+        for layer in self.layers:
+            rotary = layer.rotary
+            if rotary is not None and rotary.long_frequencies is not None:
+                rotary = Rotary(rotary.long_frequencies, rotary.scale)
+            layers.append(Layer(layer.window, rotary))
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    @property
     def num_layers(self) -> int:
         """How many there are."""
         return len(self.layers)

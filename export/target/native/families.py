@@ -35,6 +35,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "olmo2": {"rms_norm_eps": 1e-5},
 }
 FAMILIES = tuple(_DEFAULTS)
+_MOST = 1 << 16  # layers, and entries of a head: what lists are made of before any weight is looked for
 _NEW_NAMES = {"gemma2", "gemma3_text"}  # call the activation `hidden_activation`, and may hold both names
 
 
@@ -48,13 +49,14 @@ class _Config:
         if self.family in _NEW_NAMES and "hidden_activation" in given:
             self._values["hidden_act"] = given["hidden_activation"]
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A positive whole number."""
+    def size(self, name: str, default: int | None = None, most: int | None = None) -> int:
+        """A positive whole number, of which there may be `most`."""
         value = self._values.get(name, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or value < 1 or (most is not None and value > most):
+            upto = "" if most is None else f" up to {most}"
             raise UserError(
-                f"expected {name} as a positive whole number in the config of {self.path}, got {value!r}; copy the "
-                f"checkpoint again"
+                f"expected {name} as a positive whole number{upto} in the config of {self.path}, got {value!r:.40}; "
+                f"copy the checkpoint again"
             )
         return value
 
@@ -83,7 +85,7 @@ def read_decoder(source: Source) -> Decoder:
     """What the config of `source` says. Raises `UserError` where sizes are missing or contradict one another."""
     config = _Config(source)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    head_dim = config.size("head_dim", hidden // heads)
+    head_dim = config.size("head_dim", hidden // heads, _MOST)
     kv_heads = config.size("num_key_value_heads", heads)
     if heads % kv_heads or head_dim % 2:
         raise UserError(
@@ -157,7 +159,7 @@ def rope_parameters(config: Callable[[str], Any], where: object) -> dict[str, An
 
 
 def _layers(config: _Config, head_dim: int) -> tuple[Layer, ...]:
-    count, context = config.size("num_hidden_layers"), config.size("max_position_embeddings")
+    count, context = config.size("num_hidden_layers", most=_MOST), config.size("max_position_embeddings")
     windows = _windows(config, count)
     rope = rope_parameters(config.get, config.path)
     if config.family != "gemma3_text":
@@ -183,6 +185,8 @@ def _windows(config: _Config, count: int) -> list[int | None]:
     if window is None or config.get("use_sliding_window") is False:
         return [None] * count
     size = config.size("sliding_window")
+    if size >= config.size("max_position_embeddings"):
+        return [None] * count  # no text outgrows it
     return [size if is_local else None for is_local in _is_local(config, count)]
 
 

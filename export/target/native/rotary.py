@@ -1,7 +1,8 @@
 """Rotary position embedding: which frequencies and which scale a config's `rope_parameters` mean.
 
 Kinds: default; linear; dynamic, which changes nothing within the model's context; llama3; yarn (arXiv 2309.00071);
-longrope (arXiv 2402.13753). Figures as transformers computes them.
+longrope (arXiv 2402.13753); factors, each frequency's divisor, which a GGUF file has in place of llama3's parameters.
+Figures as transformers computes them.
 
 Letters: E size of the rotated part of a head.
 """
@@ -50,7 +51,10 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
     if kind == "mrope":
         kind = "default"  # of a vision model: a text's three positions are one
     try:
-        size = int(head_dim * float(rope.get("partial_rotary_factor") or 1.0))
+        share = float(rope.get("partial_rotary_factor") or 1.0)
+        if not 0 < share <= 1:
+            raise ValueError(f"partial_rotary_factor {share}")
+        size = int(head_dim * share)
         theta = float(rope.get("rope_theta") or 10000.0)
         frequencies = 1.0 / theta ** (np.arange(0, size, 2) / size)
         if kind in ("default", "dynamic"):
@@ -59,6 +63,8 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
             return _rotary(frequencies / float(rope["factor"]))
         if kind == "llama3":
             return _rotary(frequencies / llama3_factors(frequencies, rope))
+        if kind == "factors":
+            return _rotary(frequencies / _factors(rope, "factors", frequencies))
         if kind == "yarn":
             return _yarn(frequencies, theta, rope, context)
         if kind == "longrope":
@@ -69,8 +75,8 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
             f"checkpoint again"
         ) from None
     raise UserError(
-        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, got {kind!r} in the config of "
-        f"{where}; choose another checkpoint"
+        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, factors, got {kind!r} in the "
+        f"config of {where}; choose another checkpoint"
     )
 
 
@@ -111,10 +117,7 @@ def _magnitude(factor: float, weight: Any) -> float:
 
 def _longrope(frequencies: NDArray[np.float64], rope: Mapping[str, Any], context: int) -> Rotary:
     border = int(rope.get("original_max_position_embeddings") or context)
-    short, long = (np.array(rope[name], np.float64) for name in ("short_factor", "long_factor"))
-    for name, factors in (("short_factor", short), ("long_factor", long)):
-        if factors.shape != frequencies.shape:
-            raise ValueError(f"{name} of {factors.size} numbers, not {frequencies.size}")
+    short, long = (_factors(rope, name, frequencies) for name in ("short_factor", "long_factor"))
     factor = float(rope.get("factor") or context / border)
     scale = rope.get("attention_factor")
     if scale is None:
@@ -122,3 +125,10 @@ def _longrope(frequencies: NDArray[np.float64], rope: Mapping[str, Any], context
     if border >= context:
         return _rotary(frequencies / short, scale)
     return Rotary(tuple(frequencies / short), float(scale), tuple(map(float, frequencies / long)), border)
+
+
+def _factors(rope: Mapping[str, Any], name: str, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+    factors = np.array(rope[name], np.float64)
+    if factors.shape != frequencies.shape:
+        raise ValueError(f"{name} of {factors.size} numbers, not {frequencies.size}")
+    return factors

@@ -9,6 +9,7 @@ from dovetail.export.target.native.decoder import Decoder
 from dovetail.runtime.errors import UserError
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+PROJECTION = "draft.projection.weight"  # no tensor of the target: what a draft makes a feature with
 
 Shapes = dict[str, tuple[int, ...]]
 

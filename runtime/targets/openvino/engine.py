@@ -18,15 +18,22 @@ from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverfl
 from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
-from dovetail.runtime.targets.openvino.ir import attention_window, read_ir, restrict_logits, to_paged_attention
+from dovetail.runtime.targets.openvino.ir import (
+    attention_window,
+    read_ir,
+    restrict_logits,
+    to_paged_attention,
+    weight_group,
+)
 from dovetail.runtime.targets.openvino.layout import MAX_FILLING, Rows, filling
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 from dovetail.runtime.targets.openvino.pages import PageCopy, PagePool, PageTable
 from dovetail.runtime.trees.tree import Tree
 
+_ACTIVATION_GROUP = 64  # inputs whose activations share a scale in `fast`
 # Both keep activations in float32: bfloat16, OpenVINO's default on CPUs that have it, rounds the logits by 1e-2.
 _PRECISION: dict[str, dict[str, str]] = {
-    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64", "KV_CACHE_PRECISION": "f16"},
+    "fast": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_ACTIVATION_GROUP), "KV_CACHE_PRECISION": "f16"},
     "exact": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"},
 }
 _CACHE_SHARE = 0.25  # of the free memory
@@ -46,9 +53,11 @@ class OpenVinoTarget:
         capacity: int,
         at_most: int | None = None,
         acceptance: Acceptance = "confirmed",
+        weights: Path | None = None,
     ) -> None:
-        """Load the IR at `path`; the cache holds `capacity` tokens, rounded up to whole pages, or more of them up to
-        `at_most`, as far as a quarter of the free memory goes. Pages take memory when they are first used.
+        """Load the IR at `path`, its weights from `weights` or the file beside it. The cache holds `capacity` tokens,
+        rounded up to whole pages, or more of them up to `at_most`, as far as a quarter of the free memory goes. Pages
+        take memory when they are first used.
 
         Raises `ArtifactError` when the IR is not a stateful decoder with a `hidden_states` result, and
         `ContextOverflowError` where there is no memory for the cache.
@@ -57,7 +66,7 @@ class OpenVinoTarget:
         self.numerics: Numerics = numerics
         self.acceptance: Acceptance = acceptance
         self.threads = threads
-        self._weights = MappedWeights(path.with_suffix(".bin"))
+        self._weights = MappedWeights(weights or path.with_suffix(".bin"))
         self._packed = False  # OpenVINO has its own copy of every weight
         model = restrict_logits(to_paged_attention(read_ir(path, self._weights)))
         window = attention_window(model)
@@ -70,6 +79,9 @@ class OpenVinoTarget:
             "INFERENCE_NUM_THREADS": str(threads),
             **_PRECISION[numerics],
         }
+        group = weight_group(model)
+        if numerics == "fast" and group is not None and group < _ACTIVATION_GROUP:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group)
         compiled = ov.Core().compile_model(model, "CPU", config)
         ports = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in ports]
@@ -158,6 +170,7 @@ class OpenVinoSequence:
     def __init__(self, engine: OpenVinoTarget, table: PageTable) -> None:
         self._engine = engine
         self.table = table
+        self._is_long = False  # whether the text is beyond the border of its rotary frequencies
         self._tree: Tree | None = None  # that there is room for
         self._paths: list[list[int]] = []  # of that tree
         self._branches: list[PageTable] = []  # of its paths behind the first
@@ -167,6 +180,14 @@ class OpenVinoSequence:
     def length(self) -> int:
         """See `TargetSequence`."""
         return self.table.length
+
+    def set_text_length(self, length: int) -> None:
+        """See `TargetSequence`."""
+        border = self._engine.info.rope_border
+        is_long = border is not None and length > border
+        if is_long != self._is_long:
+            self.truncate(0)
+            self._is_long = is_long
 
     def reserve(self, num_tokens: int) -> None:
         """See `TargetSequence`."""
@@ -213,11 +234,11 @@ class OpenVinoSequence:
             self.reserve(len(tokens))
             depths, mask = (np.arange(len(tokens)), None) if is_chain else (tree.depths(), tree.ancestors())
             self._homes = None
-            return [Rows(tokens, depths, past, self.table.pages, mask)], None
+            return [Rows(tokens, depths, past, self.table.pages, mask, is_long=self._is_long)], None
         self.reserve_tree(tree)
         tables = [self.table, *self._branches]
         parts = [
-            Rows(tree.tokens[path], np.arange(len(path)), past, table.pages, are_alone=True)
+            Rows(tree.tokens[path], np.arange(len(path)), past, table.pages, are_alone=True, is_long=self._is_long)
             for path, table in zip(self._paths, tables, strict=True)
         ]
         if len(parts) == 1:
@@ -259,7 +280,9 @@ class OpenVinoSequence:
 
     def fork(self) -> OpenVinoSequence:
         """See `TargetSequence`."""
-        return OpenVinoSequence(self._engine, self.table.fork())
+        other = OpenVinoSequence(self._engine, self.table.fork())
+        other._is_long = self._is_long
+        return other
 
     def close(self) -> None:
         """See `TargetSequence`."""

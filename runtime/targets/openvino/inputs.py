@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from dovetail.runtime.artifact.manifest import LONG_POSITIONS
 from dovetail.runtime.targets.openvino.layout import Rows
 
 LOGIT_ROWS = "logit_rows"
@@ -62,7 +63,7 @@ class Inputs:
         for part, (begin, end) in zip(parts, itertools.pairwise(tokens), strict=True):
             ids[begin:end] = part.tokens
             positions[begin:end] = part.depths
-            positions[begin:end] += part.past
+            positions[begin:end] += part.past + (LONG_POSITIONS if part.is_long else 0)
         self._array(LOGIT_ROWS, len(logit_rows))[:] = logit_rows
         self._array("past_lens", len(pasts))[:] = pasts
         self._array("subsequence_begins", len(begins))[:] = begins

@@ -51,6 +51,21 @@ def to_paged_attention(model: ov.Model) -> ov.Model:
     return model
 
 
+def weight_group(model: ov.Model) -> int | None:
+    """The smallest number of inputs that share a scale in a quantised matrix of `model`; None: a row's do.
+
+    Activations must be rounded in groups that are no larger, or a matrix is multiplied in float32.
+    """
+    small = (ov.Type.i4, ov.Type.u4, ov.Type.i8, ov.Type.u8)
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    groups = (
+        int(node.get_output_shape(0)[2])
+        for node in constants
+        if node.get_output_element_type(0) in small and len(node.get_output_shape(0)) == 3
+    )
+    return min((group for group in groups if group > 1), default=None)  # 1: zero points
+
+
 def attention_windows(model: ov.Model) -> list[int]:
     """How many tokens each PagedAttention of the rewritten `model` sees, in the model's order; 0: all."""
     windows = []

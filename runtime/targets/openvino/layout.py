@@ -38,6 +38,7 @@ class Rows:
     pages: list[int]
     mask: Bools | None = None  # [N, N] who sees whom; None: each sees those before it
     are_alone: bool = False
+    is_long: bool = False  # of a text beyond the border of its rotary frequencies
 
     def __len__(self) -> int:
         return len(self.tokens)

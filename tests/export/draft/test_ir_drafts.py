@@ -13,12 +13,12 @@ import openvino as ov
 import pytest
 import torch
 from draft_kinds import write_kind
+from lean_process import EXPORT, TORCH_FAMILY, run_without
 from openvino import opset13
 
 from dovetail.export.artifact.writing import write_artifact
-from dovetail.export.convert.torch_model import body_and_head, load_torch
+from dovetail.export.convert.torch_model import body_and_head, load_torch, target_features
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.draft.target_features import target_features
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.target.ir_features import embedding_and_head, features
 from dovetail.runtime import load
@@ -100,6 +100,17 @@ def test_the_draft_is_the_one_that_the_checkpoint_gets(
             done.append(pipe.generate("def f(x):", temperature=1.0, seed=5, max_new_tokens=60, ignore_eos=True))
     assert done[0].token_ids == done[1].token_ids
     assert done[0].totals.accepted_tokens == done[1].totals.accepted_tokens > 0
+
+
+def test_without_torch(ir: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The command, where neither torch nor transformers is installed, writes the same draft."""
+    draft, text = write_kind(tmp_path / "draft", tiny_checkpoint, "eagle3"), tmp_path / "text"
+    text.write_text(TEXT)
+    arguments = ["model", str(ir), "-o", str(tmp_path / "lean"), "--draft", str(draft), "--check-text", str(text)]
+    done = run_without(TORCH_FAMILY, EXPORT, *arguments)
+    assert done.returncode == 0, done.stderr
+    write_artifact(ir, tmp_path / "here", draft=draft, check_text=TEXT)
+    assert (tmp_path / "lean" / DRAFT_MODEL).read_bytes() == (tmp_path / "here" / DRAFT_MODEL).read_bytes()
 
 
 def test_an_ir_with_other_names(ir: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,18 +15,21 @@ import openvino as ov
 import pytest
 import torch
 from draft_kinds import random_draft, write_kind
+from lean_process import TORCH_FAMILY, run_without
 from plain_artifact import DRAFT
+from torch_drafts import drafted_target, run_torch, weights_of
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
-from dovetail.export.convert.torch_model import body_and_head, load_torch
-from dovetail.export.draft.config import DraftConfig, config_for
+from dovetail.export.convert.torch_model import load_torch, target_features
+from dovetail.export.draft.config import DraftConfig, block_sizes, config_for
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.layouts import read_draft
-from dovetail.export.draft.model import DraftModel, load_draft, save_draft
-from dovetail.export.draft.onnx_graph import check_graph, draft_info, example_call, export_draft, run_torch
-from dovetail.export.draft.published import DraftedTarget
-from dovetail.export.draft.target_features import target_features
+from dovetail.export.draft.onnx_graph import check_graph, example_call, export_draft
+from dovetail.export.draft.shapes import weight_shapes
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.training.draft_model import DraftModel, as_module, load_draft, save_draft
+from dovetail.export.training.fusions import FUSIONS
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
 from dovetail.runtime.drafts.joint_calls import JointCalls
@@ -47,6 +50,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lm like Qwen 3": {"kind": "lm", "qk_norm": True, "num_layers": 2},
 }
 
+EXPORT_DRAFTS = """
+from pathlib import Path
+from dovetail.export.draft.layouts import read_draft
+from dovetail.export.draft.onnx_graph import export_draft
+from dovetail.export.draft.published import DraftedTarget
+from dovetail.export.sources.finding import find_source
+source, folder = find_source(sys.argv[1]), Path(sys.argv[2])
+weights = [source.tensors[name].read() for name in ("model.embed_tokens.weight", "lm_head.weight")]
+for kind in sys.argv[3:]:
+    export_draft(read_draft(folder / kind, DraftedTarget(source, *weights)), folder / f"{kind}.onnx")
+"""
+
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def draft(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> DraftModel:
@@ -55,11 +70,11 @@ def draft(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> DraftModel:
 
 @pytest.mark.parametrize("weight_format", ["float32", "int8"])
 def test_graph_is_the_module(draft: DraftModel, weight_format: Any, tmp_path: Path) -> None:
-    export_draft(draft, tmp_path / "model.onnx", weight_format=weight_format)
-    check_graph(tmp_path / "model.onnx", draft_info(draft))
+    info = export_draft(weights_of(draft), tmp_path / "model.onnx", weight_format=weight_format)
+    check_graph(tmp_path / "model.onnx", info)
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for length, past in ((1, 0), (5, 0), (1, 9), (7, 30)):
-        call = example_call(draft, length, past, seed=length)
+        call = example_call(info, length, past, seed=length)
         out = dict(zip([port.name for port in session.get_outputs()], session.run(None, call), strict=True))
         hidden, log_probs = run_torch(draft, call)
         ids = out["top_token_ids"].astype(np.int64)
@@ -73,6 +88,13 @@ def test_graph_is_the_module(draft: DraftModel, weight_format: Any, tmp_path: Pa
             assert np.abs(out["top_log_probs"] - expected).mean() < 0.3
 
 
+def test_the_tensors_are_the_modules(draft: DraftModel) -> None:
+    """By name and shape: what a folder is held against without torch."""
+    ours = {name: tuple(tensor.shape) for name, tensor in draft.named_parameters() if name != "lm_head"}
+    assert weight_shapes(draft.config) == ours
+    assert weights_of(draft).num_parameters() == draft.num_parameters()
+
+
 def test_saved_and_read_is_the_same(draft: DraftModel, tmp_path: Path) -> None:
     if draft.config.kind == "lm":
         pytest.skip("a language model is read from its own checkpoint")
@@ -84,15 +106,26 @@ def test_saved_and_read_is_the_same(draft: DraftModel, tmp_path: Path) -> None:
 
 
 def test_the_kinds_are_those_of_the_runtime_and_of_the_command() -> None:
-    assert tuple(KINDS) == DRAFT_KINDS
+    assert tuple(KINDS) == tuple(FUSIONS) == DRAFT_KINDS
     for name, kind in KINDS.items():
         assert dataclasses.replace(DRAFT, kind=name).reads_features == kind.reads_features
     (option,) = (option for option in dovetail_export.commands["draft"].params if option.name == "kind")
     assert list(option.type.choices) == TRAINED_KINDS  # type: ignore[attr-defined]  # it is a choice
 
 
+def test_every_kind_is_written_without_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for kind in KINDS:
+        write_kind(tmp_path / kind, tiny_checkpoint, kind)
+    done = run_without(TORCH_FAMILY, EXPORT_DRAFTS, str(tiny_checkpoint), str(tmp_path), *KINDS)
+    assert done.returncode == 0, done.stderr
+    for kind in KINDS:
+        draft = read_draft(tmp_path / kind, drafted_target(tiny_checkpoint))
+        export_draft(draft, tmp_path / "here.onnx")
+        assert (tmp_path / "here.onnx").read_bytes() == (tmp_path / f"{kind}.onnx").read_bytes()
+
+
 def test_another_kind_is_refused(tiny_checkpoint: Path) -> None:
-    config = config_for(load_torch(tiny_checkpoint).config, 1)
+    config = config_for(block_sizes(read_checkpoint(tiny_checkpoint)), 1)
     with pytest.raises(UserError, match="kind dgf, eagle, eagle3, lm, got 'medusa'"):
         dataclasses.replace(config, kind="medusa")
 
@@ -140,8 +173,7 @@ def test_run_time_is_the_module_on_the_targets_features(artifact: Path, device: 
     projection in the target's graph, the pairing of features and tokens, and the positions are all right.
     """
     model = load_torch(tiny_checkpoint)
-    _, embedding, lm_head = body_and_head(model)
-    draft = read_draft(artifact.parent / "draft", DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head))
+    draft = as_module(read_draft(artifact.parent / "draft", drafted_target(tiny_checkpoint)))
     kind, size = draft.config.kind, draft.config.hidden_size
     rng = np.random.default_rng(1)
     with load(artifact, numerics="exact", draft_device=device) as pipe:
@@ -180,5 +212,5 @@ def test_stock_ir_stays_readable(artifact: Path) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED_KINDS)
 def test_feature_layers_are_in_the_config(kind: str, tiny_checkpoint: Path) -> None:
-    config: DraftConfig = KINDS[kind].config_for(load_torch(tiny_checkpoint).config, 1)
+    config: DraftConfig = KINDS[kind].config_for(block_sizes(read_checkpoint(tiny_checkpoint)), 1)
     assert bool(config.feature_layers) == (kind == "eagle3")

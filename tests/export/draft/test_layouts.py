@@ -4,6 +4,8 @@ against ones put together from transformers' own layers; and that each damaged o
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_drafts import drafted_target
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -29,12 +32,12 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import vocabulary_sha256
 from dovetail.export.draft.layouts import check_draft, read_draft
-from dovetail.export.draft.model import DraftModel, save_draft
 from dovetail.export.draft.published import FAMILIES, DraftedTarget
 from dovetail.export.quiet import quiet_torch
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.training.draft_model import as_module, save_draft
 from dovetail.runtime.errors import UserError
 
 D, V, N = 64, 512, 96
@@ -121,7 +124,7 @@ def paper(target: DraftedTarget) -> Made:
         h1, h2 = w1(h), functional.silu(w2(e_norm(e)))
         z = torch.sigmoid(wz(torch.cat([h1, h2], -1)))
         x = layers(z * h1 + (1 - z) * h2)
-        return x, functional.linear(x, target.lm_head)
+        return x, functional.linear(x, torch.from_numpy(target.lm_head))
 
     return {**SIZES, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}, tensors, answer
 
@@ -129,11 +132,11 @@ def paper(target: DraftedTarget) -> Made:
 def eagle(target: DraftedTarget, bias: bool, blocks: int = 1) -> Made:
     fc, layers = linear(D, 2 * D, bias), Layers(blocks)
     tensors = {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()} | layers.named()
-    tensors["embed_tokens.weight"] = target.embedding
+    tensors["embed_tokens.weight"] = torch.from_numpy(target.embedding)
 
     def answer(e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         x = layers(fc(torch.cat([e, h], -1)))
-        return x, functional.linear(x, target.lm_head)
+        return x, functional.linear(x, torch.from_numpy(target.lm_head))
 
     return {**SIZES, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": blocks, "bias": bias}, tensors, answer
 
@@ -150,7 +153,7 @@ def eagle3(target: DraftedTarget, layout: str, **more: Any) -> Made:
     tensors["d2t"] = tokens - torch.arange(N)
     tensors["t2d"] = torch.zeros(V, dtype=torch.bool).index_fill(0, tokens, True)
     if layout == "speculators":
-        tensors["embed_tokens.weight"] = target.embedding
+        tensors["embed_tokens.weight"] = torch.from_numpy(target.embedding)
     config: dict[str, Any] = {**SIZES, "draft_vocab_size": N, "architectures": ["LlamaForCausalLMEagle3"], **scaling}
     if layout == "speculators":
         config = {"transformer_layer_config": {**SIZES, "model_type": "llama"}, "draft_vocab_size": N}
@@ -186,9 +189,7 @@ LAYOUTS: dict[Key, Callable[[DraftedTarget], Made]] = {
 
 @pytest.fixture(scope="module")
 def target(tiny_checkpoint: Path) -> DraftedTarget:
-    model = load_torch(tiny_checkpoint)
-    _, embedding, lm_head = body_and_head(model)
-    return DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head)
+    return drafted_target(tiny_checkpoint)
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], pickled: bool = False) -> Path:
@@ -212,12 +213,12 @@ def proven() -> set[Key]:
 def test_published_layouts(layout: Key, target: DraftedTarget, proven: set[Key], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, tensors, answer = LAYOUTS[layout](target)
-    draft = read_draft(write(tmp_path, config, tensors), target)
+    draft = as_module(read_draft(write(tmp_path, config, tensors), target))
     assert draft.config.kind == layout[0]
     ids = torch.randint(0, V, (1, 11))
     features = torch.randn(1, 11, 3 * D if draft.config.feature_layers else D)
     with torch.no_grad():
-        expected, expected_logits = answer(target.embedding[ids], features)
+        expected, expected_logits = answer(torch.from_numpy(target.embedding)[ids], features)
         got, _ = draft(ids, draft.project(features), torch.arange(11))
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         logits = draft.logits(got)
@@ -249,8 +250,8 @@ def test_language_models(
         model = family(config(**sizes)).eval()
         _randomize(model)
         model.save_pretrained(tmp_path)
-    shutil.copyfile(target.folder / "tokenizer.json", tmp_path / "tokenizer.json")
-    draft = read_draft(tmp_path, target)
+    shutil.copyfile(target.source.path / "tokenizer.json", tmp_path / "tokenizer.json")
+    draft = as_module(read_draft(tmp_path, target))
     assert draft.config.kind == "lm"
     known = min(V, sizes["vocab_size"])
     ids = torch.randint(0, known, (1, 9))
@@ -309,7 +310,7 @@ def _with(
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], str]] = {
-    "no fc": (_without("fc.weight"), "expected a draft of kind .* got a folder"),
+    "no fc": (_without("fc.weight"), "expected a draft of kind .* got .* with the tensors d2t, "),
     "no norm": (_without("norm.weight"), "no tensor for output_norm.weight"),
     "no o_proj": (_without("midlayer.self_attn.o_proj.weight"), "no tensor for blocks.0.o_proj.weight"),
     "a tensor too many": (
@@ -336,7 +337,14 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
     "another embedding": (_with("embed_tokens.weight", lambda t: torch.randn(V, D)), "the target's embedding"),
     "another vocabulary": (_with("embed_tokens.weight", lambda t: torch.randn(7, D)), r"embed_tokens.weight of shape"),
     "a norm before fc": (_with("fc_norm.0.weight", lambda t: torch.ones(D)), "fc_norm.0.weight .* not supported"),
-    "no sizes": (lambda c, t: c.update(num_attention_heads="many"), "the sizes of a Llama"),
+    "a head of another width": (_with("lm_head.weight", lambda t: torch.zeros(N, 7)), r"lm_head.weight of shape"),
+    "no token for a row": (_with("d2t", lambda t: t["d2t"][None]), r"d2t of shape \(96,\), got \(1, 96\)"),
+    "another activation": (lambda c, t: c.update(hidden_act="gelu"), "with SiLU .* got gelu"),
+    "heads rotated in part": (lambda c, t: c.update(partial_rotary_factor=0.5), "rotated as a whole, got rotated part"),
+    "layers that are none": (lambda c, t: c.update(eagle_aux_hidden_state_layer_ids=3), r"layers from 0 to 1 .* got 3"),
+    "settings that are none": (lambda c, t: c.update(eagle_config=[{}], num_attention_heads=0), "num_attention_heads"),
+    "a head as long as the universe": (lambda c, t: c.update(head_dim=10**9), "head_dim as a positive whole number up"),
+    "no sizes": (lambda c, t: c.update(num_attention_heads="many"), "num_attention_heads as a positive .* 'many'"),
 }
 
 
@@ -389,11 +397,32 @@ def test_a_language_model_of_another_vocabulary(other_checkpoint: Path, target: 
     ):
         read_draft(other_checkpoint, target)
     with pytest.raises(UserError, match="expected the target's tokenizer"):
-        check_draft(other_checkpoint, target.folder)
+        check_draft(other_checkpoint, target.source)
     for file in ("config.json", "model.safetensors"):
         shutil.copyfile(other_checkpoint / file, tmp_path / file)
     with pytest.raises(UserError, match=r"tokenizer\.json beside the draft"):
         read_draft(tmp_path, target)
+
+
+@pytest.mark.parametrize("longer", ["the draft's", "the target's"])
+def test_padding_tokens_are_no_other_vocabulary(longer: str, target: DraftedTarget, tmp_path: Path) -> None:
+    """llama.cpp names the rows that pad an embedding; but a hole, or a token behind the last in another's place, is
+    another vocabulary.
+    """
+    document = json.loads(target.source.tokenizer)
+    for names, message in (
+        ({"[PAD512]": 512, "[PAD513]": 513}, None),
+        ({"!": 512}, "another .* token '!'"),
+        ({"!": 3, "#": 1, "[PAD512]": 512}, "another .* token"),
+    ):
+        vocabulary = {**document["model"]["vocab"], **names}
+        changed = json.dumps(document | {"model": {**document["model"], "vocab": vocabulary, "merges": []}})
+        ours, theirs = (changed, target.source.tokenizer)[:: 1 if longer == "the draft's" else -1]
+        source = dataclasses.replace(target.source, tokenizer=theirs)
+        (tmp_path / "tokenizer.json").write_text(ours)
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+            check_draft(tmp_path, source)
 
 
 def test_a_damaged_tokenizer(target: DraftedTarget, tmp_path: Path) -> None:
@@ -407,16 +436,16 @@ def test_a_damaged_tokenizer(target: DraftedTarget, tmp_path: Path) -> None:
 
 def test_our_draft_of_another_vocabulary(other_checkpoint: Path, target: DraftedTarget, tmp_path: Path) -> None:
     digest = vocabulary_sha256(target.tokenizer)
-    draft: DraftModel = random_draft(target.folder, kind="eagle", vocabulary_sha256=digest)
+    draft = random_draft(target.source.path, kind="eagle", vocabulary_sha256=digest)
     save_draft(draft, tmp_path)
-    check_draft(tmp_path, target.folder)
+    check_draft(tmp_path, target.source)
     assert read_draft(tmp_path, target).config == draft.config
     with pytest.raises(UserError, match="trained with another of the same size"):
-        check_draft(tmp_path, other_checkpoint)
+        check_draft(tmp_path, read_checkpoint(other_checkpoint))
 
 
 def test_our_drafts_head_is_checked(target: DraftedTarget, tmp_path: Path) -> None:
-    save_draft(random_draft(target.folder, kind="eagle3", head_size=100), tmp_path)
+    save_draft(random_draft(target.source.path, kind="eagle3", head_size=100), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["head_tokens"][3] = V
     save_file(weights, tmp_path / "model.safetensors")
@@ -433,7 +462,29 @@ def test_other_families_are_no_drafts(target: DraftedTarget, tmp_path: Path) -> 
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"model_type": "gpt_neox"}, "of the families llama, mistral, qwen2, qwen3, got 'gpt_neox'"),
-        ({"sliding_window": 100}, "a sliding window of 100"),
+        ({"model_type": "mistral", "sliding_window": 100}, "a sliding window of 100"),
+        ({"num_hidden_layers": 3}, "the 3 layers of the config, got 2"),
+        ({"vocab_size": 511}, r"embed_tokens.weight of shape \(511, 64\)"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=message):
+            read_draft(tmp_path, target)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    write(tmp_path, config, tensors)
+    with pytest.raises(UserError, match="the LM head of an untied model"):
+        read_draft(tmp_path, target)
+
+
+def test_our_drafts_weights_are_those_of_the_config(target: DraftedTarget, tmp_path: Path) -> None:
+    save_draft(random_draft(target.source.path, kind="dgf"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"num_layers": 10**12}, r"to fit its config, .* got no tensor for blocks.999999999999.o_proj.weight"),
+        ({"intermediate_size": 7}, r"down_proj.weight of shape \(64, 7\), got \(64, 128\)"),
+        ({"qkv_bias": True}, "no tensor for blocks.0.k_proj.bias"),
+        ({"head_dim": 16.0}, "positive whole numbers for hidden_size"),
+        ({"rope_scale": "x"}, "finite frequencies"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):

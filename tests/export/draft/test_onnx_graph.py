@@ -16,13 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch_drafts import run_torch, weights_of
 
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.graph_builder import GraphBuilder, quantize_blocks
-from dovetail.export.draft.model import DraftModel, load_draft
-from dovetail.export.draft.onnx_graph import TOP_K, check_graph, draft_info, example_call, export_draft, run_torch
-from dovetail.runtime.artifact.manifest import DRAFT_MODEL
+from dovetail.export.draft.onnx_graph import TOP_K, check_graph, draft_info, example_call, export_draft
+from dovetail.export.sources.tensors import Matrix
+from dovetail.export.training.draft_model import DraftModel, load_draft
+from dovetail.runtime.artifact.manifest import DRAFT_MODEL, DraftInfo
 from dovetail.runtime.drafts.graph_contract import cache_names
 
 # Hidden states are around 2 here and leave as float16: measured 0.0010 with float32 weights, 0.0023 with float16.
@@ -39,8 +40,13 @@ def draft(tiny_checkpoint: Path, tiny_draft: Path) -> DraftModel:
 def wide(draft: DraftModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph with float32 weights, where any real difference stands out."""
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_draft(draft, path, weight_format="float32")
+    export_draft(weights_of(draft), path, weight_format="float32")
     return path
+
+
+def info_of(draft: DraftModel) -> DraftInfo:
+    """What the runtime knows of its graph."""
+    return draft_info(weights_of(draft))
 
 
 def run(path: Path, call: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -59,7 +65,7 @@ def difference(draft: DraftModel, path: Path, call: dict[str, NDArray[Any]]) -> 
 
 
 def test_contract(tiny_artifact: Path, draft: DraftModel) -> None:
-    check_graph(tiny_artifact / DRAFT_MODEL, draft_info(draft))
+    check_graph(tiny_artifact / DRAFT_MODEL, info_of(draft))
     session = ort.InferenceSession(str(tiny_artifact / DRAFT_MODEL), providers=["CPUExecutionProvider"])
     types = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
     assert types["tree_mask"] == "tensor(bool)"
@@ -70,12 +76,12 @@ def test_contract(tiny_artifact: Path, draft: DraftModel) -> None:
 
 @pytest.mark.parametrize(("length", "past"), [(1, 0), (2, 0), (17, 0), (256, 0), (1, 1), (4, 200), (10, 33), (1, 400)])
 def test_graph_is_the_module(length: int, past: int, draft: DraftModel, wide: Path) -> None:
-    assert difference(draft, wide, example_call(draft, length, past, seed=length)) < FLOAT32
+    assert difference(draft, wide, example_call(info_of(draft), length, past, seed=length)) < FLOAT32
 
 
 def test_float16_weights(draft: DraftModel, tmp_path: Path) -> None:
-    export_draft(draft, tmp_path / "model.onnx", weight_format="float16")
-    assert difference(draft, tmp_path / "model.onnx", example_call(draft, 9, 20)) < FLOAT16
+    export_draft(weights_of(draft), tmp_path / "model.onnx", weight_format="float16")
+    assert difference(draft, tmp_path / "model.onnx", example_call(info_of(draft), 9, 20)) < FLOAT16
 
 
 def test_int8_weights_are_within_half_a_step(draft: DraftModel) -> None:
@@ -112,35 +118,35 @@ def test_graph_computes_with_its_rounded_weights(
 ) -> None:
     """Not with some others: the same roundings stored as float32 give the same children."""
     path = tmp_path / "narrow.onnx"
-    export_draft(draft, path, weight_format=weight_format)
+    export_draft(weights_of(draft), path, weight_format=weight_format)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # as written: activations in float32
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     stored = {weight.data_type for weight in onnx.load(path).graph.initializer}
     assert onnx.TensorProto.INT8 in stored
     assert (onnx.TensorProto.INT4 in stored) == (weight_format == "int4")
-    call = example_call(draft, 9, 20)
+    call = example_call(info_of(draft), 9, 20)
     ours = dict(zip([port.name for port in session.get_outputs()], session.run(None, call), strict=True))
 
     linear, embedding = GraphBuilder.linear, GraphBuilder.embedding
 
     def rounded_linear(
-        self: GraphBuilder, x: str, *weights: Tensor, bias: Tensor | None = None, sensitive: bool = False
+        self: GraphBuilder, x: str, *weights: Matrix, bias: Matrix | None = None, sensitive: bool = False
     ) -> str:
         parts = []
         for weight in weights:
             bits = "int8" if sensitive else weight_format
-            codes, scales = quantize_blocks(np.ascontiguousarray(weight.detach().numpy().T), bits)
-            parts.append(torch.from_numpy((codes * np.repeat(scales, len(codes) // len(scales), axis=0)).T.copy()))
+            codes, scales = quantize_blocks(np.ascontiguousarray(weight.T), bits)
+            parts.append((codes * np.repeat(scales, len(codes) // len(scales), axis=0)).T)
         return linear(self, x, *parts, bias=bias)
 
-    def rounded_embedding(self: GraphBuilder, ids: str, table: Tensor) -> str:
-        scales = table.abs().amax(dim=1, keepdim=True) / 127
-        return embedding(self, ids, torch.round(table / scales) * scales)
+    def rounded_embedding(self: GraphBuilder, ids: str, rows: Matrix) -> str:
+        scales = np.abs(rows).max(axis=1, keepdims=True) / 127
+        return embedding(self, ids, np.rint(rows / scales) * scales)
 
     monkeypatch.setattr(GraphBuilder, "linear", rounded_linear)
     monkeypatch.setattr(GraphBuilder, "embedding", rounded_embedding)
-    export_draft(draft, tmp_path / "model.onnx", weight_format="float32")
+    export_draft(weights_of(draft), tmp_path / "model.onnx", weight_format="float32")
     theirs = run(tmp_path / "model.onnx", call)
     np.testing.assert_allclose(ours["top_log_probs"], theirs["top_log_probs"], atol=1e-3)
 
@@ -148,7 +154,7 @@ def test_graph_computes_with_its_rounded_weights(
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(1, 12), past=st.integers(0, 40), under=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
 def test_any_mask(length: int, past: int, under: int, seed: int, draft: DraftModel, wide: Path) -> None:
-    call, rng = example_call(draft, length, past, seed=seed), np.random.default_rng(seed)
+    call, rng = example_call(info_of(draft), length, past, seed=seed), np.random.default_rng(seed)
     under = length + min(under, past)  # the mask also covers rows of earlier calls
     mask = rng.random((length, under)) < 0.5
     mask[np.arange(length), under - length + np.arange(length)] = True  # a node always attends to itself
@@ -161,10 +167,10 @@ def test_any_mask(length: int, past: int, under: int, seed: int, draft: DraftMod
 
 def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
     """Handing the written caches to the next call gives what one long call gives."""
-    whole = example_call(draft, 23, 0)
+    whole = example_call(info_of(draft), 23, 0)
     whole["logit_rows"] = np.arange(23)
     expected, hidden = run(wide, whole), []
-    caches = {name: whole[name] for name in cache_names(draft_info(draft))}
+    caches = {name: whole[name] for name in cache_names(info_of(draft))}
     for begin, end in ((0, 1), (1, 9), (9, 10), (10, 23)):
         part = {name: whole[name][begin:end] for name in ("input_ids", "features", "position_ids", "cache_rows")}
         part |= {"feature_rows": np.arange(end - begin), "logit_rows": np.arange(end - begin)}
@@ -179,7 +185,7 @@ def test_call_by_call_is_one_call(draft: DraftModel, wide: Path) -> None:
 
 
 def test_top_children_are_the_best_of_the_whole_vocabulary(draft: DraftModel, wide: Path) -> None:
-    call = example_call(draft, 6, 3)
+    call = example_call(info_of(draft), 6, 3)
     out = run(wide, call)
     ids, log_probs = out["top_token_ids"], out["top_log_probs"]
     assert ids.shape == log_probs.shape == (3, TOP_K)
@@ -196,8 +202,8 @@ def test_features_beyond_float16_are_cut_off(draft: DraftModel, tmp_path: Path) 
     huge = copy.deepcopy(draft)
     with torch.no_grad():
         huge.blocks[-1].down_proj.weight.mul_(1e7)
-    export_draft(huge, tmp_path / "model.onnx", weight_format="float32")
-    call = example_call(huge, 6, 10)
+    export_draft(weights_of(huge), tmp_path / "model.onnx", weight_format="float32")
+    call = example_call(info_of(huge), 6, 10)
     for _ in range(3):
         out = run(tmp_path / "model.onnx", call)
         hidden = out["hidden_states"]
@@ -208,7 +214,7 @@ def test_features_beyond_float16_are_cut_off(draft: DraftModel, tmp_path: Path) 
 
 def test_big_weights_lie_beside_the_graph(draft: DraftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dovetail.export.draft.graph_builder.MAX_INLINE_BYTES", 1000)
-    export_draft(draft, tmp_path / "model.onnx", weight_format="float32")
+    export_draft(weights_of(draft), tmp_path / "model.onnx", weight_format="float32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (tmp_path / "model.onnx").stat().st_size < 100_000
-    assert difference(draft, tmp_path / "model.onnx", example_call(draft, 3, 2)) < FLOAT32
+    assert difference(draft, tmp_path / "model.onnx", example_call(info_of(draft), 3, 2)) < FLOAT32

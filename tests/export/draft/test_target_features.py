@@ -11,12 +11,13 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from openvino import opset13
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dovetail.export.convert.optimum_export import _optimum_export
-from dovetail.export.convert.torch_model import load_torch
+from dovetail.export.convert.torch_model import load_torch, target_features
 from dovetail.export.draft.kinds.eagle3 import default_feature_layers
-from dovetail.export.draft.target_features import add_projected_features, target_features
+from dovetail.export.draft.target_features import add_projected_features, layer_input
 from dovetail.runtime.errors import UserError
 
 LAYERS = (0, 1, 1)
@@ -34,7 +35,7 @@ def test_features_are_those_of_transformers(checkpoint: Path, tmp_path: Path) ->
     model = ov.Core().read_model(tmp_path / "raw" / "openvino_model.xml")
     torch.manual_seed(0)
     projection = torch.randn(config.hidden_size, 3 * config.hidden_size) / 10
-    model = add_projected_features(model, LAYERS, projection)
+    model = add_projected_features(model, LAYERS, projection.numpy())
     request = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     ids = np.random.default_rng(0).integers(1, 500, (1, 20))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(20)[None]}
@@ -51,10 +52,20 @@ def test_features_are_those_of_transformers(checkpoint: Path, tmp_path: Path) ->
     ).abs().max() > 0.1
 
 
+def test_layers_of_our_own_graphs_are_found_by_name() -> None:
+    x = opset13.parameter([-1, -1, 8], np.float32, name="x")
+    stream = opset13.add(x, np.float32(1))
+    stream.set_friendly_name("layers.1.input")
+    model = ov.Model([opset13.relu(stream)], [x])
+    assert layer_input(model, 1).get_node().get_friendly_name() == "layers.1.input"
+    with pytest.raises(UserError, match="one input of the target's layer 10"):
+        layer_input(model, 10)
+
+
 def test_a_layer_that_is_not_there(tiny_artifact_fp32: Path) -> None:
     model = ov.Core().read_model(tiny_artifact_fp32 / "target" / "openvino_model.xml")
     with pytest.raises(UserError, match=r"one input of the target's layer 7 .* got 0"):
-        add_projected_features(model, (0, 1, 7), torch.zeros(64, 192))
+        add_projected_features(model, (0, 1, 7), np.zeros((64, 192), np.float32))
 
 
 def test_torchs_features_are_layer_inputs_and_the_last_state(tiny_checkpoint: Path) -> None:

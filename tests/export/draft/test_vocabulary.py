@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
+from torch_drafts import run_torch, weights_of
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.torch_model import body_and_head, load_torch
-from dovetail.export.draft.model import DraftModel, load_draft
-from dovetail.export.draft.onnx_graph import example_call, export_draft, run_torch
+from dovetail.export.draft.onnx_graph import example_call, export_draft
 from dovetail.export.draft.vocabulary import draft_vocabulary, most_frequent
+from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.training.draft_model import DraftModel, as_module, load_draft
 from dovetail.runtime import load
 from dovetail.runtime.errors import UserError
 
@@ -50,7 +51,7 @@ def test_most_frequent() -> None:
 
 
 def test_the_texts_tokens_are_kept(tiny_checkpoint: Path, text: Path) -> None:
-    tokens = draft_vocabulary(tiny_checkpoint, 64, [text])
+    tokens = draft_vocabulary(read_checkpoint(tiny_checkpoint), 64, [text])
     assert len(tokens) == 64
     assert (np.diff(tokens) > 0).all()
     used = set(Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json")).encode(TEXT).ids)
@@ -58,13 +59,13 @@ def test_the_texts_tokens_are_kept(tiny_checkpoint: Path, text: Path) -> None:
 
 
 def test_an_inflated_pair_keeps_the_same_share(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    small = draft_vocabulary(tiny_checkpoint, 64, [text])
+    small = draft_vocabulary(read_checkpoint(tiny_checkpoint), 64, [text])
     big = tmp_path / "big"
     shutil.copytree(tiny_checkpoint, big)
     config = json.loads((big / "config.json").read_text())
     (big / "config.json").write_text(json.dumps(config | {"vocab_size": 4096}))
     (big / "inflation.json").write_text(json.dumps({"source_shape": {"vocab_size": 512}}))
-    tokens = draft_vocabulary(big, 512, [text])
+    tokens = draft_vocabulary(read_checkpoint(big), 512, [text])
     assert tokens[:64].tolist() == small.tolist()
     assert tokens[64:].tolist() == list(range(512, 512 + 448))
 
@@ -80,16 +81,16 @@ def test_sizes_are_checked(tiny_checkpoint: Path, tiny_draft: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("weight_format", ["float32", "int4"])
 def test_the_graph_says_kept_tokens_alone(draft: DraftModel, weight_format: str, tmp_path: Path) -> None:
-    kept = torch.arange(3, 512, 5)
-    draft.keep_tokens(kept)
-    export_draft(draft, tmp_path / "model.onnx", weight_format=weight_format)  # type: ignore[arg-type]
-    call = example_call(draft, 9, 20)
+    kept = np.arange(3, 512, 5)
+    reduced = weights_of(draft).with_head_of(kept)
+    info = export_draft(reduced, tmp_path / "model.onnx", weight_format=weight_format)  # type: ignore[arg-type]
+    call = example_call(info, 9, 20)
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     ids, log_probs = session.run(["top_token_ids", "top_log_probs"], call)
     assert set(ids.ravel().tolist()) <= set(kept.tolist())
-    _, expected = run_torch(draft, call)  # [R, V]
+    _, expected = run_torch(as_module(reduced), call)  # [R, V]
     np.testing.assert_allclose(np.exp(expected).sum(-1), 1, atol=1e-5)
-    assert np.isinf(expected[:, np.setdiff1d(np.arange(512), kept.numpy())]).all()
+    assert np.isinf(expected[:, np.setdiff1d(np.arange(512), kept)]).all()
     if weight_format == "float32":
         assert (ids[:, :10] == np.argsort(-expected, axis=1)[:, :10]).all()
         np.testing.assert_allclose(log_probs, np.take_along_axis(expected, ids.astype(np.int64), 1), atol=3e-3)

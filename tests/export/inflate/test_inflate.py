@@ -22,9 +22,9 @@ from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.optimum_export import export_target
 from dovetail.export.convert.torch_model import body_and_head, load_torch
-from dovetail.export.draft.model import DraftModel, load_draft
 from dovetail.export.inflate import enlarged_weights, inflate
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, check_grows, find_shape, read_shape
+from dovetail.export.training.draft_model import DraftModel, load_draft
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS
 from dovetail.runtime.errors import UserError

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from lean_process import EXPORT, TORCH_FAMILY, run_without
 from openvino import opset13
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -35,17 +34,7 @@ from dovetail.runtime.targets.openvino.ir import read_ir
 TEXT = "def parse(text):\n    return text.split()\n\n" * 20
 REPOSITORY = "someone/tiny"
 
-WITHOUT_TORCH = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        family = ("torch", "transformers", "optimum", "nncf", "onnx", "safetensors", "huggingface_hub")
-        if name.partition(".")[0] in family:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Missing())
-from dovetail.export.commands.cli import main
-main()
-"""
+NOT_NEEDED = (*TORCH_FAMILY, "onnx", "safetensors", "huggingface_hub")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +63,7 @@ def test_an_ir_becomes_an_artifact_without_torch(ir: Path, checkpoint: Path, tmp
     (tmp_path / "text").write_text(TEXT)
     out = tmp_path / "out"
     arguments = ["model", str(ir), "-o", str(out), "--check-text", str(tmp_path / "text"), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_without(NOT_NEEDED, EXPORT, *arguments)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout.splitlines()[-1])
     assert manifest["target"] | {"parameters": 0} == {
@@ -88,6 +75,7 @@ def test_an_ir_becomes_an_artifact_without_torch(ir: Path, checkpoint: Path, tmp
         "parameters": 0,
         "weight_format": "fp32",
         "sliding_window": families.WINDOW,
+        "weight_forms": None,
     }
     assert manifest["checks"]["target_kl_mean"] is None
     assert manifest["checks"]["target_perplexity"] > 1
@@ -287,9 +275,9 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
         (files / name).write_bytes(b"no")
     with fake_hub.serving(files, REPOSITORY, monkeypatch, tmp_path / "cache") as asked:
         found = find_source(REPOSITORY, "v1")
-        assert not found.is_ir
+        assert found.layout == "checkpoint"
         wanted = {path.name for path in checkpoint.iterdir()}
-        assert set(asked) == wanted == {path.name for path in found.folder.iterdir()}
+        assert set(asked) == wanted == {path.name for path in found.path.iterdir()}
         with pytest.raises(UserError, match="someone/other, unknown there"):
             find_source("someone/other")
         with pytest.raises(UserError, match="a revision of someone/tiny, got 'v9'"):
@@ -298,14 +286,14 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     with gated, pytest.raises(UserError, match="gated"):
         find_source("someone/gated")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert find_source(REPOSITORY, "v1").folder == found.folder
+    assert find_source(REPOSITORY, "v1").path == found.path
     with pytest.raises(UserError, match=r"offline\?"):
         find_source("someone/elsewhere")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "nothing", "/no/where", "x y/z"])
 def test_what_is_no_source(name: str) -> None:
-    with pytest.raises(UserError, match="a checkpoint folder, an IR folder or a hub id"):
+    with pytest.raises(UserError, match=r"a checkpoint folder, a \.gguf file, an IR folder or a hub id"):
         find_source(name)
 
 

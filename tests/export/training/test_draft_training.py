@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch_drafts import drafted_target
 
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.torch_model import body_and_head, load_torch
+from dovetail.export.draft.config import block_sizes
 from dovetail.export.draft.layouts import read_draft
-from dovetail.export.draft.model import DraftModel, join, load_draft
-from dovetail.export.draft.published import DraftedTarget
+from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.training import draft as draft_training
 from dovetail.export.training.draft import DraftRecipe, DraftTask, soft_cross_entropy, unroll
+from dovetail.export.training.draft_model import DraftModel, join, load_draft
 from dovetail.runtime.errors import UserError
 
 
@@ -97,7 +99,7 @@ def test_training_helps(kind: str, tiny_checkpoint: Path) -> None:
         kind=kind, windows=4, window=32, unroll=2, soft_weight=1.0, vocab=400 if kind == "eagle3" else None
     )
     torch.manual_seed(0)
-    fresh = draft_training.new_draft(target, recipe, ids, "")
+    fresh = draft_training.new_draft(target, block_sizes(read_checkpoint(tiny_checkpoint)), recipe, ids, "")
     live = draft_training.on_the_fly(target, fresh.config.feature_layers)
     task = DraftTask(fresh, body_and_head(target)[2], recipe, ids, ids[:700], live, live)
     with torch.no_grad():
@@ -149,9 +151,7 @@ def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkp
     arguments += ["--minutes", "0.03", "--blocks", "1", "--window", "32", "--unroll", "2", *extra]
     result = CliRunner().invoke(dovetail_export, arguments)
     assert result.exit_code == 0, result.output
-    model = load_torch(tiny_checkpoint)
-    _, embedding, lm_head = body_and_head(model)
-    draft = read_draft(tmp_path / "draft", DraftedTarget(tiny_checkpoint, model.config, embedding, lm_head))
+    draft = read_draft(tmp_path / "draft", drafted_target(tiny_checkpoint))
     assert draft.config.kind == kind
     assert (draft.head_tokens is None) == (kind == "eagle")
     assert kind == "eagle" or len(draft.lm_head) == 100

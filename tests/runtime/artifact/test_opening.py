@@ -1,4 +1,4 @@
-"""Proves: an artifact opens when it is exactly what its manifest says, and is refused in one line when it is not."""
+"""Proves: an artifact opens when it is what its manifest says, links followed, and is refused in one line when not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 from plain_artifact import write_artifact
 
+from dovetail.runtime import load
 from dovetail.runtime.artifact import manifest
 from dovetail.runtime.artifact import opening as artifact_module
 from dovetail.runtime.artifact.opening import open_artifact
-from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.errors import ArtifactError, UserError
 
 CONTENT = {
     manifest.TARGET_MODEL: b"<net/>",
@@ -72,16 +74,6 @@ def test_no_artifact_there(tmp_path: Path, folder: Path) -> None:
     refusal("x" * 5000)
 
 
-def _link(path: Path) -> None:
-    path.rename(path.parent.parent / "elsewhere")
-    path.symlink_to(path.parent.parent / "elsewhere")
-
-
-def _link_folder(path: Path) -> None:
-    path.parent.rename(path.parents[2] / "elsewhere")
-    path.parent.symlink_to(path.parents[2] / "elsewhere")
-
-
 def _folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -103,17 +95,16 @@ def _file_for_folder(path: Path) -> None:
 
 STRUCTURAL: dict[str, tuple[Callable[[Path], object], str]] = {
     "deleted": (Path.unlink, "nothing there"),
-    "link": (_link, ""),
-    "folder is a link": (_link_folder, "a link"),
+    "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nowhere")), "nothing there"),
+    "a link to itself": (lambda path: (path.unlink(), path.symlink_to(path)), "symbolic links"),
+    "a link to a device": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "a special file"),
+    "a link to another file": (lambda path: (path.unlink(), path.symlink_to(path.with_suffix(".xml"))), "bytes, got"),
     "folder": (_folder, "a folder"),
     "fifo": (_fifo, "a special file"),
-    "file for a folder": (_file_for_folder, "expected a folder, got a file"),
+    "file for a folder": (_file_for_folder, "Not a directory"),
     "emptied": (lambda path: path.write_bytes(b""), "got 0"),
     "truncated": (lambda path: os.truncate(path, 1), "got 1"),
     "extended": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "bytes, got"),
-    "a file besides": (lambda path: (path.parent / "more\nerror: x").write_text(""), "also"),
-    "a link besides": (lambda path: (path.parent / ".more").symlink_to(path), "also"),
-    "a folder besides": (lambda path: (path.parent / "more").mkdir(), "also"),
 }
 
 
@@ -123,6 +114,105 @@ def test_names_kinds_and_sizes_are_checked_even_on_trust(folder: Path, damage: s
     change, expected = STRUCTURAL[damage]
     change(folder / manifest.TARGET_WEIGHTS)
     assert expected in refusal(folder, trust=trust)
+
+
+def as_hub_clients(folder: Path, out: Path) -> Path:
+    """Links to blobs whose names say nothing, and what git and the client leave besides."""
+    blobs = out.with_name(f"{out.name}-blobs")
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        name = out / path.relative_to(folder)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blobs / f"{number:064}")
+        name.symlink_to(os.path.relpath(blobs / f"{number:064}", name.parent))
+    (out / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (out / "target" / ".cache").mkdir()
+    return out
+
+
+def as_kubernetes_does(folder: Path, out: Path) -> Path:
+    """Every name of the top folder a link through `..data`, which is one to the newest version."""
+    shutil.copytree(folder, out / "..2026_11_27")
+    (out / "..data").symlink_to("..2026_11_27")
+    for path in (out / "..data").iterdir():
+        (out / path.name).symlink_to(f"..data/{path.name}")
+    return out
+
+
+@pytest.mark.parametrize("layout", [as_hub_clients, as_kubernetes_does])
+def test_layouts_of_links(
+    folder: Path, layout: Callable[[Path, Path], Path], tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    linked = layout(folder, tmp_path / "linked")
+    opened = open_artifact(linked)
+    assert opened.digest == open_artifact(folder).digest
+    for name, data in CONTENT.items():
+        assert not opened.file(name).is_symlink()
+        assert opened.file(name).read_bytes() == data
+    assert told.messages == [], "hidden names are no news"
+    place = opened.file(manifest.TARGET_WEIGHTS)
+    place.write_bytes(place.read_bytes()[::-1])
+    assert "expected sha256" in refusal(linked)
+
+
+@pytest.mark.parametrize("layout", [as_hub_clients, as_kubernetes_does])
+def test_a_link_that_changes_behind_the_check_changes_nothing(
+    folder: Path, layout: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    opened = open_artifact(layout(folder, tmp_path / "linked"))
+    for path in [*(tmp_path / "linked").iterdir(), tmp_path / "linked" / "target" / "openvino_model.xml"]:
+        if path.is_symlink():
+            path.unlink()
+            path.symlink_to("/dev/zero")
+    for name, data in CONTENT.items():
+        assert opened.file(name).read_bytes() == data
+
+
+@pytest.mark.parametrize("layout", [as_hub_clients, as_kubernetes_does])
+def test_the_engines_read_files_behind_links(
+    shipped_artifact: Path, layout: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    expected = None
+    linked = layout(shipped_artifact, tmp_path / "linked")
+    for path, device in ((shipped_artifact, "cpu"), (linked, "cpu"), (linked, "openvino:CPU")):
+        with load(path, draft="artifact", draft_device=device, profile=None) as pipe:
+            done = pipe.generate("def main(argv):", max_new_tokens=8)
+        expected = expected or done.token_ids
+        assert done.token_ids == expected
+        assert done.accepted_tokens > 0
+    assert "cp -rL" in refusal(_with_external_data(tmp_path))
+
+
+def _with_external_data(tmp_path: Path) -> Path:
+    """A draft whose graph would look for its weights beside itself, under their own name."""
+    files = {**CONTENT, manifest.DRAFT_MODEL: b"graph", f"{manifest.DRAFT_MODEL}.data": b"weights"}
+    whole = write_artifact(tmp_path / "whole", files)
+    open_artifact(whole)
+    return as_hub_clients(whole, tmp_path / "external")
+
+
+def test_what_lies_there_besides_is_told_and_not_read(folder: Path, told: pytest.LogCaptureFixture) -> None:
+    (folder / "target" / "more\nerror: x").write_text("")
+    (folder / "lost+found").mkdir(mode=0)
+    (folder / ".hidden").symlink_to("/etc")
+    os.mkfifo(folder / "pipe")
+    open_artifact(folder)
+    assert told.messages == ["dovetail.json lists no 'lost+found', 'pipe', 'target/more\\nerror: x': not read"]
+    for name in "abc":
+        (folder / name).touch()
+    told.clear()
+    open_artifact(folder)
+    assert told.messages == ["dovetail.json lists no 'a', 'b', 'c' and 3 more: not read"]
+
+
+def test_a_draft_that_the_artifact_lacks_can_not_be_asked_for(shipped_artifact: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(shipped_artifact, tmp_path / "plain")
+    document = json.loads((out / manifest.MANIFEST_NAME).read_text())
+    document["draft"], document["default_tree"] = None, {"nodes": 1, "depth": 0, "width": 1}
+    (out / manifest.MANIFEST_NAME).chmod(0o644)
+    (out / manifest.MANIFEST_NAME).write_text(json.dumps(document))
+    with pytest.raises(UserError, match="draft 'artifact': expected an artifact with a draft, got one without"):
+        load(out, draft="artifact")
 
 
 @pytest.mark.parametrize("name", [name for name, data in CONTENT.items() if data])
@@ -154,9 +244,8 @@ def test_the_manifest_itself(folder: Path) -> None:
     _folder(path)
     assert "a folder" in refusal(folder)
     path.rmdir()
-    (folder.parent / "elsewhere").write_bytes(good)
-    path.symlink_to(folder.parent / "elsewhere")
-    assert "a link" in refusal(folder)
+    path.symlink_to("/dev/zero")
+    assert "special file" in refusal(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -53,7 +53,9 @@ def test_every_setting_is_in_the_list_above() -> None:
 
 
 def test_unknown_names_are_refused_before_anything_is_opened() -> None:
-    with pytest.raises(UserError, match=r"expected engine settings out of .*, got 'thread'"):
+    with pytest.raises(UserError, match=r"expected engine settings out of .*, got 'cores'"):
+        load("nowhere", cores=2)
+    with pytest.raises(UserError, match=r"expected engine settings, got 'thread'; use threads \(CPU threads\)"):
         load("nowhere", thread=2)
 
 

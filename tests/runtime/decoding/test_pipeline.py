@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from dovetail.runtime import load
+from dovetail.runtime.decoding.feed import Request
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall
 from dovetail.runtime.drafts.onnxruntime_graph import OnnxRuntimeGraph
 from dovetail.runtime.drafts.prompt_lookup import LookupDraft
 from dovetail.runtime.errors import ContextOverflowError, DeviceError, TargetError, UserError
 from dovetail.runtime.hardware.devices import cuda_driver
 from dovetail.runtime.pipeline import Pipeline
+from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
 from dovetail.runtime.trees.shape import TreeShape
 
@@ -199,22 +201,87 @@ def test_turns_that_diverge_leave_the_draft_as_a_fresh_text_would(pipe: Pipeline
     assert reused.accept_histogram == fresh.accept_histogram
 
 
-def test_a_conversation_in_use_is_neither_reset_nor_closed(pipe: Pipeline) -> None:
+def test_a_conversation_in_use_is_not_reset(pipe: Pipeline) -> None:
     conversation = pipe.conversation()
     with pipe.stream(PROMPT, conversation=conversation, **SAMPLED) as stream:
         next(stream)
-        for forbidden in (conversation.reset, conversation.close):
-            with pytest.raises(UserError, match="open stream"):
-                forbidden()
+        with pytest.raises(UserError, match="open stream"):
+            conversation.reset()
+        with pytest.raises(UserError, match="open stream"):
+            next(pipe.stream(PROMPT, conversation=conversation, **SAMPLED))
     conversation.close()
+
+
+def test_a_conversation_of_another_pipeline_is_refused(pipe: Pipeline, tiny_artifact: Path) -> None:
+    with (
+        make(tiny_artifact) as other,
+        other.conversation() as conversation,
+        pytest.raises(UserError, match="one of this pipeline, got another's"),
+    ):
+        pipe.stream(PROMPT, conversation=conversation)
 
 
 def test_a_closed_pipeline_says_so(tiny_artifact: Path) -> None:
     pipe = make(tiny_artifact)
+    conversation = pipe.conversation()
+    stream, unread, never_begun = (pipe.stream(PROMPT, **SAMPLED) for _ in range(3))
+    began = next(stream).token_ids
+    next(unread)
     pipe.close()
     pipe.close()
+    for one in (stream, unread):
+        done = one.finish()
+        assert (done.finish_reason, done.token_ids[: len(began)]) == ("cancelled", began)
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        next(never_begun)
     with pytest.raises(UserError, match="expected an open pipeline"):
         pipe.generate(PROMPT)
+    with pytest.raises(UserError, match="expected an open pipeline"):
+        next(pipe.stream(PROMPT, conversation=conversation))
+    conversation.close()
+
+
+class MineError(Exception):
+    """The caller's own."""
+
+
+def raise_over_a_stream(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:  # the stream has no block of its own
+        for _ in pipe.stream(PROMPT, conversation=conversation, **SAMPLED):
+            raise MineError
+
+
+def raise_beside_a_stream(pipe: Pipeline) -> None:
+    with pipe.conversation() as conversation:
+        stream = pipe.stream(PROMPT, conversation=conversation, **SAMPLED)
+        next(stream)
+        raise MineError
+
+
+def raise_over_many(pipe: Pipeline) -> None:
+    for _ in pipe.generate_many([Request(PROMPT)] * 3):
+        raise MineError
+
+
+def raise_out_of_a_pipeline(artifact: Path) -> None:
+    with make(artifact) as pipe:
+        raise_beside_a_stream(pipe)
+
+
+@pytest.mark.parametrize("work", [raise_over_a_stream, raise_beside_a_stream, raise_over_many])
+def test_the_readers_own_error_comes_through_the_blocks_around_it(
+    pipe: Pipeline, work: Callable[[Pipeline], None]
+) -> None:
+    with pytest.raises(MineError) as raised:
+        work(pipe)
+    del raised  # its traceback holds the stream
+    assert pipe.target.free == pipe.target.capacity
+    assert pipe.generate(PROMPT, **SAMPLED).finish_reason == "length"
+
+
+def test_so_it_does_with_the_pipeline_that_ends(tiny_artifact: Path) -> None:
+    with pytest.raises(MineError):
+        raise_out_of_a_pipeline(tiny_artifact)
 
 
 def test_an_idle_conversation_gives_its_pages_to_who_needs_them_and_reads_again(tiny_artifact: Path) -> None:
@@ -305,11 +372,52 @@ def read_one_chunk(pipe: Pipeline) -> None:
         break
 
 
+def test_who_has_the_whole_context_is_not_told_to_raise_it(tiny_artifact: Path) -> None:
+    with load(tiny_artifact, draft="none") as whole:
+        for prompt, count in (([5] * 512, 1), ([5] * 500, 13)):
+            with pytest.raises(ContextOverflowError) as raised:
+                whole.generate(prompt, max_new_tokens=count)
+            assert "ctx_size" not in str(raised.value)
+
+
+def test_prompts_of_numpy_are_taken(pipe: Pipeline) -> None:
+    expected = pipe.generate([5, 6, 7], **SAMPLED).token_ids
+    for prompt in (np.array([5, 6, 7]), [np.int64(5), np.int32(6), 7], np.array([5, 6, 7], np.uint16)):
+        assert pipe.generate(prompt, **SAMPLED).token_ids == expected
+    for many in (np.array([[5, 6, 7]] * 2), [np.array([5, 6, 7]), [5, 6, 7]]):
+        assert [done.token_ids for done in pipe.generate(many, **SAMPLED)] == [expected] * 2
+    with pytest.raises(UserError, match="token ids from 0"):
+        pipe.generate(np.array([5.0]))
+
+
+def test_the_artifacts_own_limits_give_way_to_the_context_and_to_the_callers(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lengths(own: GenerationConfig, **controls: Any) -> int:
+        monkeypatch.setattr(pipe.tokenizer, "generation", own)
+        return len(pipe.generate([5] * 200, temperature=0, ignore_eos=True, **controls).token_ids)
+
+    assert lengths(GenerationConfig(max_new_tokens=7)) == 7
+    assert lengths(GenerationConfig(max_new_tokens=4096)) == 56
+    assert lengths(GenerationConfig(max_length=210)) == 10
+    assert lengths(GenerationConfig(max_length=4096)) == 56
+    assert lengths(GenerationConfig(max_length=210), max_new_tokens=12) == 12
+    assert lengths(GenerationConfig(max_new_tokens=7), max_new_tokens=9) == 9
+    assert lengths(GenerationConfig(min_new_tokens=9), max_new_tokens=5) == 5
+    for controls in ({"max_length": 300}, {"max_length": 200}, {"max_new_tokens": 60}):
+        with pytest.raises(ContextOverflowError):
+            lengths(GenerationConfig(), **controls)
+
+
 def test_the_context_is_never_cut_silently(pipe: Pipeline) -> None:
     with pytest.raises(ContextOverflowError, match=r"context of 256 tokens, got \d+ of prompt and 300 to generate"):
         pipe.generate(PROMPT, max_new_tokens=300)
     with pytest.raises(ContextOverflowError):
         pipe.generate([5] * 256)
+    with pytest.raises(ContextOverflowError, match=r"56 are left: .* -1, .* raise ctx_size \(the model's limit: 512\)"):
+        pipe.generate([5] * 200, max_new_tokens=57)
+    everything = pipe.generate([5] * 200, max_new_tokens=-1, temperature=0, ignore_eos=True)
+    assert (len(everything.token_ids), everything.finish_reason) == (56, "length")
     filled = pipe.generate([5] * 200, max_new_tokens=56, temperature=0, ignore_eos=True)
     assert len(filled.token_ids) == 56
     assert len(pipe.generate([5] * 200, temperature=0, ignore_eos=True).token_ids) == 56

@@ -198,6 +198,46 @@ def test_a_close_in_the_middle_of_a_step_is_seen_behind_it(streams: Streams) -> 
     assert other.finish().finish_reason == "cancelled"
 
 
+@pytest.mark.parametrize("passes", [0, 1, 5])
+def test_a_cancel_while_a_long_prompt_is_read_waits_for_one_pass(streams: Streams, passes: int) -> None:
+    stream = streams.pipe.stream(PROMPT * 300, CONFIG)  # 2,100 tokens, nine passes
+    seen = 0
+
+    def watch(steps: Any) -> None:  # before and behind every pass
+        nonlocal seen
+        seen += 1
+        if seen == 2 * passes + 1:
+            threading.Thread(target=stream.cancel).start()
+
+    streams.target.watch = watch
+    done = stream.finish()
+    assert (done.finish_reason, done.token_ids) == ("cancelled", [])
+    assert seen == 2 * (passes + 1)
+
+
+def test_a_conversation_that_is_closed_ends_its_text(streams: Streams) -> None:
+    expected = streams.tokens(1)
+    conversation = streams.pipe.conversation(ModelDraft(streams.graph))
+    stream = streams.pipe.stream(PROMPT, CONFIG.with_changes(seed=1), FIXED, conversation=conversation)
+    next(stream)
+    conversation.close()
+    assert streams.is_free
+    assert stream.finish().finish_reason == "cancelled"
+    assert stream.finish().token_ids == expected[: len(stream.finish().token_ids)]
+    again = streams.pipe.stream(PROMPT, CONFIG.with_changes(seed=1), FIXED, conversation=conversation)
+    assert again.finish().token_ids == expected
+    conversation.close()
+
+
+def test_a_conversation_that_is_closed_in_the_middle_of_a_step_is_freed_behind_it(streams: Streams) -> None:
+    conversation = streams.pipe.conversation(ModelDraft(streams.graph))
+    stream = streams.pipe.stream(PROMPT, CONFIG, FIXED, conversation=conversation)
+    next(stream)
+    streams.target.watch = lambda steps: conversation.close()
+    assert stream.finish().finish_reason == "cancelled"
+    assert streams.is_free
+
+
 def test_a_stream_that_never_began_ends_at_once(streams: Streams) -> None:
     stream = streams.stream(1)
     stream.close()

@@ -1,5 +1,5 @@
-"""The draft as a torch module: the first stage of its kind in front of a few Llama blocks, and a norm behind them where
-the kind has one.
+"""The draft as a torch module, which training needs: the first stage of its kind in front of a few Llama blocks, and a
+norm behind them where the kind has one. `export/draft/onnx_graph.py` writes the same as a graph, from arrays.
 
 Pair p is the target's feature of position p with the token of position p + 1 (EAGLE, arXiv 2401.15077); its rotary
 position is p. Its output stands for the feature of position p + 1, and through the LM head for token p + 2. A draft of
@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dovetail.export.draft.config import DraftConfig, check_fits, read_config
-from dovetail.export.draft.fusion import RMSNorm
+from dovetail.export.draft.config import DraftConfig, check_fits
+from dovetail.export.draft.files import draft_source, read_trained
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.sources.torch_tensors import read_tensors
-from dovetail.runtime.errors import UserError
+from dovetail.export.draft.weights import DraftWeights
+from dovetail.export.training.fusions import FUSIONS, RMSNorm
 
 Cache = list[tuple[Tensor, Tensor]]  # per block: keys (after RoPE) and values, [B, H, P, E]
 
@@ -110,7 +110,7 @@ class DraftModel(nn.Module):
         assert lm_head.shape == (rows, config.hidden_size), f"an LM head of {tuple(lm_head.shape)}"
         assert config.head_size in (None, rows), "the config says another size of the head"
         self.config, self.kind = config, KINDS[config.kind]
-        self.fusion = self.kind.fusion(config)
+        self.fusion = FUSIONS[config.kind](config)
         self.blocks = nn.ModuleList(Block(config, first=i == 0) for i in range(config.num_layers))
         normed = self.kind.output_norm
         self.output_norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if normed else nn.Identity()
@@ -165,16 +165,6 @@ class DraftModel(nn.Module):
             read = None
         return x, new
 
-    def keep_tokens(self, tokens: Tensor) -> None:
-        """From now on the LM head has rows for `tokens` [N] alone, those of them that it has; distributions are over
-        them.
-        """
-        had = torch.arange(len(self.lm_head)) if self.head_tokens is None else self.head_tokens
-        mask = torch.isin(had, tokens)
-        rows = self.lm_head.detach()[mask]
-        self.lm_head = nn.Parameter(rows) if isinstance(self.lm_head, nn.Parameter) else rows
-        self.head_tokens = had[mask]
-
     def logits(self, features: Tensor) -> Tensor:
         """[..., D] -> [..., V], or [..., N] where the LM head has rows for N tokens."""
         return functional.linear(self.output_norm(features), self.lm_head)
@@ -202,20 +192,18 @@ def save_draft(model: DraftModel, folder: Path) -> None:
 def load_draft(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftModel:
     """Read a draft folder that `save_draft` wrote, for the target whose embedding and LM head are given.
 
-    Raises `UserError` if it is not one, or not for this target. Other layouts: `layouts.py`.
+    Raises `UserError` if it is not one, or not for this target. Other layouts: `draft/layouts.py`.
     """
-    config = read_config(folder)
-    check_fits(config, *embedding.shape)
-    weights = read_tensors(folder)
-    head_tokens = weights.get("head_tokens")
-    if config.head_size is not None:
-        lm_head = weights.get("lm_head", lm_head[: config.head_size])  # a missing one is found below
-    try:
-        model = DraftModel(config, embedding, lm_head, head_tokens)
-        model.load_state_dict(weights)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"expected {folder}/model.safetensors to fit its config, got: {first}; train the draft again"
-        ) from None
+    return as_module(read_trained(draft_source(folder), embedding.numpy(), lm_head.numpy()))
+
+
+def as_module(weights: DraftWeights) -> DraftModel:
+    """The torch module with these weights, to be evaluated."""
+    tokens = None if weights.head_tokens is None else torch.from_numpy(weights.head_tokens.copy())
+    matrices = torch.from_numpy(weights.embedding), torch.from_numpy(weights.lm_head)
+    model = DraftModel(weights.config, *matrices, tokens)
+    trained = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
+    if weights.config.head_size is not None:
+        trained |= {"lm_head": matrices[1]} | ({} if tokens is None else {"head_tokens": tokens})
+    model.load_state_dict(trained)
     return model.eval()

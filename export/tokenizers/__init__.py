@@ -1,0 +1,1 @@
+"""The text of a tokenizer.json, made and proven."""
