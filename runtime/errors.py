@@ -37,5 +37,9 @@ class DraftError(Exception):
     """The draft produced no usable numbers. The text goes on without it."""
 
 
+class PassAbandonedError(Exception):
+    """Nobody waited for the pass any more; it is as if it had not begun."""
+
+
 class CacheFullError(Exception):
     """The cache has no room now. Nobody's mistake: the text waits until others have ended."""

@@ -24,6 +24,7 @@ os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's deci
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-seeds", type=int, default=6, help="Batches for every kind of fault (test_faults.py).")
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
     parser.addoption("--gemma", action="store_true", help="Run the tests with Gemma 3, which is fetched.")
 

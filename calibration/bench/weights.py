@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dovetail.runtime.errors import UserError
 TARGET_CONFIG = "target/config.json"  # of the checkpoint, kept beside the IR for OpenVINO GenAI
 # Of embeddings: int4 exports keep them int8.
 _BYTES_PER_WEIGHT = {"int8": 1.0, "int8_asym": 1.0, "int4": 1.0, "fp16": 2.0, "fp32": 4.0}
+_MAX_HEADER_BYTES = 100 << 20
 Q8_0_BYTES = 34 / 32  # per weight: blocks of 32 share a float16 scale
 
 
@@ -48,15 +50,14 @@ def checkpoint_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def checkpoint_weights(folder: Path) -> int:
-    """How many numbers a checkpoint's safetensors hold, by the headers of its files."""
+    """How many numbers a checkpoint's safetensors hold, by the headers of its files. Raises `UserError`."""
     count = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for extent in entry["shape"]:
-                    size *= extent
-                count += size
+        try:
+            with path.open("rb") as file:
+                size = min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES)
+                header = json.loads(file.read(size))
+            count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise UserError(f"expected a file of safetensors, got {path}, which is damaged; copy it again") from None
     return count

@@ -193,7 +193,7 @@ def _check_finite(values: NDArray[np.floating[Any]]) -> None:
 def _check_tree(model: TargetEngine, ids: Ids) -> None:
     """A tree's logits are those of its paths, each alone: the tree mask works in this model."""
     size = len(_PARENTS)
-    room = min(model.window or len(ids), model.info.context_length) - size
+    room = min(model.window or len(ids), model.info.rope_border or len(ids), model.info.context_length) - size
     past = max(0, min(64, len(ids) - size, room))
     prompt, tokens = ids[:past], np.arange(7, 7 + size) % model.info.vocab_size
     tree = Tree(tokens, np.array(_PARENTS)) if room >= 0 else root_only(int(tokens[0]))
@@ -203,18 +203,20 @@ def _check_tree(model: TargetEngine, ids: Ids) -> None:
     sequence.close()
     _check_finite(together)
     mask = tree.ancestors()
+    alone = model.sequence()
+    read(model, alone, prompt)
     for node in range(len(tree)):
         path = tree.tokens[np.flatnonzero(mask[node])]
-        alone = model.sequence()
-        read(model, alone, np.concatenate([prompt, path[:-1]]))
+        alone.truncate(past)
+        read(model, alone, path[:-1])
         expected = model.forward([Step(alone, root_only(int(path[-1])))])[0].logits[0]
         difference = float(np.abs(together[node] - expected).max() / np.abs(expected).max())
-        alone.close()
         if difference > _TREE_TOLERANCE:
             raise UserError(
                 f"expected a tree to be verified as its paths are, got logits {difference:.1%} apart; OpenVINO's paged "
                 f"attention does not carry this model"
             )
+    alone.close()
 
 
 def _check_rewriting(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:

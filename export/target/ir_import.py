@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from dovetail.runtime.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
+
+_log = logging.getLogger(__name__)
 
 
 def import_target(source: Source, folder: Path, taps: Taps | None = None) -> TargetInfo:
@@ -78,8 +81,21 @@ def save_target(
         hidden_size=width(model, FEATURES_OUTPUT),
         num_layers=len(windows),
         vocab_size=width(model, "logits"),
-        context_length=config["max_position_embeddings"],
+        context_length=_context_length(config),
         parameters=parameters,
         weight_format=weight_format,
         sliding_window=min((window for window in windows if window), default=None),
     )
+
+
+def _context_length(config: Mapping[str, Any]) -> int:
+    """In tokens. Where rotary frequencies are others in a longer text (longrope), this graph would mix both in a text
+    that grows: it ends before.
+    """
+    context: int = config["max_position_embeddings"]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    border = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    if (rope.get("rope_type") or rope.get("type")) != "longrope" or border is None or border >= context:
+        return context
+    _log.warning(f"target: texts up to {border} tokens, not {context}: this graph has no longrope that is read anew")
+    return int(border)

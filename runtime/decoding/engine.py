@@ -22,7 +22,7 @@ from dovetail.runtime.decoding.round_planner import RoundPlanner
 from dovetail.runtime.decoding.sequence import Sequence
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.joint_calls import CallTime, JointCalls
-from dovetail.runtime.errors import CacheFullError, UserError
+from dovetail.runtime.errors import CacheFullError, PassAbandonedError, UserError
 from dovetail.runtime.targets.base import Step, StepOutput, TargetEngine
 from dovetail.runtime.trees.shape import MAX_TREE_NODES
 
@@ -83,6 +83,7 @@ class Engine:
         self._is_stepping = self._is_closed = False
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._passing: list[Sequence] = []  # in the pass that runs now
         self._idle: list[IdleCache] = []  # the least recently used first
         self._undelivered: deque[Update] = deque()
         self._listeners: dict[int, weakref.WeakMethod[Callable[[Update], None]]] = {}
@@ -120,6 +121,10 @@ class Engine:
         self._is_stepping = True
         try:
             updates = self._round(running)
+        except PassAbandonedError:  # the cancelled end with the next step; who joined meanwhile makes it anew
+            for sequence in running:
+                sequence.rewind()
+            updates = []
         except Exception as error:
             for sequence in running:
                 sequence.rewind()
@@ -134,6 +139,15 @@ class Engine:
         self._deliver(updates)
         self._retire()
         return ended + updates
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ask for the end of `sequence`, from any thread and without the lock. A pass that runs and that nobody waits
+        for any more is ended, too.
+        """
+        sequence.is_cancelled = True
+        passing = self._passing
+        if passing and all(one.is_cancelled for one in passing):
+            self.target.abandon()
 
     def sweep(self) -> list[Update]:
         """End the cancelled now, not only with the next step. In the middle of one it does nothing."""
@@ -219,7 +233,11 @@ class Engine:
         steps += [(sequence, sequence.plan_chunk(count)) for sequence, count in readers]
         drafted = self._draft_counters()
         verify_start = time.perf_counter()
-        outputs = self.target.forward([step for _, step in steps], rows)
+        self._passing = [sequence for sequence, _ in steps]
+        try:
+            outputs = self.target.forward([step for _, step in steps], rows)
+        finally:
+            self._passing = []
         verify_ms = 1e3 * (time.perf_counter() - verify_start)
         taken = [(sequence, self._take(sequence, out)) for (sequence, _), out in zip(steps, outputs, strict=True)]
         draft_s, bytes_in, bytes_out = (now - then for now, then in zip(drafted, before, strict=True))

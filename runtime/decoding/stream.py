@@ -132,8 +132,10 @@ class Stream:
             self._sequence.siblings = [stream._sequence for stream in others]
 
     def cancel(self) -> None:
-        """Ask the stream to end before the next pass. Safe from any thread and from signal handlers."""
-        self._sequence.is_cancelled = True
+        """Ask the stream to end before the next pass, and now if nobody else waits for the one that runs. Safe from any
+        thread and from signal handlers.
+        """
+        self._engine.cancel(self._sequence)
 
     def close(self) -> None:
         """End here. `finish` then gives what was made so far, with reason `cancelled`."""

@@ -9,12 +9,14 @@ Letters: W candidates expanded at a level, D hidden size.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from dovetail.runtime.drafts.base import Foresight, blind
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall, DraftGraph
 from dovetail.runtime.drafts.row_pool import RowTable
-from dovetail.runtime.errors import CacheFullError
+from dovetail.runtime.errors import CacheFullError, DraftError
 from dovetail.runtime.policies.base import TreeBudget
 from dovetail.runtime.trees.tree import CandidateTree, Float32s, Int64s
 from dovetail.runtime.trees.verified import Verified
@@ -176,7 +178,7 @@ class ModelGrowth:
     ) -> None:
         self.candidates = CandidateTree(root)
         self._draft, self._budget, self._foresight = draft, budget, foresight
-        self.width = min(budget.width, graph.info.top_k)
+        self.width, self._vocab_size = min(budget.width, graph.info.top_k), graph.info.vocab_size
         # What is foreseen may favour any of the children.
         self._children = self.width if foresight is blind else graph.info.top_k
         self._reading = True
@@ -248,7 +250,11 @@ class ModelGrowth:
         self._reading = False
         self._first_row = children.first_row
         paths = [self.candidates.path_of(candidate) for candidate in self._expanded]
-        self.candidates.extend(self._expanded, *children.best(self.width, paths, self._foresight))
+        tokens, log_probs = children.best(self.width, paths, self._foresight)
+        for token in itertools.chain(*tokens):
+            if not 0 <= token < self._vocab_size:  # the target would end all texts of the pass
+                raise DraftError(f"expected tokens from 0 to {self._vocab_size - 1}, got {token}")
+        self.candidates.extend(self._expanded, tokens, log_probs)
 
     def fail(self, error: Exception) -> None:
         """See `TreeGrowth`. A text's guard stands before; without one it is the caller's."""

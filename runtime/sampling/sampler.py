@@ -89,11 +89,12 @@ class Sampler:
             return log_probs
         times = self._times.at(self._position + len(paths[0]))
         # What top-k, top-p and the like keep the target from drawing may not win here; nearly, with K candidates of V.
-        scores = np.stack([self._shaped(row) for row in log_probs.astype(np.float64)])
-        arrivals = scores - np.log(times[tokens])
-        arrivals -= arrivals.max(axis=1, keepdims=True)
-        arrivals -= np.log(np.exp(arrivals).sum(axis=1, keepdims=True))
-        return np.maximum(arrivals, _IMPOSSIBLE).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # what is no number stays none, and the draft is given up for it
+            scores = np.stack([self._shaped(row) for row in log_probs.astype(np.float64)])
+            arrivals = scores - np.log(times[tokens])
+            arrivals -= arrivals.max(axis=1, keepdims=True)
+            arrivals -= np.log(np.exp(arrivals).sum(axis=1, keepdims=True))
+            return np.maximum(arrivals, _IMPOSSIBLE).astype(np.float32)
 
     def processed(self, logits: Float32s) -> processors.Scores:
         """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""

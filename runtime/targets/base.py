@@ -102,7 +102,7 @@ class TargetSequence(Protocol):
 
 
 class TargetEngine(Protocol):
-    """A loaded target and its cache. Calls come from one thread at a time."""
+    """A loaded target and its cache. Calls come from one thread at a time, but for `abandon`."""
 
     @property
     def info(self) -> TargetInfo: ...
@@ -135,8 +135,13 @@ class TargetEngine(Protocol):
         """One pass over the weights for all `steps`, each of another sequence. Raises `CacheFullError`.
 
         Keys and values are written behind each sequence's `length`, which stays: `commit` says what of them counts. A
-        pass that has less than `rows` rows is filled up with some that nobody reads.
+        pass that has less than `rows` rows is filled up with some that nobody reads. Raises `PassAbandonedError` behind
+        an `abandon`.
         """
+        ...
+
+    def abandon(self) -> None:
+        """End the pass that runs now, as far as it can be ended; without one nothing happens. From any thread."""
         ...
 
     def close(self) -> None:

@@ -54,7 +54,8 @@ class RowCheck:
 
 def check_rows(engine: TargetEngine) -> RowCheck:
     """Compare rows of plain decoding with those of chains, branches, chunks, and passes shared with others."""
-    length = min(_PROMPT, engine.info.context_length - 2 * _DRAWN, engine.free // 4 - 2 * _DRAWN)
+    context = engine.info.rope_border or engine.info.context_length
+    length = min(_PROMPT, context - 2 * _DRAWN, engine.free // 4 - 2 * _DRAWN)
     if length < _LEAST:
         return RowCheck(0, (), 0.0)
     check = _Check(engine, length)

@@ -164,12 +164,14 @@ class CandidateTree:
         self.add_level(parents, [*itertools.chain(*tokens)], [*itertools.chain(*log_probs)])
 
     def add_level(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> int:
-        """Add candidates as a new level; returns the first one's index."""
+        """Add candidates as a new level; returns the first one's index. No step is better than certain: rounding, or a
+        draft that is broken, may not put a child above its parent.
+        """
         begin = len(self._scores)
         self._begins.append(begin)
         self._tokens += tokens
         self._parents += parents
-        self._scores += [self._scores[parent] + step for parent, step in zip(parents, log_probs, strict=True)]
+        self._scores += [self._scores[parent] + min(step, 0.0) for parent, step in zip(parents, log_probs, strict=True)]
         self._ranked = None
         return begin
 

@@ -95,7 +95,11 @@ class Family:
             ids = torch.tensor([prompt])
             with torch.no_grad():
                 out = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=NEW_TOKENS,
+                    do_sample=False,
+                    use_cache=False,  # with one, its longrope goes on with keys from before the border
                 )
             self.texts.append(out[0, len(prompt) :].tolist())
             assert len(set(self.texts[-1])) > 12, "a text that repeats itself would prove little"

@@ -81,7 +81,9 @@ class Family:
     def tokenizer_file(self) -> dict[str, Any]:
         native = NativeTokenizer.from_str(json.dumps(self.document()))
         native.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in self.special])
-        native.add_special_tokens([AddedToken(text, normalized=False, rstrip=True) for text in self.stripping])
+        native.add_special_tokens(
+            [AddedToken(text, normalized=False, rstrip=True, lstrip="a" in text) for text in self.stripping]
+        )
         native.add_tokens([AddedToken(text, normalized=False, special=False) for text in self.plain])
         document: dict[str, Any] = json.loads(native.to_str())
         return document

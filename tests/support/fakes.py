@@ -112,6 +112,9 @@ class FakeTarget:
         self.watch(steps)
         return self._lent
 
+    def abandon(self) -> None:
+        """See `TargetEngine`. Its passes are short."""
+
     def close(self) -> None:
         """See `TargetEngine`."""
 

@@ -209,6 +209,9 @@ class NumpyTarget:
         self._lent = [self._output(step) for step in steps]
         return self._lent
 
+    def abandon(self) -> None:
+        """See `TargetEngine`. Its passes are short."""
+
     def close(self) -> None:
         """See `TargetEngine`."""
         del self._llama

@@ -63,6 +63,7 @@ def decode(
         ends=ends,
         foresight=foresight,
         window=target.window,
+        rope_border=target.info.rope_border,
     )
     engine.add(sequence, updates.take, cache.close)
     while not engine.is_idle:

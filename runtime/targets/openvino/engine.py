@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TargetInfo
-from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverflowError
+from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverflowError, PassAbandonedError
 from dovetail.runtime.hardware.cpu import available_memory
 from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
@@ -68,6 +68,7 @@ class OpenVinoTarget:
         self.threads = threads
         self._weights = MappedWeights(weights or path.with_suffix(".bin"))
         self._packed = False  # OpenVINO has its own copy of every weight
+        self._is_abandoned = False  # the pass that runs, or ran last
         model = restrict_logits(to_paged_attention(read_ir(path, self._weights)))
         window = attention_window(model)
         # A mask counts the window in slots, where siblings lie between a node and its past. A row alone has its path in
@@ -146,8 +147,14 @@ class OpenVinoTarget:
         if len(logit_rows) == 1 and self.acceptance == "confirmed":  # the LM head has another kernel for one row, too
             logit_rows *= 2
         self._inputs.fill(parts, logit_rows)
-        with contextlib.nullcontext() if self._packed else self._weights.read_once():
-            self._request.infer(share_outputs=True)
+        self._is_abandoned = False
+        try:
+            with contextlib.nullcontext() if self._packed else self._weights.read_once():
+                self._request.infer(share_outputs=True)
+        except RuntimeError:
+            if self._is_abandoned:
+                raise PassAbandonedError from None
+            raise
         self._packed = self._packed or bool(logit_rows)  # no row of logits: the LM head is still to come
         logits = self._request.get_tensor("logits").data.reshape(-1, self.info.vocab_size)  # [R, V]
         features = self._request.get_tensor(FEATURES_OUTPUT).data.reshape(-1, self.info.hidden_size)  # [T, D]
@@ -158,6 +165,11 @@ class OpenVinoTarget:
             own = own[: len(step.tree)] if its_rows is None else own[its_rows]
             outputs.append(StepOutput(logits[logit_begins[i] : logit_begins[i + 1]], own))
         return outputs
+
+    def abandon(self) -> None:
+        """See `TargetEngine`. OpenVINO looks between two operators of the graph."""
+        self._is_abandoned = True
+        self._request.cancel()
 
     def close(self) -> None:
         """See `TargetEngine`."""

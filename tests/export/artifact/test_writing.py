@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from genai_oracle import genai_greedy
 from tiny_models import write_checkpoint, write_draft
 
-from dovetail.export.artifact import source_models
+from dovetail.export.artifact import atomic_folder, source_models
 from dovetail.export.artifact import writing as artifacts
 from dovetail.export.artifact.atomic_folder import appearing
 from dovetail.export.artifact.chat_templates import write_chat_templates
@@ -280,6 +280,23 @@ def test_disk_full(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(source_models, "export_target", full)
     with pytest.raises(UserError, match="full disk"):
         write_artifact(tiny_checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_whose_writers_do_not_say_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy's say only how much they wrote. As soon as the half-made folder is gone there is room again."""
+    usage = shutil.disk_usage(tmp_path)
+
+    def left(_: object) -> object:
+        return usage._replace(free=100 if list(tmp_path.iterdir()) else usage.free)
+
+    def fill() -> None:
+        with appearing(tmp_path / "out"):
+            raise OSError("135168 requested and 121856 written")
+
+    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", left)
+    with pytest.raises(UserError, match="full disk"):
+        fill()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -139,6 +139,20 @@ def test_special_tokens_are_shown_with_a_flag(run: Any, tiny_artifact: Path) -> 
     assert json.loads(stopped.out.splitlines()[-1])["completion_tokens"] == 1
 
 
+def test_minus_one_generates_to_the_end_of_the_context(run: Any, tiny_artifact: Path) -> None:
+    words = (tiny_artifact, PROMPT, "-n", "-1", "--ignore-eos", "-c", 64, "--json", "--no-draft")
+    document = json.loads(run("generate", *words).out.splitlines()[-1])
+    assert document["prompt_tokens"] + document["completion_tokens"] == 64
+
+
+def test_a_name_that_others_have_is_answered_by_ours(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "controls.json"
+    for name, ours in (("max_tokens", "max_new_tokens"), ("do_sample", "temperature"), ("ctx_sizes", "ctx_size")):
+        file.write_text(json.dumps({name: 1}))
+        mistake = run("generate", tiny_artifact, PROMPT, "--config", file).mistake
+        assert re.search(rf"got '{name}'; use (--)?{ours.replace('_', '.')} \(", mistake), mistake
+
+
 def test_controls_from_a_file_stand_behind_flags(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "controls.json"
     file.write_text(json.dumps({"max_new_tokens": 3, "seed": 9, "logit_bias": {"7": 100}, "ignore_eos": True}))

@@ -19,7 +19,7 @@ from fakes import FakeGraph, FakeTarget
 from dovetail.runtime.decoding.generation import Chunk
 from dovetail.runtime.decoding.stream import Stream
 from dovetail.runtime.drafts.model_draft import ModelDraft
-from dovetail.runtime.errors import NothingAllowedError
+from dovetail.runtime.errors import NothingAllowedError, PassAbandonedError
 from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.trees.shape import TreeShape
@@ -213,6 +213,61 @@ def test_a_cancel_while_a_long_prompt_is_read_waits_for_one_pass(streams: Stream
     done = stream.finish()
     assert (done.finish_reason, done.token_ids) == ("cancelled", [])
     assert seen == 2 * (passes + 1)
+
+
+class Abandoning:
+    """A target whose passes can be ended: it does so behind the moment at which it is asked."""
+
+    def __init__(self, target: FakeTarget, what: Callable[[], None], at: int) -> None:
+        self.asked, self.moments = 0, 0
+        self.what, self._at, self._is_due = what, at, False
+        target.abandon = self.abandon  # type: ignore[method-assign]
+        target.watch = self.watch
+
+    def abandon(self) -> None:
+        self.asked += 1
+        self._is_due = True
+
+    def watch(self, steps: Any) -> None:  # before and behind every pass
+        self.moments += 1
+        if self.moments == self._at:
+            self.what()
+        if self._is_due:
+            self._is_due = False
+            raise PassAbandonedError
+
+
+@pytest.mark.parametrize("at", [1, 2, 9, 10])
+def test_a_pass_that_nobody_waits_for_is_ended(streams: Streams, at: int) -> None:
+    expected = streams.tokens(1)
+    stream = streams.stream(1)
+    target = Abandoning(streams.target, stream.cancel, at)
+    done = stream.finish()
+    assert done.finish_reason == "cancelled"
+    assert done.token_ids == expected[: len(done.token_ids)]
+    assert (target.asked, target.moments) == (1, at)
+
+
+def test_a_pass_that_others_wait_for_goes_on(streams: Streams) -> None:
+    stream, other = streams.stream(1), streams.stream(2)
+    for one in (stream, other):
+        one.open()
+    target = Abandoning(streams.target, stream.cancel, 5)
+    assert stream.finish().finish_reason == "cancelled"
+    assert other.finish().token_ids == streams.tokens(2)
+    assert target.asked == 0
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 12])
+def test_a_pass_that_is_ended_too_late_costs_the_next_text_nothing_but_time(streams: Streams, at: int) -> None:
+    """Between the question whether anybody waits and the end of the pass another one may have begun."""
+    stream, other = streams.stream(1), streams.stream(2)
+    for one in (stream, other):
+        one.open()
+    target = Abandoning(streams.target, lambda: None, at)
+    target.what = target.abandon
+    assert (stream.finish().token_ids, other.finish().token_ids) == (streams.tokens(1), streams.tokens(2))
+    assert target.asked == 1
 
 
 def test_a_conversation_that_is_closed_ends_its_text(streams: Streams) -> None:

@@ -34,6 +34,7 @@ WRONG = [
     ("ignore_eos", [1, "yes"]),
     ("stop_strings", ["", [""], [3], 3, b"stop"]),
     ("include_stop_str_in_output", [0]),
+    ("skip_special_tokens", [0]),
     ("num_return_sequences", [0, 1025, 1.0]),
     ("seed", [-1, 1 << 64, 0.5, "1"]),
     ("logprobs", [-1, 101, True]),

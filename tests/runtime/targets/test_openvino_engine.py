@@ -5,7 +5,9 @@ memory that is used again; forks share pages until one of them writes; the cache
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from random_trees import path_to_root
 
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
-from dovetail.runtime.errors import ArtifactError, ContextOverflowError
+from dovetail.runtime.errors import ArtifactError, ContextOverflowError, PassAbandonedError
 from dovetail.runtime.targets.base import Numerics, Step, read
 from dovetail.runtime.targets.openvino import engine
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
@@ -154,3 +156,39 @@ def test_an_ir_of_other_sizes_than_the_manifest_says_is_refused(tiny_artifact: P
     path, info = files(tiny_artifact)
     with pytest.raises(ArtifactError, match=r"expected \d layers and the widths .*, got 2 and .*; export the artifact"):
         OpenVinoTarget(path, dataclasses.replace(info, **sizes), numerics="fast", threads=2, capacity=64)
+
+
+def test_a_pass_that_is_abandoned_is_as_if_it_had_not_been(shipped_artifact: Path) -> None:
+    """Its rows are computed again, with the same bits; without a pass there is nothing to end."""
+    target = OpenVinoTarget(*files(shipped_artifact), numerics="fast", threads=2, capacity=2048)
+    tokens = np.random.default_rng(0).integers(0, target.info.vocab_size, 1800)
+
+    def last_row() -> Float32s:
+        with contextlib.closing(target.sequence()) as sequence:
+            sequence.reserve(len(tokens))
+            return target.forward([Step(sequence, chain(tokens), [len(tokens) - 1], is_prompt=True)])[0].logits.copy()
+
+    def is_abandoned() -> bool:
+        is_over = threading.Event()
+
+        def ask() -> None:
+            while not is_over.wait(0.01):
+                target.abandon()
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            last_row()
+        except PassAbandonedError:
+            return True
+        finally:
+            is_over.set()
+            asking.join()
+        return False
+
+    expected = last_row()
+    assert any(is_abandoned() for _ in range(20)), "no pass could be ended"
+    target.abandon()
+    assert np.array_equal(last_row(), expected)
+    assert target.free == target.capacity
+    target.close()

@@ -86,7 +86,7 @@ def test_the_export_keeps_examples_and_inspect_replays_them(
 def test_an_example_that_renders_otherwise_is_an_error(talking_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = open_artifact(talking_artifact)
     chat = ChatFormat(artifact, load_tokenizer(artifact), STRICT.replace("[INST]", "[ASK]"))
-    with pytest.raises(ArtifactError, match=r"expected 'INST.*as transformers rendered it"):
+    with pytest.raises(ArtifactError, match=r"expected 'INST.*as the export rendered it"):
         chat.verify()
     chat.close()
 
@@ -170,8 +170,9 @@ def test_messages_in_a_wrong_shape_are_refused(messages: Any) -> None:
 def test_bad_example_files_are_refused(talking_artifact: Path, tmp_path: Path) -> None:
     artifact = open_artifact(talking_artifact)
     tokenizer = load_tokenizer(artifact)
+    places = {**artifact.places, manifest.CHAT_EXAMPLES: tmp_path / manifest.CHAT_EXAMPLES}
     for document in ([], {}, {"special_tokens": {"a": 1}, "examples": []}, {"special_tokens": {}, "examples": [{}]}):
         (tmp_path / "tokenizer").mkdir(exist_ok=True)
         (tmp_path / manifest.CHAT_EXAMPLES).write_text(json.dumps(document))
         with pytest.raises(ArtifactError, match="expected special_tokens and examples"):
-            ChatFormat(dataclasses.replace(artifact, path=tmp_path), tokenizer, STRICT)
+            ChatFormat(dataclasses.replace(artifact, places=places), tokenizer, STRICT)

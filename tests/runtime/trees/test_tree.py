@@ -141,3 +141,13 @@ def test_best_keeps_the_highest_scores_and_their_parents(seed: int, width: int, 
             path.insert(0, tokens[step])
             step = parents[step]
         assert candidates.path_of(candidate) == path
+
+
+def test_no_candidate_is_better_than_its_parent() -> None:
+    """However sure a draft is, and whatever rounding does to that: else the best of them were no tree."""
+    candidates = CandidateTree(7)
+    candidates.add_level([0, 0], [3, 4], [-0.5, -1.0])
+    candidates.add_level([1, 2], [5, 6], [1e-7, 9.0])
+    assert candidates.scores == [-0.5, -0.5, -1.0, -1.0]
+    for count in range(5):
+        assert len(candidates.best(count)) == count + 1
