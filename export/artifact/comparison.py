@@ -20,6 +20,7 @@ from dovetail.runtime.artifact.manifest import TARGET_MODEL, ExportChecks, Targe
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.likelihood import Divergence, chunks, log_probs, log_softmax
 from dovetail.runtime.evaluation.standard_library import held_out_files
+from dovetail.runtime.hardware.openvino_core import openvino_core
 from dovetail.runtime.hardware.threads import default_threads
 from dovetail.runtime.targets.base import Numerics, Step, TargetEngine, read
 from dovetail.runtime.targets.openvino.engine import OpenVinoTarget
@@ -231,7 +232,6 @@ def _check_rewriting(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> 
 
 def _stateful_logits(path: Path, ids: Ids) -> Logits:
     """[T, V] by the IR as it lies there."""
-    import openvino as ov
 
     from dovetail.runtime.targets.openvino.ir import read_ir
 
@@ -240,7 +240,7 @@ def _stateful_logits(path: Path, ids: Ids) -> Logits:
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         "KV_CACHE_PRECISION": "f32",
     }
-    request = ov.Core().compile_model(read_ir(path), "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(read_ir(path), "CPU", settings).create_infer_request()
     wanted = {name for port in request.model_inputs for name in port.get_names()}
     request.infer({name: value for name, value in stateful_feeds(ids[None]).items() if name in wanted})
     return np.array(request.get_tensor("logits").data[0], np.float32)

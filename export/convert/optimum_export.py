@@ -21,6 +21,7 @@ from dovetail.export.target.ir_import import checked_windows, save_target
 from dovetail.export.target.ir_weights import weight_elements
 from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS, TargetInfo
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
@@ -47,13 +48,12 @@ def export_target(
     """
     compression = compression or Compression()
     read_checkpoint(source, allow_pickle)
-    import openvino as ov
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     raw = folder / "raw"
     _optimum_export(source, raw, config, keep_float32=compression.weight_format == "fp32")
-    model = ov.Core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
+    model = openvino_core().read_model(raw / IR_MODEL)  # mapped: the system may drop its pages again
     parameters = weight_elements(model).total()
     windows = checked_windows(model, config.to_dict())
     if taps is not None:

@@ -16,6 +16,7 @@ from dovetail.export.draft.target_features import layer_input
 from dovetail.export.target.ir_graph import lm_head
 from dovetail.export.target.ir_weights import stateful_feeds
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.hardware.openvino_core import openvino_core
 
 Matrix = NDArray[np.float32]
 
@@ -60,7 +61,7 @@ def features(model: Any, ids: NDArray[np.int64], layers: Sequence[int]) -> Matri
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         "KV_CACHE_PRECISION": "f32",
     }
-    request = ov.Core().compile_model(probe, "CPU", precise).create_infer_request()
+    request = openvino_core().compile_model(probe, "CPU", precise).create_infer_request()
     wanted = {name for port in request.model_inputs for name in port.get_names()}
     request.infer({name: value for name, value in stateful_feeds(ids[None]).items() if name in wanted})
     return np.array(request.get_output_tensor(0).data[0], np.float32)
@@ -78,7 +79,7 @@ def _constant(port: Any, what: str) -> Matrix:
             f"checkpoint for a target with a draft"
         )
     part = ov.Model([opset13.result(opset13.convert(port, np.float32))], []).clone()
-    return np.array(ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0], np.float32)
+    return np.array(openvino_core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0], np.float32)
 
 
 def _inputs_of(node: Any) -> set[str]:

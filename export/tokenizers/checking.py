@@ -4,6 +4,7 @@ GenAI's, written beside the target, gives the same ids.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,12 +105,18 @@ def _normalized(document: Mapping[str, Any], line: str) -> str:
     return line
 
 
-def _check_openvino(native: Tokenizer, lines: Sequence[str], ids: Sequence[Sequence[int]], folder: Path) -> None:
+@functools.cache
+def _core_with_tokenizers() -> Any:
+    """Kept, as `openvino_core` is, which may have been made before it could know the tokenizers' operators."""
     import openvino as ov
     import openvino_tokenizers
 
-    assert openvino_tokenizers.is_openvino_tokenizers_compatible  # its import adds the operators to every Core
-    core = ov.Core()
+    assert openvino_tokenizers.is_openvino_tokenizers_compatible  # its import adds them to every later Core
+    return ov.Core()
+
+
+def _check_openvino(native: Tokenizer, lines: Sequence[str], ids: Sequence[Sequence[int]], folder: Path) -> None:
+    core = _core_with_tokenizers()
     encoder, decoder = (core.compile_model(folder / f"{name}.xml", "CPU") for name in NAMES)
     for line, row in zip(lines, ids, strict=True):
         theirs = encoder([line])["input_ids"][0].tolist()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 from openvino.frontend import FrontEndManager
 
 from dovetail.runtime.artifact.manifest import DraftInfo
@@ -28,6 +27,7 @@ from dovetail.runtime.drafts.graph_contract import (
 )
 from dovetail.runtime.drafts.row_pool import ROWS_A_BLOCK, RowPool
 from dovetail.runtime.errors import ArtifactError, DeviceError
+from dovetail.runtime.hardware.openvino_core import openvino_core
 
 FIRST_ROWS = 1024  # of the pool that have memory at first; doubled when they are in use
 
@@ -59,7 +59,7 @@ class OpenVinoGraph:
         if openvino_device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": str(threads), "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
         try:
-            compiled = ov.Core().compile_model(model, openvino_device, settings)
+            compiled = openvino_core().compile_model(model, openvino_device, settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise DeviceError(

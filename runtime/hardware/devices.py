@@ -7,6 +7,7 @@ import dataclasses
 import re
 
 from dovetail.runtime.errors import DeviceError
+from dovetail.runtime.hardware.openvino_core import openvino_core
 
 NAMES = "auto, cpu, cuda, cuda:INDEX, openvino:CPU or openvino:GPU"
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?\Z")
@@ -108,7 +109,5 @@ def cuda_driver() -> CudaDriver | None:
 
 def openvino_devices() -> dict[str, str]:
     """OpenVINO's devices, such as CPU and GPU.0, and their full names."""
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_core()
     return {device: str(core.get_property(device, "FULL_DEVICE_NAME")) for device in core.available_devices}

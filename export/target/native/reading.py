@@ -22,6 +22,7 @@ from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.target.native.graph import LOWEST, Parts, integers
 from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, layer_shapes
 from dovetail.export.target.native.weights import FloatWeights
+from dovetail.runtime.hardware.openvino_core import openvino_core
 from dovetail.runtime.terminal.progress import stage
 
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -88,7 +89,7 @@ def _stream(decoder: Decoder) -> Any:
 
 
 def _compiled(inputs: list[Any], output: Any) -> Callable[[Matrix], Matrix]:
-    request = ov.Core().compile_model(ov.Model([output], inputs), "CPU", PRECISE).create_infer_request()
+    request = openvino_core().compile_model(ov.Model([output], inputs), "CPU", PRECISE).create_infer_request()
 
     def run(x: Matrix) -> Matrix:
         request.infer([x[None]])

@@ -16,6 +16,7 @@ import openvino as ov
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT, TargetInfo
 from dovetail.runtime.errors import ArtifactError, CacheFullError, ContextOverflowError, PassAbandonedError
 from dovetail.runtime.hardware.cpu import available_memory
+from dovetail.runtime.hardware.openvino_core import openvino_core
 from dovetail.runtime.targets.base import Acceptance, Numerics, Step, StepOutput
 from dovetail.runtime.targets.openvino.inputs import Inputs
 from dovetail.runtime.targets.openvino.ir import (
@@ -83,7 +84,7 @@ class OpenVinoTarget:
         group = weight_group(model)
         if numerics == "fast" and group is not None and group < _ACTIVATION_GROUP:
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(group)
-        compiled = ov.Core().compile_model(model, "CPU", config)
+        compiled = openvino_core().compile_model(model, "CPU", config)
         ports = [port for port in compiled.inputs if "_cache." in port.any_name]
         shapes = [tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in ports]
         if not ports or len(set(shapes)) != 1:

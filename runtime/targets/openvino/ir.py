@@ -14,6 +14,7 @@ from openvino.frontend import FrontEndManager
 
 from dovetail.runtime.artifact.manifest import FEATURES_OUTPUT
 from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.hardware.openvino_core import openvino_core
 from dovetail.runtime.targets.openvino.inputs import LOGIT_ROWS
 from dovetail.runtime.targets.openvino.mapped_weights import MappedWeights
 
@@ -31,7 +32,7 @@ def read_ir(path: Path, weights: MappedWeights | None = None) -> ov.Model:
             return front_end.convert(front_end.load(str(path)))
         if not front_end.supported(str(path)):  # `read_model` goes by content, and would start other parsers
             raise RuntimeError("a file that is no IR")
-        return ov.Core().read_model(path.read_bytes(), weights.tensor)
+        return openvino_core().read_model(path.read_bytes(), weights.tensor)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path}: expected a target that OpenVINO reads, got: {reason}; export again") from None
