@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what needs a model made by torch, which is what takes long: `make test-fast` goes without."""
     for item in items:
-        if "gemma" in item.keywords and not config.getoption("--gemma"):
+        if item.get_closest_marker("gemma") and not config.getoption("--gemma"):
             item.add_marker(pytest.mark.skip(reason="Gemma 3 has a licence of its own: make test-gemma fetches it"))
         if "tiny_checkpoint" in getattr(item, "fixturenames", ()):  # all others are made of it
             item.add_marker("exports")

@@ -20,4 +20,5 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone, or the disk has another error to tell
+            beside.unlink()

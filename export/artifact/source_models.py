@@ -95,6 +95,14 @@ class NativeModel:
     def __init__(self, source: Source, compression: Compression) -> None:
         self._source, self._compression, self._decoder = source, compression, read_decoder(source)
         check_tensors(source, self._decoder)
+        group, decoder = compression.group_size, self._decoder
+        widths = decoder.hidden_size, decoder.num_heads * decoder.head_dim  # of the matrices in 4 bits
+        odd = [width for width in widths if group not in (None, -1) and width % group]
+        if odd:
+            raise UserError(
+                f"expected a `group_size` that divides every matrix's input size, got {group} for {odd[0]}; choose a "
+                f"smaller one"
+            )
 
     @property
     def _window_length(self) -> int:

@@ -6,6 +6,7 @@ how far it is. A half line at the end is what a killed process was writing: it i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -91,9 +92,10 @@ class OutputFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file >= 0:
-            if self._is_new and os.fstat(self._file).st_size == 0:
-                self._progress.unlink(missing_ok=True)
-                self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong before is worth more to know
+                if self._is_new and os.fstat(self._file).st_size == 0:
+                    self._progress.unlink(missing_ok=True)
+                    self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = -1
 

@@ -127,8 +127,8 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
             f"{TOKENIZER}: expected at most {limit} bytes, got {entry.bytes}; export the artifact again"
         )
     document = strict_json.parse(artifact.file(TOKENIZER).read_bytes(), TOKENIZER, limit)
+    generation = load_generation_config(artifact)  # before a native library sees anything of the artifact
     native = read_native(document)
-    generation = load_generation_config(artifact)
     max_text_bytes = min(MAX_TEXT_BYTES, max(1 << 18, _BYTES_PER_TOKEN * artifact.manifest.target.context_length))
     return Tokenizer(document, native, generation, artifact.manifest.target.vocab_size, max_text_bytes)
 
@@ -140,10 +140,10 @@ def read_native(document: dict[str, Any]) -> tokenizers.Tokenizer:
     `truncation` and `padding` are dropped, not refused: many published files carry them, they say how a training
     batch was made, and a prompt is never cut or filled here.
     """
-    import tokenizers
-
     tokenizer_file.check(document)
     read_decoder(document["decoder"])
+    import tokenizers  # not before the file is known to be sound
+
     text = json.dumps(document | {"truncation": None, "padding": None})
     native = natively(lambda: tokenizers.Tokenizer.from_str(text))
     for token in document["added_tokens"]:

@@ -11,37 +11,17 @@ import numpy as np
 import pytest
 import torch
 from genai_oracle import genai_greedy
+from ties import COUNT, assert_same_or_tied
 from transformers import AutoModelForCausalLM
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.pipeline import Pipeline
-from dovetail.runtime.targets.base import Step, read
-from dovetail.runtime.trees.tree import root_only
-
-COUNT = 64
-TIE = 1e-3  # logits
 
 
 def plain(pipe: Pipeline, prompt: list[int]) -> list[int]:
     return pipe.generate(prompt, temperature=0, max_new_tokens=COUNT, ignore_eos=True).token_ids
-
-
-def assert_same_or_tied(pipe: Pipeline, prompt: list[int], ours: list[int], theirs: list[int]) -> int:
-    """Tokens compared: up to the first difference, where the margin of the two best logits must be below `TIE`."""
-    assert len(theirs) == COUNT
-    for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        if mine != other:
-            sequence = pipe.target.sequence()
-            text = np.array(prompt + ours[:i])
-            read(pipe.target, sequence, text[:-1])
-            logits = pipe.target.forward([Step(sequence, root_only(int(text[-1])))])[0].logits[0]
-            sequence.close()
-            margin = logits[mine] - logits[other]
-            assert 0 <= margin < TIE, f"token {i}: {mine} != {other}, {margin} apart"
-            return i
-    return COUNT
 
 
 def prompts(vocab_size: int) -> list[list[int]]:

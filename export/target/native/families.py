@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 FAMILIES = tuple(_DEFAULTS)
 _MOST = 1 << 16  # layers, and entries of a head: what lists are made of before any weight is looked for
+_KINDS = ("full_attention", "sliding_attention")
 _NEW_NAMES = {"gemma2", "gemma3_text"}  # call the activation `hidden_activation`, and may hold both names
 
 
@@ -61,10 +63,12 @@ class _Config:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A number."""
+        """A positive number; zero too where that is the default."""
         value = self._values.get(name, default)
-        if type(value) not in (int, float):
-            raise UserError(f"expected {name} as a number in the config of {self.path}, got {value!r}; copy it again")
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0 or (value == 0 and default > 0):
+            raise UserError(
+                f"expected {name} as a positive number in the config of {self.path}, got {value!r:.40}; copy it again"
+            )
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -78,7 +82,7 @@ class _Config:
 
 def is_native(source: Source) -> bool:
     """Whether `read_decoder` knows the family, and the weights lie in files that we read."""
-    return source.config.get("model_type") in _DEFAULTS and bool(source.tensors)
+    return source.config.get("model_type") in FAMILIES and bool(source.tensors)
 
 
 def read_decoder(source: Source) -> Decoder:
@@ -96,8 +100,8 @@ def read_decoder(source: Source) -> Decoder:
     activation = str(config.get("hidden_act") or "silu")
     if activation not in _ACTIVATIONS:
         raise UserError(
-            f"expected an activation of {', '.join(_ACTIVATIONS)}, got {activation!r} in the config of {source.path}; "
-            f"choose another checkpoint"
+            f"expected an activation of {', '.join(_ACTIVATIONS)}, got {activation!r:.40} in the config of "
+            f"{source.path}; choose another checkpoint"
         )
     bias = config.flag("attention_bias")
     scalar = config.number("query_pre_attn_scalar", head_dim) ** -0.5
@@ -137,9 +141,10 @@ def rope_parameters(config: Callable[[str], Any], where: object) -> dict[str, An
     Raises `UserError` where the old and the new place contradict one another.
     """
     new, old = config("rope_parameters") or {}, config("rope_scaling") or {}
-    if not isinstance(new, dict) or not isinstance(old, dict):
+    parts = [new, old, *(new.get(kind) or {} for kind in _KINDS if isinstance(new, dict))]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(
-            f"expected rope_parameters as an object in the config of {where}, got {new or old!r}; copy it again"
+            f"expected rope_parameters as an object in the config of {where}, got {new or old!r:.80}; copy it again"
         )
     if old and "rope_type" not in old and "type" in old:
         old = {"rope_type": old["type"]} | {name: value for name, value in old.items() if name != "type"}
@@ -150,8 +155,8 @@ def rope_parameters(config: Callable[[str], Any], where: object) -> dict[str, An
     for name in new.keys() & older.keys():
         if new[name] != older[name]:
             raise UserError(
-                f"expected one {name}, got {new[name]!r} in rope_parameters and {older[name]!r} beside it in the "
-                f"config of {where}; drop one of them"
+                f"expected one {name}, got {new[name]!r:.40} in rope_parameters and {older[name]!r:.40} beside it in "
+                f"the config of {where}; drop one of them"
             )
     rope = older | new
     original = config("original_max_position_embeddings")
@@ -194,7 +199,7 @@ def _is_local(config: _Config, count: int) -> list[bool]:
     """Which layers have a sliding window, if there is one."""
     kinds = config.get("layer_types")
     if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != count or set(kinds) - {"sliding_attention", "full_attention"}:
+        if not isinstance(kinds, list) or len(kinds) != count or not all(kind in _KINDS for kind in kinds):
             raise UserError(
                 f"expected {count} layer_types, sliding_attention or full_attention, got {str(kinds)[:80]} in the "
                 f"config of {config.path}; choose another checkpoint"
@@ -218,6 +223,8 @@ def _positions(config: _Config, count: int) -> list[bool]:
         return [True] * count
     given = config.get("no_rope_layers")  # 1 where positions are rotated, despite its name
     if given is not None and (not isinstance(given, list) or len(given) != count):
-        raise UserError(f"expected {count} no_rope_layers in the config of {config.path}, got {given!r}; copy it again")
+        raise UserError(
+            f"expected {count} no_rope_layers in the config of {config.path}, got {given!r:.80}; copy it again"
+        )
     interval = config.size("no_rope_layer_interval")
     return [bool(x) for x in given] if given is not None else [(i + 1) % interval != 0 for i in range(count)]

@@ -100,9 +100,14 @@ def quantize(
 
 
 def _stored(scales: Matrix, scale_type: type) -> Matrix:
-    """As they will be stored, so that codes are chosen for the very numbers that multiply them; never zero."""
-    least = _SMALLEST if scale_type is np.float16 else np.float32(1e-30)
-    return scales.clip(least, None).astype(scale_type).astype(np.float32)
+    """As they will be stored, so that codes are chosen for the very numbers that multiply them; never zero, and never
+    less than asked for, so that no code is cut off.
+    """
+    if scale_type is np.float32:
+        return scales.clip(np.float32(1e-30), None)
+    halves = scales.clip(_SMALLEST, None).astype(np.float16)
+    above = np.nextafter(halves, np.float16(np.inf))
+    return np.where(halves.astype(np.float32) < scales, above, halves).astype(np.float32)
 
 
 def _symmetric_eight_bits(grouped: Matrix, symmetric: bool, scale_type: type) -> Quantized:

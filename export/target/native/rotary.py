@@ -35,6 +35,11 @@ class Rotary:
     long_frequencies: tuple[float, ...] | None = None
     border: int | None = None
 
+    def __post_init__(self) -> None:
+        numbers = (self.scale, *self.frequencies, *(self.long_frequencies or ()))
+        if not all(math.isfinite(number) and number > 0 for number in numbers):
+            raise ValueError("frequencies: they must be positive and finite")
+
     @property
     def size(self) -> int:
         """E: how many of a head's entries are rotated."""
@@ -51,31 +56,32 @@ def read_rotary(parameters: Mapping[str, Any], head_dim: int, context: int, wher
     if kind == "mrope":
         kind = "default"  # of a vision model: a text's three positions are one
     try:
-        share = float(rope.get("partial_rotary_factor") or 1.0)
-        if not 0 < share <= 1:
-            raise ValueError(f"partial_rotary_factor {share}")
-        size = int(head_dim * share)
-        theta = float(rope.get("rope_theta") or 10000.0)
-        frequencies = 1.0 / theta ** (np.arange(0, size, 2) / size)
-        if kind in ("default", "dynamic"):
-            return _rotary(frequencies)
-        if kind == "linear":
-            return _rotary(frequencies / float(rope["factor"]))
-        if kind == "llama3":
-            return _rotary(frequencies / llama3_factors(frequencies, rope))
-        if kind == "factors":
-            return _rotary(frequencies / _factors(rope, "factors", frequencies))
-        if kind == "yarn":
-            return _yarn(frequencies, theta, rope, context)
-        if kind == "longrope":
-            return _longrope(frequencies, rope, context)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        with np.errstate(all="ignore"):  # what comes of bad numbers is looked at in the end
+            share = float(rope.get("partial_rotary_factor") or 1.0)
+            if not 0 < share <= 1:
+                raise ValueError(f"partial_rotary_factor {share}")
+            size = int(head_dim * share)
+            theta = float(rope.get("rope_theta") or 10000.0)
+            frequencies = 1.0 / theta ** (np.arange(0, size, 2) / size)
+            if kind in ("default", "dynamic"):
+                return _rotary(frequencies)
+            if kind == "linear":
+                return _rotary(frequencies / float(rope["factor"]))
+            if kind == "llama3":
+                return _rotary(frequencies / llama3_factors(frequencies, rope))
+            if kind == "factors":
+                return _rotary(frequencies / _factors(rope, "factors", frequencies))
+            if kind == "yarn":
+                return _yarn(frequencies, theta, rope, context)
+            if kind == "longrope":
+                return _longrope(frequencies, rope, context)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(
-            f"expected the numbers of rope_type {kind} in the config of {where}, got no usable {error}; copy the "
-            f"checkpoint again"
+            f"expected the numbers of rope_type {kind!s:.40} in the config of {where}, got no usable {error!s:.80}; "
+            f"copy the checkpoint again"
         ) from None
     raise UserError(
-        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, factors, got {kind!r} in the "
+        f"expected a rope_type of default, linear, dynamic, llama3, yarn, longrope, factors, got {kind!r:.40} in the "
         f"config of {where}; choose another checkpoint"
     )
 

@@ -122,11 +122,6 @@ def not_causal(source: Path) -> None:
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
 
 
-def sliding_window(source: Path) -> None:
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"sliding_window": 128}))
-
-
 def config_is_not_json(source: Path) -> None:
     (source / "config.json").write_text("{")
 
@@ -156,7 +151,6 @@ def truncated_weights(source: Path) -> None:
         (no_folder, "expected a checkpoint folder"),
         (empty_folder, "config.json"),
         (not_causal, "BertForMaskedLM"),
-        (sliding_window, "attention windows none where config.json has 128"),
         (config_is_not_json, "JSON"),
         (no_tokenizer, "tokenizer.json"),
         (odd_tokenizer, "Telepathy"),
@@ -242,8 +236,9 @@ from dovetail.runtime.artifact.opening import open_artifact
 
 checkpoint, ready, out = map(Path, sys.argv[1:])
 target = open_artifact(ready).manifest.target
-models.CheckpointModel.reference_logits = lambda self, *rest: setattr(self, "_parameters", target.parameters)
-models.export_target = lambda source, folder, *rest: shutil.copytree(ready / "target", folder / "target") and target
+models.NativeModel.reference_logits = lambda self, *rest: None
+models.write_native_target = lambda *rest: shutil.copytree(ready / "target", rest[3] / "target") and target
+artifact._write_genai_files = lambda *rest: None
 artifact.checks.compare = lambda *arguments: (print("half-made", flush=True), time.sleep(60))
 artifact.write_artifact(checkpoint, out, force=True)
 """
@@ -277,7 +272,7 @@ def test_disk_full(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(source_models, "export_target", full)
+    monkeypatch.setattr(source_models, "write_native_target", full)
     with pytest.raises(UserError, match="full disk"):
         write_artifact(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

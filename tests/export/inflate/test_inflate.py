@@ -20,10 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export
-from dovetail.export.convert.optimum_export import export_target
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.inflate import enlarged_weights, inflate
+from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, check_grows, find_shape, read_shape
+from dovetail.export.target.native.families import read_decoder
+from dovetail.export.target.native.scheme import scheme
+from dovetail.export.target.native.writing import write_native_target
 from dovetail.export.training.draft_model import DraftModel, load_draft
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS
@@ -155,7 +158,8 @@ def test_int8_artifact_is_the_small_one_in_a_bigger_shape(
     assert manifest.target.parameters == shape.parameters()
     random = make_source(tmp_path / "random", tiny_checkpoint, shape)
     (tmp_path / "random-artifact").mkdir()
-    export_target(random, tmp_path / "random-artifact")
+    source = read_checkpoint(random)
+    write_native_target(source, read_decoder(source), scheme("int8"), tmp_path / "random-artifact", "int8")
     artifacts = tmp_path / "artifact", tmp_path / "random-artifact"
     assert _matrices(artifacts[0]) == _matrices(artifacts[1])
     sizes = [(artifact / TARGET_WEIGHTS).stat().st_size for artifact in artifacts]
@@ -363,6 +367,8 @@ def test_models_above_a_billion_parameters_are_compressed_once(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import optimum.exporters.openvino.__main__ as optimum_export
+
+    from dovetail.export.convert.optimum_export import export_target
 
     monkeypatch.setattr(optimum_export, "_MAX_UNCOMPRESSED_SIZE", 1000)
     assert export_target(tiny_checkpoint, tmp_path).parameters > 1000  # and asserts symmetric 8-bit weights

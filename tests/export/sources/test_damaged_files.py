@@ -4,6 +4,7 @@ their size: cut, with flipped bits, with sizes that lie. tests/tools/fuzz_source
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from pathlib import Path
@@ -17,6 +18,8 @@ from safetensors.numpy import save_file
 from dovetail.export.sources.finding import find_source
 from dovetail.export.sources.gguf_format import read_gguf_file
 from dovetail.export.sources.safetensors_file import read_safetensors
+from dovetail.export.target.native.families import is_native, read_decoder
+from dovetail.export.target.native.tensor_names import check_tensors
 from dovetail.runtime.errors import UserError
 
 CASES = 240
@@ -61,6 +64,24 @@ def test_damaged_safetensors_files(tmp_path: Path) -> None:
         path.write_bytes(damaged(data, 8 + header, seed))
         taken += survives(path, read_weights)
     assert taken < CASES // 3
+
+
+def test_hostile_configs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever stands in config.json; what a family's reader makes of it is proven in test_bad_configs.py."""
+    folder = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = [*config, "quantization_config", "is_encoder_decoder", "auto_map", "attn_logit_softcapping"]
+    for name in names:
+        for value in (None, -1, 0, 10**9, 2**63, 1.5, True, "x", "", [], [[]], ["x"], {}, {"quant_method": []}):
+            (folder / "config.json").write_text(json.dumps(config | {name: value}))
+            survives(folder, read_config)
+
+
+def read_config(folder: Path) -> None:
+    source = find_source(folder)
+    if is_native(source):
+        check_tensors(source, read_decoder(source))
 
 
 def header(*, tensors: int = 0, values: int = 0, version: int = 3) -> bytes:

@@ -76,6 +76,7 @@ def test_an_ir_becomes_an_artifact_without_torch(ir: Path, checkpoint: Path, tmp
         "weight_format": "fp32",
         "sliding_window": families.WINDOW,
         "weight_forms": None,
+        "rope_border": None,
     }
     assert manifest["checks"]["target_kl_mean"] is None
     assert manifest["checks"]["target_perplexity"] > 1

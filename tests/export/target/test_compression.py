@@ -143,12 +143,13 @@ def test_compressing_shows_how_far_it_is(
     told: pytest.LogCaptureFixture,
 ) -> None:
     """nncf's bars are drawn on a terminal, and on stderr; elsewhere a line is logged that says what is done."""
-    write_artifact(tiny_checkpoint, tmp_path / "log", check_text=TEXT)
+    by_nncf: dict[str, Any] = {"weight_format": "int4", "int8_share": 0.5, "check_text": TEXT}
+    write_artifact(tiny_checkpoint, tmp_path / "log", **by_nncf)
     written = capsys.readouterr()
-    assert any(line.endswith("M weights to int8") for line in told.messages)
+    assert any(line.endswith("M weights to int4") for line in told.messages)
     assert "Weight Compression" not in written.out + written.err
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    write_artifact(tiny_checkpoint, tmp_path / "terminal", check_text=TEXT)
+    write_artifact(tiny_checkpoint, tmp_path / "terminal", **by_nncf)
     written = capsys.readouterr()
     assert "Weight Compression" in written.err
     assert written.out == ""

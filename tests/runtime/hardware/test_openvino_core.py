@@ -1,5 +1,5 @@
-"""Proves that a signal is handled after pipelines were closed in any order. OpenVINO's Cores, where two overlap, leave
-a stack for signals behind that is gone, so there is one for all.
+"""Proves that a signal is handled after pipelines were closed in any order: OpenVINO's Cores, where two of them
+overlap, leave a stack for signals behind that is gone, so there is one for all.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def test_bad_example_files_are_refused(talking_artifact: Path, tmp_path: Path) -
     tokenizer = load_tokenizer(artifact)
     places = {**artifact.places, manifest.CHAT_EXAMPLES: tmp_path / manifest.CHAT_EXAMPLES}
     for document in ([], {}, {"special_tokens": {"a": 1}, "examples": []}, {"special_tokens": {}, "examples": [{}]}):
-        (tmp_path / "tokenizer").mkdir(exist_ok=True)
-        (tmp_path / manifest.CHAT_EXAMPLES).write_text(json.dumps(document))
+        (tmp_path / "examples").write_text(json.dumps(document))
+        places = {**artifact.places, manifest.CHAT_EXAMPLES: tmp_path / "examples"}
         with pytest.raises(ArtifactError, match="expected special_tokens and examples"):
             ChatFormat(dataclasses.replace(artifact, places=places), tokenizer, STRICT)
