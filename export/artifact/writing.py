@@ -20,6 +20,7 @@ from dovetail.export.artifact import comparison as checks
 from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.chat_templates import write_chat_templates
+from dovetail.export.artifact.generation_settings import usable_generation_config
 from dovetail.export.artifact.source_models import ReferenceLogits, source_model
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
@@ -30,6 +31,7 @@ from dovetail.runtime.artifact import manifest as manifests
 from dovetail.runtime.artifact.manifest import FileEntry, Manifest, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import UserError
+from dovetail.runtime.text.tokenizer import load_tokenizer
 from dovetail.runtime.trees.shape import TreeShape
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def write_artifact(
     settings = None
     if draft is not None:
         settings = _draft_settings(origin, draft, draft_weight_format, draft_vocab, tuple(draft_vocab_texts))
+    origin = dataclasses.replace(origin, generation_config=usable_generation_config(origin))
     with appearing(out, force) as folder:
         (folder / "tokenizer").mkdir()
         (folder / manifests.TOKENIZER).write_text(origin.tokenizer, encoding="utf-8")
@@ -125,7 +128,7 @@ def write_artifact(
         _write_manifest(folder, manifest)
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else _READ_ONLY)
-        open_artifact(folder)
+        load_tokenizer(open_artifact(folder))  # the runtime's own reader, of every part
     return manifest
 
 

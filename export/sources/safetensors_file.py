@@ -66,7 +66,7 @@ def _tensors_of(path: Path) -> dict[str, StoredTensor]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"expected whole weights in {path}, got: {first:.120}; copy the file again") from None
     tensors = {}
-    for name in names:
+    for name in filter(names.__contains__, header):
         kind, shape = header[name]["dtype"], tuple(header[name]["shape"])
         if kind not in _TYPES:
             raise UserError(f"expected weights of {', '.join(_TYPES)}, got {name} of {kind} in {path}; convert them")
@@ -90,7 +90,7 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     scales = {name + end: name for name, tensor in tensors.items() if tensor.kind.startswith("F8") for end in _SCALES}
     found = {scales[name]: tensors[name] for name in scales if name in tensors}
     for name, tensor in tensors.items():
-        if tensor.kind.startswith("F8") and name not in found:
+        if found and tensor.kind.startswith("F8") and name not in found:  # without any they are plain numbers
             raise UserError(
                 f"expected a scale beside the float8 weights {name}, got none; give the original checkpoint"
             )

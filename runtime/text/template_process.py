@@ -47,6 +47,9 @@ class TemplateProcess:
             except TimeoutError:
                 self.close()
                 return {"kind": "failed", "error": f"nothing within {TIMEOUT_S:g} s"}
+            except BaseException:  # an interrupt: its answer would be taken for the next one's
+                self.close()
+                raise
         if not answer.endswith(b"\n"):
             self.close()
             limits = f"{MAX_TEXT_BYTES} bytes and {MAX_MEMORY_BYTES} of memory"

@@ -26,7 +26,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {},
     "smollm3": {"tie_word_embeddings": True, "no_rope_layer_interval": 4},
-    "qwen2": {"attention_bias": True, "max_window_layers": 28},
+    "qwen2": {"max_window_layers": 28},
     "qwen3": {"head_dim": 128, "max_window_layers": 28},
     "phi3": {"rms_norm_eps": 1e-5},
     "gemma": _GEMMA,
@@ -36,6 +36,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "olmo2": {"rms_norm_eps": 1e-5},
 }
 FAMILIES = tuple(_DEFAULTS)
+_UNASKED_BIASES = ("mistral", "phi3", "qwen2")  # whatever `attention_bias` says: none, or Qwen2's
+_MLP_BIASES = ("llama", "granite", "smollm3")
 _MOST = 1 << 16  # layers, and entries of a head: what lists are made of before any weight is looked for
 _KINDS = ("full_attention", "sliding_attention")
 _NEW_NAMES = {"gemma2", "gemma3_text"}  # call the activation `hidden_activation`, and may hold both names
@@ -103,7 +105,7 @@ def read_decoder(source: Source) -> Decoder:
             f"expected an activation of {', '.join(_ACTIVATIONS)}, got {activation!r:.40} in the config of "
             f"{source.path}; choose another checkpoint"
         )
-    bias = config.flag("attention_bias")
+    bias = config.family not in _UNASKED_BIASES and config.flag("attention_bias")
     scalar = config.number("query_pre_attn_scalar", head_dim) ** -0.5
     return Decoder(
         family=config.family,
@@ -123,9 +125,9 @@ def read_decoder(source: Source) -> Decoder:
         residual_scale=config.number("residual_multiplier", 1.0),
         logits_divisor=config.number("logits_scaling", 1.0),
         logits_cap=config.number("final_logit_softcapping", 0.0) or None,
-        qkv_bias=bias,
-        output_bias=bias and config.family != "qwen2",
-        mlp_bias=config.flag("mlp_bias"),
+        qkv_bias=bias or config.family == "qwen2",
+        output_bias=bias,
+        mlp_bias=config.family in _MLP_BIASES and config.flag("mlp_bias"),
         head_norms={"qwen3": "each", "gemma3_text": "each", "olmo2": "all"}.get(config.family, "none"),  # type: ignore[arg-type]
         pre_norms=config.family != "olmo2",
         post_norms=late,
