@@ -111,7 +111,7 @@ def test_old_names_are_the_new_ones() -> None:
         ({"num_attention_heads": -1}, "expected num_attention_heads"),
         ({"num_key_value_heads": 3}, "heads that the key/value heads divide"),
         ({"hidden_act": "relu2"}, "expected an activation of silu, .* got 'relu2'"),
-        ({"rms_norm_eps": "small"}, "expected rms_norm_eps as a number"),
+        ({"rms_norm_eps": "small"}, "expected rms_norm_eps as a positive number"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "expected a rope_type of default, .* got 'spiral'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
