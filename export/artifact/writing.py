@@ -153,13 +153,18 @@ def _reading(
 
 
 def _write_genai_files(source: Source, target: Path) -> None:
-    """What OpenVINO GenAI wants beside the target's graph; an IR may have brought tokenizers along. Our runtime reads
-    none of it.
+    """What OpenVINO GenAI wants beside the target's graph. Our runtime reads none of it. Tokenizers that an IR has brought
+    along stay where they give our ids.
     """
-    if source.layout != "ir":
+    try:
+        check_tokenizers(source.tokenizer, target)
+        has_own = any(target.glob("openvino_tokenizer.xml"))
+    except UserError:
+        has_own = False
+    if not has_own:
         template = source.chat_templates.get("default")
         write_openvino_tokenizer(source.tokenizer, source.special_tokens, template, target)
-    check_tokenizers(source.tokenizer, target)
+        check_tokenizers(source.tokenizer, target)
     for name, settings in (("config.json", source.config), ("generation_config.json", source.generation_config)):
         (target / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

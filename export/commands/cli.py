@@ -280,6 +280,8 @@ def _report(out: Path, manifest: Manifest, as_json: bool) -> None:
         f"{manifest.target.weight_format}"
     )
     click.echo(f"target on held-out text: {checks.target_summary()}")
+    if checks.warning() is not None:
+        notice(f"warning: {checks.warning()}")
     if checks.draft_argmax_agreement is not None:
         click.echo(f"draft against its float32 weights: first children agree to {checks.draft_argmax_agreement:.2%}")
     if as_json:

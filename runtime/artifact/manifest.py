@@ -149,6 +149,9 @@ class DraftInfo:
         return self.kind != "lm"
 
 
+_POOR = 0.05  # nats a token between a target and its source: what 4 bits cost SmolLM2, 20 times what 8 bits do
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportChecks:
     """What the export measured when it reopened the artifact beside its source on held-out text. KL in nats per token.
@@ -178,6 +181,13 @@ class ExportChecks:
             value = getattr(self, name)
             if value is not None:
                 _in_range(name, value, low, high)
+
+    def warning(self) -> str | None:
+        """What is to be said of a target that is a poor copy of its source; None of a good one."""
+        divergence = max(self.target_kl_mean or 0, self.fast_kl_mean or 0)
+        if divergence <= _POOR:
+            return None
+        return f"a poor copy of its source, {divergence:.2g} nats a token apart; export it with more bits"
 
     def target_summary(self) -> str:
         """What is known of the target, for people."""

@@ -11,7 +11,7 @@ from dovetail.runtime.commands import options
 from dovetail.runtime.terminal.console import print_json
 
 if TYPE_CHECKING:
-    from dovetail.runtime.artifact.manifest import Manifest
+    from dovetail.runtime.artifact.manifest import Manifest, TargetInfo
 
 
 @click.command()
@@ -41,6 +41,8 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
     click.echo(
         f"{'files':<14} {len(opened.manifest.files)}, {'names and sizes match' if trust else 'every hash matches'}"
     )
+    if opened.manifest.checks.warning() is not None:
+        click.echo(f"{'warning':<14} {opened.manifest.checks.warning()}")
     for profile in profiles:
         click.echo(f"{'profile':<14} {profile.summary}")
     for record in records:
@@ -49,11 +51,21 @@ def inspect(artifact: str, trust: bool, verify: bool, as_json: bool) -> None:
         click.echo(f"{'chat':<14} {f'{examples} examples render as at export' if examples else 'no template'}")
 
 
+def _forms(target: TargetInfo) -> str:
+    """How the weights are stored, where that is more than one form: `keep (Q4_1 79 %, Q8_0 21 %)`."""
+    forms = target.weight_forms or {}
+    if set(forms) <= {target.weight_format}:
+        return ""
+    total = sum(forms.values())
+    shares = (f"{form} {count / total:.0%}" for form, count in sorted(forms.items(), key=lambda item: -item[1]))
+    return f" ({', '.join(shares)})"
+
+
 def _described(manifest: Manifest) -> list[tuple[str, str]]:
     target, draft, tree, checks = manifest.target, manifest.draft, manifest.default_tree, manifest.checks
     size = sum(entry.bytes for entry in manifest.files.values())
     about_target = [
-        f"{target.architecture}, {target.parameters / 1e6:.1f} M parameters, {target.weight_format}",
+        f"{target.architecture}, {target.parameters / 1e6:.1f} M parameters, {target.weight_format}{_forms(target)}",
         f"{target.num_layers} layers of {target.hidden_size}",
         f"vocabulary {target.vocab_size}",
         f"context {target.context_length}",
