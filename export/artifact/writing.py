@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,20 @@ if TYPE_CHECKING:
 DEFAULT_TREE = TreeShape(nodes=12, depth=5, width=4)
 NO_TREE = TreeShape(nodes=1, depth=0, width=1)
 MODEL_CARD = "README.md"
-_TOOLS = ("dovetail", "nncf", "onnx", "openvino", "optimum-intel", "tokenizers", "torch", "transformers")
+_TOOLS = {  # distribution -> module
+    "dovetail": "dovetail",
+    "gguf": "gguf",
+    "nncf": "nncf",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "openvino-tokenizers": "openvino_tokenizers",
+    "optimum-intel": "optimum.intel",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "transformers": "transformers",
+}
 _READ_ONLY = 0o444
 
 # From the artifact's folder, complete but for its card, and the manifest so far -> the card's text.
@@ -153,8 +167,8 @@ def _reading(
 
 
 def _write_genai_files(source: Source, target: Path) -> None:
-    """What OpenVINO GenAI wants beside the target's graph. Our runtime reads none of it. Tokenizers that an IR has brought
-    along stay where they give our ids.
+    """What OpenVINO GenAI wants beside the target's graph. Our runtime reads none of it. Tokenizers that an IR has
+    brought along stay where they give our ids.
     """
     try:
         check_tokenizers(source.tokenizer, target)
@@ -184,9 +198,10 @@ def _write_settings(source: Source, folder: Path) -> None:
 def tool_versions() -> dict[str, str]:
     """Of what made the artifact."""
     tools = {}
-    for tool in _TOOLS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an IR needs few of them
-            tools[tool] = importlib.metadata.version(tool)
+    for tool, module in _TOOLS.items():
+        if module in sys.modules:  # installed or not: it took no part
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                tools[tool] = importlib.metadata.version(tool)
     return {"python": platform.python_version()} | tools
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 from typing import Any
@@ -248,7 +249,9 @@ def test_any_value_anywhere_is_read_or_refused(path: tuple[str, ...], value: Any
 
 def test_a_poor_target_is_said() -> None:
     """By either figure: as it computes in float32, and as it is run."""
-    good = ExportChecks(tokens=512, target_kl_mean=0.004, target_argmax_agreement=0.96, draft_argmax_agreement=None)
+    good = manifest.ExportChecks(
+        tokens=512, target_kl_mean=0.004, target_argmax_agreement=0.96, draft_argmax_agreement=None
+    )
     assert good.warning() is None
     assert dataclasses.replace(good, target_kl_mean=None).warning() is None
     for field in ("target_kl_mean", "fast_kl_mean"):
