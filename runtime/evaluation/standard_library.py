@@ -6,6 +6,7 @@ Training, checking and measuring must agree on this split, so it lies below them
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +37,11 @@ def standard_library_names() -> list[str]:
     """Paths below the standard library of its Python files, sorted, without code pages and broken test inputs."""
     root = standard_library_root()
     names = []
-    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
-        parts = set(Path(name).parts[:-1])
-        is_code_page = name.startswith("encodings/cp")
-        if parts & _SKIPPED_FOLDERS or is_code_page or name.startswith("lib2to3/tests/data") or "/bad" in "/" + name:
-            continue
-        names.append(name)
-    return names
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - _SKIPPED_FOLDERS  # not looked into: site-packages may hold any number of files
+        names += [Path(folder, file).relative_to(root).as_posix() for file in files if file.endswith(".py")]
+    skipped = ("encodings/cp", "lib2to3/tests/data")
+    return sorted(name for name in names if not name.startswith(skipped) and "/bad" not in "/" + name)
 
 
 def standard_library_root() -> Path:

@@ -47,6 +47,7 @@ def hidden_states(source: Source, decoder: Decoder, windows: Windows, layers: Se
                 kept[first] = streams
             run = _layers(decoder, parts, range(first, last))
             streams = [run(x) for x in streams]
+            del run  # before the next one is made
             bar.update(last / (decoder.num_layers + 1), f"layer {last} of {decoder.num_layers}")
     x = _stream(decoder)
     norm = _compiled([x], parts.final_norm(x))
