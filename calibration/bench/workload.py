@@ -63,11 +63,11 @@ def standard_prompts(encode: Encode, sizes: Sizes, room: int) -> list[Prompt]:
         )
     prompts = []
     for name, node, source in _spread(functions, sizes.complete):
-        prompts.append(Prompt(COMPLETE, name, _cut(encode(_head(node, source)), room)))
+        prompts.append(Prompt(COMPLETE, name, cut(encode(_head(node, source)), room)))
     for name, node, source in _spread(functions[1:], sizes.edit):  # one further, so that none serves twice by chance
-        prompts.append(Prompt(EDIT, name, _cut(encode(_copy_edit(node, source)), room)))
+        prompts.append(Prompt(EDIT, name, cut(encode(_copy_edit(node, source)), room)))
     for name, text in _spread(long_files, sizes.long):
-        prompts.append(Prompt(LONG, name, _cut(encode(text)[:LONG_TOKENS], room)))
+        prompts.append(Prompt(LONG, name, cut(encode(text)[:LONG_TOKENS], room)))
     return prompts
 
 
@@ -105,7 +105,7 @@ def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> 
     if not asked:
         raise UserError(f"prompts {str(path)!r}: expected a JSON object a line, got an empty file; give some prompts")
     return [
-        Prompt(one.layout, source, _cut(encode(one.text, one.is_said), room))
+        Prompt(one.layout, source, cut(encode(one.text, one.is_said), room))
         for source, one in _spread(asked, count or len(asked))
     ]
 
@@ -116,7 +116,7 @@ def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _cut(ids: list[int], room: int) -> list[int]:
+def cut(ids: list[int], room: int) -> list[int]:
     """The last `room` tokens, the first one kept: it may mark the start of a text."""
     return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dovetail.calibration.commands.lossless import TEXTS, TOKENS, Output, check_flags, run_lossless
 from dovetail.calibration.commands.places import need_place
 from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.commands import options as runtime_options
@@ -36,9 +37,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--checkpoint", type=_PATH, help="The target's torch checkpoint: for llama.cpp and transformers.")
 @click.option("--assistant", type=_PATH, help="A small model's checkpoint, same tokenizer: the peers' draft.")
 @click.option("--prompts", type=_PATH, help="JSON lines: MT-bench, HumanEval, GSM8K, Alpaca, or a prompt each.")
-@click.option("--num-prompts", type=click.IntRange(1), help="Take so many of them, evenly spread.  [default: all]")
+@click.option(
+    "--num-prompts", type=click.IntRange(1), help="Take so many of them, evenly spread.  [default: all; lossless: 16]"
+)
 @click.option("--runners", help="Names with commas between them.  [default: all]")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(2), help="Tokens of every text.  [default: 96; quick: 32]")
+@click.option(
+    "-n", "--max-new-tokens", type=click.IntRange(2), help="Tokens of every text.  [default: 96; quick, lossless: 32]"
+)
 @click.option("--temperature", type=float, multiple=True, help="0 decodes greedily; repeatable.  [default: 0 and 1]")
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Times the whole is done.")
 @runtime_options.part_of_engine(
@@ -47,13 +52,14 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Few prompts, short texts.")
+@click.option("--lossless", is_flag=True, help="Time nothing: count the texts that are those of plain decoding.")
 @click.option("--growth", is_flag=True, help="Also time contexts of 200 to 2,000 tokens.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a runner may think."
 )
 @click.option("--work", type=_PATH, help="Where converted models are kept.  [default: the user's cache folder]")
 @click.option("--plots", type=_PATH, help="Write plots as PNG files into this folder.")
-@click.option("--report", type=_PATH, help="Write the report as a Markdown file.")
+@click.option("--report", type=_PATH, help="Write the report as a Markdown file; lossless: between the marks of one.")
 @click.option("--trust", is_flag=True, help="Skip the hashes of the artifact's files.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line of stdout one JSON document.")
 def bench(
@@ -68,6 +74,7 @@ def bench(
     repeats: int,
     seed: int,
     quick: bool,
+    lossless: bool,
     growth: bool,
     timeout: float,
     work: Path | None,
@@ -83,6 +90,8 @@ def bench(
     """
     from dovetail.calibration.bench.runners import Models, chosen_runners
 
+    if lossless:
+        check_flags(click.get_current_context())
     chosen = chosen_runners(runners)
     config = runtime_options.engine_config(engine)
     temperatures = _checked_temperatures(temperature)
@@ -103,6 +112,13 @@ def bench(
 
     threads = config.threads or default_threads()
     config = config.with_changes(threads=threads, ctx_size=opened.manifest.target.context_length)
+    if lossless:
+        tokens = _checked_tokens(max_new_tokens or TOKENS, models)
+        asked, _ = _prompts(models, prompts, num_prompts or (TEXTS if prompts else None), quick, False, tokens)
+        questions = [prompt.ids for prompt in asked]
+        output = Output(report, as_json)
+        run_lossless(models, questions, config, output, tokens=tokens, seed=seed, timeout_s=timeout)
+        return
     tokens = _checked_tokens(max_new_tokens or (_QUICK_TOKENS if quick else _TOKENS), models)
     groups, missing = _grouped(models, chosen)
     asked, growing = _prompts(models, prompts, num_prompts, quick, growth, tokens)

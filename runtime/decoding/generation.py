@@ -82,7 +82,7 @@ class Generation:
     `finish_reason` is `stop` (end-of-sequence token or stop string), `length`, `cancelled` or `error`. `prefill_ms` is
     the target's reading of the prompt, with which the first token comes; `decode_ms` runs from there to the last token
     and contains the draft's reading of it. `draft_failure` says why the draft was given up, if it was; `draft_rests`
-    how often it was put to rest.
+    how often it was put to rest; `preemptions` how often the text gave up its place in a full cache and was read again.
     """
 
     text: str
@@ -97,6 +97,7 @@ class Generation:
     decode_ms: float
     draft_failure: str | None
     draft_rests: int
+    preemptions: int
     seed: int
     setup: RunSetup
 

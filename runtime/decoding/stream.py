@@ -167,6 +167,7 @@ class Stream:
             decode_ms=self._decode_ms,
             draft_failure=None if model is None else model.failure,
             draft_rests=self._sequence.pace.rests,
+            preemptions=self._sequence.preemptions,
             seed=self._seed,
             setup=self._setup,
         )

@@ -1,20 +1,25 @@
-"""Proves losslessness as a distribution: over random trees, the outputs of many seeds follow the target's exact
-distribution, enumerated token by token; and the same test rejects a common wrong acceptance rule.
+"""Proves losslessness as a distribution: over random trees, the outputs of many seeds, and of texts that share their
+passes, follow the target's exact distribution, enumerated token by token, with every kind of control; and the same test
+rejects a common wrong acceptance rule.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import fakes
 import numpy as np
 import pytest
-from fakes import FakeDraft, FakeTarget
+from fake_drafts import Texts
+from fakes import FREE, FakeDraft, FakeTarget
 from one_text import decode
 from scipy import stats
 
 from dovetail.runtime.decoding import sequence as decoding
+from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.sampling import processors
 from dovetail.runtime.sampling.config import GenerationConfig
 from dovetail.runtime.sampling.sampler import Sampler
@@ -30,6 +35,9 @@ CASES = [
     pytest.param({"temperature": 1.5}, id="T=1.5"),
     pytest.param({"temperature": 1.0, "top_p": 0.8}, id="top_p=0.8"),
     pytest.param({"temperature": 1.0, "repetition_penalty": 1.5, "presence_penalty": 0.5}, id="penalties"),
+    pytest.param({"temperature": 1.0, "frequency_penalty": 0.8}, id="frequency"),
+    pytest.param({"temperature": 0.8, "logit_bias": {0: 1.5, 3: -1.0}}, id="logit bias"),
+    pytest.param({"temperature": 1.0, "min_p": 0.1, "no_repeat_ngram_size": 2}, id="no repetition"),
 ]
 
 
@@ -51,19 +59,37 @@ def force(sampler: Sampler, token: int) -> None:
     sampler.follow(token)
 
 
-def observe(controls: dict[str, float], runs: int = RUNS) -> Counter[tuple[int, ...]]:
+def random_draft(rng: np.random.Generator) -> FakeDraft:
+    """Guesses by the length of the text alone."""
+    guesses = [rng.integers(0, VOCAB, 3).tolist() for _ in range(6)]
+    return FakeDraft(lambda context: guesses[len(context) % 6])
+
+
+def random_shape(rng: np.random.Generator) -> TreeShape:
+    return TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
+
+
+def observe(controls: dict[str, Any], runs: int = RUNS) -> Counter[tuple[int, ...]]:
     """Outputs of `runs` seeds, each with a random draft and a random tree shape."""
     rng = np.random.default_rng(0)
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in range(runs):
-        target = FakeTarget(VOCAB)
-        guesses = [rng.integers(0, VOCAB, 3).tolist() for _ in range(6)]
-        draft = FakeDraft(lambda context, guesses=guesses: guesses[len(context) % 6])
-        shape = TreeShape(int(rng.integers(1, 9)), int(rng.integers(0, 4)), int(rng.integers(1, 4)))
-        config = GenerationConfig(seed=seed, **controls)  # type: ignore[arg-type]  # numbers of two types
-        sampler = Sampler(config, PROMPT, VOCAB)
-        updates = decode(target, draft, shape, sampler, PROMPT, LENGTH, foresight=sampler.foresee)
+        sampler = Sampler(GenerationConfig(seed=seed, **controls), PROMPT, VOCAB)
+        draft, shape = random_draft(rng), random_shape(rng)
+        updates = decode(FakeTarget(VOCAB), draft, shape, sampler, PROMPT, LENGTH, foresight=sampler.foresee)
         counts[tuple(updates.tokens)] += 1
+    return counts
+
+
+def observe_together(controls: dict[str, Any], runs: int = RUNS) -> Counter[tuple[int, ...]]:
+    """The same, three answers of every seed in the same passes, one of them without a draft."""
+    rng = np.random.default_rng(0)
+    counts: Counter[tuple[int, ...]] = Counter()
+    for seed in range(runs // 3):
+        policy = Policy("fixed", random_shape(rng), is_wish=True)
+        texts = Texts(FakeTarget(VOCAB), GenerationConfig(seed=seed, **controls), policy, FREE)
+        readers = texts.make([PROMPT] * 3, LENGTH, [random_draft(rng), None, random_draft(rng)])
+        counts.update(tuple(reader.tokens) for reader in readers)
     return counts
 
 
@@ -83,11 +109,14 @@ def compare(observed: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], 
     return p_value, variation, noise
 
 
+@pytest.mark.parametrize("observed_by", [observe, observe_together], ids=["alone", "together"])
 @pytest.mark.parametrize("controls", CASES)
-def test_outputs_follow_the_exact_distribution(controls: dict[str, float]) -> None:
-    expected = exact(GenerationConfig(**controls))  # type: ignore[arg-type]  # numbers of two types
+def test_outputs_follow_the_exact_distribution(
+    controls: dict[str, Any], observed_by: Callable[..., Counter[tuple[int, ...]]]
+) -> None:
+    expected = exact(GenerationConfig(**controls))
     assert sum(expected.values()) == pytest.approx(1)
-    observed = observe(controls)
+    observed = observed_by(controls)
     assert all(expected[output] > 0 for output in observed), "an output that the target cannot produce"
     p_value, variation, noise = compare(observed, expected)
     print(f"{controls}: p {p_value:.3f}, total variation {variation:.4f}, noise floor {noise:.4f}")

@@ -14,7 +14,7 @@ from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.errors import UserError
 
-_ASSISTANT_TOKENS, _NGRAM = 5, 3
+ASSISTANT_TOKENS, NGRAM = 5, 3
 
 
 class GenAI:
@@ -35,10 +35,10 @@ class GenAI:
         if draft == "model":
             assert assistant_ir is not None, "the parent has made it"
             options["draft_model"] = openvino_genai.draft_model(assistant_ir, "CPU", INFERENCE_NUM_THREADS=threads)
-            settings["num_assistant_tokens"] = _ASSISTANT_TOKENS
+            settings["num_assistant_tokens"] = ASSISTANT_TOKENS
         elif draft == "lookup":
             options["prompt_lookup"] = True
-            settings |= {"num_assistant_tokens": _ASSISTANT_TOKENS, "max_ngram_size": _NGRAM}
+            settings |= {"num_assistant_tokens": ASSISTANT_TOKENS, "max_ngram_size": NGRAM}
         self._genai, self._draft = openvino_genai, draft
         self._pipe = openvino_genai.LLMPipeline(str((opened.path / TARGET_MODEL).parent), "CPU", **options)
         self.loaded = Loaded(
@@ -61,9 +61,9 @@ class GenAI:
         if temperature > 0:
             config.temperature, config.top_k, config.top_p, config.rng_seed = temperature, 0, 1.0, seed
         if self._draft != "none":
-            config.num_assistant_tokens = _ASSISTANT_TOKENS
+            config.num_assistant_tokens = ASSISTANT_TOKENS
         if self._draft == "lookup":
-            config.max_ngram_size = _NGRAM
+            config.max_ngram_size = NGRAM
         prompt = np.array([ids], np.int64)  # [1, n]
         inputs = self._genai.TokenizedInputs(ov.Tensor(prompt), ov.Tensor(np.ones_like(prompt)))
         watch = Stopwatch()

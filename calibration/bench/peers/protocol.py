@@ -63,6 +63,14 @@ class Peer(Protocol):
     ) -> Answer: ...
 
 
+class Served(Protocol):
+    """What `serve` needs: a `Peer`, or an engine that is asked for something else. `run` gives a dataclass."""
+
+    loaded: Loaded
+
+    def run(self, *args: Any, **fields: Any) -> Any: ...
+
+
 class Stopwatch:
     """Collects the rounds of one answer."""
 
@@ -83,11 +91,11 @@ class Stopwatch:
         return Answer(self.token_ids, self.rounds)
 
 
-def serve(peer_class: Callable[..., Peer]) -> None:
+def serve(peer_class: Callable[..., Served]) -> None:
     """Answer requests from stdin until it ends; `peer_class` takes the fields of the load request as keywords."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # an engine that prints must not break the protocol
-    peer: Peer | None = None
+    peer: Served | None = None
     for request in _requests():
         do = request.pop("do")
         try:
