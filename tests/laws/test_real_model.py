@@ -89,7 +89,7 @@ def test_gemma_s_answer_is_transformers(tmp_path: Path) -> None:
     assert checks.target_kl_mean is not None
     assert checks.target_kl_mean < 1e-3
     with load(made.artifact, draft="none", numerics="exact", ctx_size=512) as pipe:
-        prompt = pipe.encode([{"role": "user", "content": QUESTIONS[0]}])
+        prompt = pipe.encode("The capital of France is")  # the file has no chat template
         ours = pipe.generate(prompt, temperature=0, max_new_tokens=COUNT, ignore_eos=True).token_ids
         assert ours[:8] == made.greedy(prompt)[:8]
 
