@@ -16,7 +16,7 @@ from dovetail.calibration.bench.markdown import DASH
 from dovetail.calibration.bench.runner_process import Child, RunnerError
 from dovetail.calibration.bench.workload import cut
 
-QUESTION_TOKENS, LONG_TOKENS, TOGETHER = 200, 600, 8
+QUESTION_TOKENS, LONG_TOKENS, TOGETHER = 150, 400, 8
 ALONE, LONG_ALONE, READ_ANEW = "one text", "a long prompt", "second turn, read anew"
 TOGETHER_WAY, CHUNKS, CACHED, PREEMPTED = f"{TOGETHER} texts at once", "long prompt", "second turn", "preempted"
 WAYS = {ALONE: ALONE, TOGETHER_WAY: ALONE, CHUNKS: LONG_ALONE, CACHED: READ_ANEW, PREEMPTED: ALONE}
@@ -63,7 +63,7 @@ def few_pages(texts: Sequence[Text], tokens: int, page_size: int) -> int:
     """Pages of a cache in which the prompts of a pass have room, and their answers have not."""
     pages = [-(-len(text.question) // page_size) for text in texts]
     largest = max(pages) + -(-(tokens + 2 * page_size) // page_size)  # one text alone has room with its tree
-    return max(sum(sorted(pages)[-TOGETHER:]) + 2, largest)
+    return max(sum(sorted(pages)[-TOGETHER:]), largest)
 
 
 @dataclasses.dataclass(slots=True)
