@@ -26,7 +26,7 @@ with load(sys.argv[1], draft="artifact") as pipe:
 """
 # What an export imports, all at once: a whole one takes longer, and sends no more than its imports and conversions do.
 EXPORT = """
-import dovetail.export.target.optimum_export
+import dovetail.export.convert.optimum_export
 import nncf, time
 from nncf.telemetry.wrapper import NNCFTelemetryStub, telemetry
 from openvino.tools.ovc import telemetry_utils

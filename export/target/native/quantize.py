@@ -21,7 +21,7 @@ from dovetail.runtime.hardware.threads import default_threads
 
 Matrix = NDArray[np.float32]
 _ROWS_BYTES = 8 << 20  # of float32 numbers that a thread works on at once: they stay in its cache
-_SMALLEST = np.float32(2.0**-14)  # float16's smallest normal number
+_SMALLEST, _LARGEST = np.float32(2.0**-14), np.float32(np.finfo(np.float16).max)  # float16's normal numbers
 # By what part the range of a group of 4-bit codes may shrink: large weights are cut off, all others get finer steps.
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
@@ -105,9 +105,10 @@ def _stored(scales: Matrix, scale_type: type) -> Matrix:
     """
     if scale_type is np.float32:
         return scales.clip(np.float32(1e-30), None)
-    halves = scales.clip(_SMALLEST, None).astype(np.float16)
+    halves = scales.clip(_SMALLEST, _LARGEST).astype(np.float16)
     above = np.nextafter(halves, np.float16(np.inf))
-    return np.where(halves.astype(np.float32) < scales, above, halves).astype(np.float32)
+    too_small = halves.astype(np.float32) < np.minimum(scales, _LARGEST)
+    return np.where(too_small, above, halves).astype(np.float32)
 
 
 def _symmetric_eight_bits(grouped: Matrix, symmetric: bool, scale_type: type) -> Quantized:

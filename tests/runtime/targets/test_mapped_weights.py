@@ -4,6 +4,7 @@ after it, and read the same if they are wanted again.
 
 from __future__ import annotations
 
+import mmap
 import time
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_a_loaded_target_has_its_weights_once(tiny_artifact: Path) -> None:
     assert resident(file) == 0
     step = Step(sequence, root_only(7))
     expected = target.forward([step])[0].logits.copy()
-    assert 0 <= resident(file) < file.stat().st_size / 2  # embeddings are looked up in the file
+    embedding = artifact.manifest.target.vocab_size * artifact.manifest.target.hidden_size  # looked up in the file
+    assert resident(file) <= embedding + 16 * mmap.PAGESIZE  # what the kernel reads around it, too
     np.testing.assert_array_equal(target.forward([step])[0].logits, expected)
 
 
