@@ -106,7 +106,7 @@ def _stored(scales: Matrix, scale_type: type) -> Matrix:
     if scale_type is np.float32:
         return scales.clip(np.float32(1e-30), None)
     halves = scales.clip(_SMALLEST, _LARGEST).astype(np.float16)
-    above = np.nextafter(halves, np.float16(np.inf))
+    above = np.nextafter(halves, np.float16(_LARGEST))
     too_small = halves.astype(np.float32) < np.minimum(scales, _LARGEST)
     return np.where(too_small, above, halves).astype(np.float32)
 
