@@ -9,7 +9,7 @@ CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Pyth
 	$(PYTHON) -c 'import sys; v = sys.version_info; \
 	v >= (3, 11) or sys.exit(f"error: expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.x")'
 
-.PHONY: help install demo test test-fast test-gemma lint types pytest wheel lean clean
+.PHONY: help install demo test test-fast test-gemma lint types pytest dist wheel lean clean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,17 +49,17 @@ test-fast: $(DEV)/installed
 test-gemma: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -q --gemma -m gemma
 
-# The wheel as a server gets it: in an environment without torch, away from the checkout.
-wheel: $(DEV)/installed $(WHEEL)/installed
+dist: $(DEV)/installed
 	rm -rf build dist
 	$(DEV)/bin/python -m build --wheel --outdir dist . > /dev/null
+
+# The wheel as a server gets it: in an environment without torch, away from the checkout.
+wheel: dist $(WHEEL)/installed
 	$(WHEEL)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	cd $(WHEEL) && bin/python ../tests/tools/wheel.py ../artifacts/pystd
 
 # A real model, from its GGUF file to an answer, where only the extra `export` is installed.
-lean: $(DEV)/installed $(LEAN)/installed
-	rm -rf build dist
-	$(DEV)/bin/python -m build --wheel --outdir dist . > /dev/null
+lean: dist $(LEAN)/installed
 	$(LEAN)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	cd $(LEAN) && PYTHONPATH=../tests/support bin/python ../tests/tools/lean_export.py
 

@@ -46,7 +46,8 @@ def answer(artifact: Path) -> None:
     from dovetail.runtime import load
 
     with load(artifact) as pipe:
-        done = pipe.generate([{"role": "user", "content": "What is the capital of France?"}], temperature=0, max_new_tokens=32)
+        question = {"role": "user", "content": "What is the capital of France?"}
+        done = pipe.generate([question], temperature=0, max_new_tokens=32)
     print(f"answer: {done.text}")
     assert "Paris" in done.text
 
