@@ -60,10 +60,10 @@ def make_controls(texts: Sequence[Text]) -> dict[str, dict[str, Any]]:
 
 
 def few_pages(texts: Sequence[Text], tokens: int, page_size: int) -> int:
-    """Pages of a cache in which the prompts of a pass have room, and their answers have not."""
-    pages = [-(-len(text.question) // page_size) for text in texts]
-    largest = max(pages) + -(-(tokens + 2 * page_size) // page_size)  # one text alone has room with its tree
-    return max(sum(sorted(pages)[-TOGETHER:]), largest)
+    """Pages of a cache that holds half of the texts of a pass, with their answers, and each of them alone."""
+    pages = sorted(-(-(len(text.question) + tokens) // page_size) for text in texts)
+    alone = pages[-1] + 2  # of its tree
+    return max(sum(pages[:TOGETHER]) // 2, alone)
 
 
 @dataclasses.dataclass(slots=True)

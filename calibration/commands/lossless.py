@@ -58,7 +58,7 @@ def run_lossless(
     timeout_s: float,
 ) -> None:
     """Measure the table, print it, and write it. Exits with 1 where a text of ours departs."""
-    from dovetail.calibration.bench.lossless import NUMERICS, WAYS, make_controls, make_texts, measure, rows
+    from dovetail.calibration.bench.lossless import NUMERICS, PREEMPTED, WAYS, make_controls, make_texts, measure, rows
     from dovetail.calibration.bench.machine import describe_machine
     from dovetail.calibration.bench.peers.protocol import versions
     from dovetail.runtime.hardware.machine import this_machine
@@ -91,6 +91,7 @@ def run_lossless(
         "workload": {"texts": len(texts), "max_new_tokens": tokens, "ways": list(WAYS)},
         "accepted_tokens": sum(cell.accepted or 0 for cell in own),
         "preemptions": sum(cell.preemptions or 0 for cell in own),
+        "cells_not_preempted": sum(cell.way == PREEMPTED and not cell.preemptions for cell in own),
         "departed": sum(len(cell.departed) for cell in own),
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
@@ -151,7 +152,7 @@ def _markdown(document: dict[str, Any], table: Sequence[Sequence[str]], cells: S
     reasons: dict[str, list[str]] = {}
     for cell in cells:
         if cell.reason is not None:
-            reasons.setdefault(cell.reason, []).append(f"{cell.engine}, {cell.draft}")
+            reasons.setdefault(cell.reason, []).append(cell.draft)
     return [
         f"{model['name']} ({model['weights']}), {machine['cpu']}, {machine['threads']} threads; {software}.",
         f"{work['texts']} texts of {work['max_new_tokens']} tokens in every way: {' / '.join(work['ways'])}.",
@@ -164,7 +165,7 @@ def _markdown(document: dict[str, Any], table: Sequence[Sequence[str]], cells: S
         *(f"| {' | '.join(row)} |" for row in body),
         "",
         f"In Dovetail's rows {document['accepted_tokens']:,} drafted tokens were accepted, and texts were preempted "
-        f"{document['preemptions']:,} times.",
+        f"{document['preemptions']:,} times, in all but {document['cells_not_preempted']} of its cells.",
         *([""] if reasons else []),
         *(f"- {'; '.join(dict.fromkeys(where))}: `{reason}`" for reason, where in reasons.items()),
     ]
