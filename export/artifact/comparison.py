@@ -47,8 +47,8 @@ Logits = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """What a target is compared on, and how its source read it: `ids` in windows of `length`, torch's `logits` [T, V]
-    or None, and the share of first children on which the draft and torch agree, or None.
+    """What a target is compared on, and how its source read it: `ids` in windows of `length`, the source's `logits`
+    [T, V] or None, and the share of first children that the draft's rounded weights leave, or None.
     """
 
     ids: Ids
@@ -122,8 +122,9 @@ def torch_logits(model: Any, ids: Ids, length: int, scratch: Path) -> Logits:
 
 def compare(folder: Path, target: TargetInfo, reading: Reading) -> ExportChecks:
     """Read the same with the artifact's target as the runtime does, in float32, so that the figures are the artifact's
-    own, and hold it against torch, or without torch against the IR as it was before the runtime's rewriting. Where
-    weights are integers, read it again with activations in 8 bits, which is how it is run unless one asks for `exact`.
+    own, and hold it against the source's logits, or for want of them against the IR as it was before the runtime's
+    rewriting. Where weights are integers, read it again with activations in 8 bits, which is how it is run unless one
+    asks for `exact`.
 
     Raises `UserError` where a target answers no finite numbers, or a tree is not verified as its paths are.
     """

@@ -1,5 +1,5 @@
-"""The model that an artifact is compiled from, as torch or OpenVINO reads it: a checkpoint's or an IR's. Both are asked
-for the same in the same order: the logits to be held against, the draft, the target.
+"""The model that an artifact is compiled from: one that we read ourselves, one that torch reads, or an IR's. All are
+asked for the same in the same order: the logits to be held against, the draft, the target.
 
 Letters: T tokens, V vocabulary, L feature layers, D hidden size.
 """
@@ -122,7 +122,7 @@ class NativeModel:
         else:  # every second window as of a text beyond the border: see `text_length`
             within = hidden_states(self._source, self._decoder, parts[::2])
             beyond = hidden_states(self._source, self._decoder.beyond_border(), parts[1::2])
-            hidden = [both for pair in itertools.zip_longest(within, beyond) for both in pair if both is not None]
+            hidden = [rows for pair in itertools.zip_longest(within, beyond) for rows in pair if rows is not None]
         return ReferenceLogits(length, write_logits(self._source, self._decoder, hidden, scratch))
 
     def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:

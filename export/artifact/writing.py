@@ -1,5 +1,5 @@
-"""Writing the artifact: target, draft, tokenizer, checks against torch, manifest; frozen, and there whole or not at
-all.
+"""Writing the artifact: target, draft, tokenizer, checks against its source, manifest; frozen, and there whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -84,10 +84,11 @@ def write_artifact(
 ) -> Manifest:
     """Compile `source` (and its `draft`) to the artifact folder `out`; returns the manifest.
 
-    `source` is a checkpoint folder, the folder of an OpenVINO IR, whose weights stay as they are, or a hub id (at
-    `revision`); see `find_source`. `draft` is a draft folder, or the GGUF file of a language model. `weight_format`
-    (None: int8), `group_size`, `int8_share` and `calibration_text` are those of `Compression`. `draft_vocab` keeps that
-    many tokens' rows of the draft's LM head, the most frequent ones of `draft_vocab_texts` (see `draft_vocabulary`).
+    `source` is a checkpoint folder, a GGUF file, the folder of an OpenVINO IR, whose weights stay as they are, or a hub
+    id (at `revision`); see `find_source`. `draft` is a draft folder, or the GGUF file of a language model.
+    `weight_format` (None: keep of a GGUF's blocks, else int8), `group_size`, `int8_share` and `calibration_text` are
+    those of `Compression`. `draft_vocab` keeps that many tokens' rows of the draft's LM head, the most frequent ones of
+    `draft_vocab_texts` (see `draft_vocabulary`).
     `check_text` is what the export is compared with its source on (default: held-out files of this interpreter's
     standard library). Raises `UserError` for what the caller can mend; `out` is then as it was before.
     """
@@ -170,17 +171,22 @@ def _write_genai_files(source: Source, target: Path) -> None:
     """What OpenVINO GenAI wants beside the target's graph. Our runtime reads none of it. Tokenizers that an IR has
     brought along stay where they give our ids.
     """
-    try:
-        check_tokenizers(source.tokenizer, target)
-        has_own = any(target.glob("openvino_tokenizer.xml"))
-    except UserError:
-        has_own = False
-    if not has_own:
+    if not _brings_our_tokenizer(source, target):
         template = source.chat_templates.get("default")
         write_openvino_tokenizer(source.tokenizer, source.special_tokens, template, target)
         check_tokenizers(source.tokenizer, target)
     for name, settings in (("config.json", source.config), ("generation_config.json", source.generation_config)):
         (target / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _brings_our_tokenizer(source: Source, target: Path) -> bool:
+    if source.layout != "ir" or not (target / "openvino_tokenizer.xml").is_file():
+        return False
+    try:
+        check_tokenizers(source.tokenizer, target)
+    except UserError:  # another one, or one that OpenVINO's own conversion made wrongly
+        return False
+    return True
 
 
 def _default_format(source: Source) -> str:

@@ -34,9 +34,14 @@ def dovetail_export() -> None:
 @click.option("--revision", help="Branch, tag or commit of a hub id. [default: its main branch]")
 @click.option("--allow-pickle", is_flag=True, help="Take pickled weights (.bin) where there are no safetensors.")
 @click.option("--draft", type=_PATH, help="A draft folder (docs/drafts.md), or a small language model's .gguf file.")
-@click.option("--weight-format", help="int8, int8_asym, int4, fp16 or fp32. [default: int8; an IR's own]")
-@click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 128 where it divides]")
-@click.option("--int8-share", default=0.0, help="int4: share of the weights that stay in 8 bits, the most sensitive.")
+@click.option(
+    "--weight-format",
+    help="int8, int8_asym, int4, fp16, fp32, or of a GGUF keep. [default: int8; keep of a GGUF with blocks; an IR's own]",
+)
+@click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 32; chosen by data: 128]")
+@click.option(
+    "--int8-share", default=0.0, help="int4, by nncf: share of the weights that stay in 8 bits, the most sensitive."
+)
 @click.option("--calibration-text", type=_PATH, help="int4: choose scales by what the model does on this text (AWQ).")
 @click.option(
     "--draft-weight-format",
@@ -78,7 +83,9 @@ def model(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile SRC to the artifact OUT. SRC is a checkpoint folder, the folder of an OpenVINO IR, or a hub id."""
+    """Compile SRC to the artifact OUT. SRC is a checkpoint folder, a GGUF file, the folder of an OpenVINO IR, or a hub
+    id.
+    """
     from dovetail.export.artifact.writing import write_artifact
 
     manifest = write_artifact(

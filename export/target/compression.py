@@ -12,10 +12,11 @@ _MIN_CALIBRATION_TOKENS = 512
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Compression:
-    """`weight_format`: one of `WEIGHT_FORMATS`. Of int4 alone: `group_size` inputs share a scale (None: 128, or the
-    largest smaller power of two that divides every matrix; -1: one scale a row), `int8_share` of the weights stay in 8
-    bits, those that rounding would hurt most, and with `calibration_ids` the scales are chosen by what the model
-    computes on that text (AWQ, Lin et al. 2024, arXiv 2306.00978, and nncf's scale estimation).
+    """`weight_format`: one of `WEIGHT_FORMATS`. Of int4 alone: `group_size` inputs share a scale (-1: a row's; None: 32,
+    and by nncf 128 or the largest smaller power of two that divides every matrix). What has 4 bits the scheme of
+    `target/native` says; but nncf where `int8_share` is given, of the weights that stay in 8 bits because rounding
+    would hurt them most, or `calibration_ids`, by which it chooses the scales (AWQ, Lin et al. 2024, arXiv 2306.00978,
+    and its scale estimation).
 
     Raises `UserError` for settings that contradict one another.
     """

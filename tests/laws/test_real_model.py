@@ -4,7 +4,6 @@ artifact, and a chat with that to the answer that transformers gives with the sa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +114,10 @@ def test_drafts_leave_the_text_as_it_is(artifact: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_the_file_of_a_model_in_parts_is_named(tmp_path: Path) -> None:
-    """A file that is cut short, as a download that was stopped leaves it, is refused in one line."""
+def test_a_download_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     whole = smollm2_gguf().read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     done = CliRunner().invoke(dovetail_export, ["model", str(tmp_path / "cut.gguf"), "-o", str(tmp_path / "out")])
     assert done.exit_code != 0
     assert not (tmp_path / "out").exists()
-    assert json.dumps(str(tmp_path / "cut.gguf"))[1:-1] in str(done.exception)
+    assert str(tmp_path / "cut.gguf") in str(done.exception)

@@ -98,7 +98,7 @@ def read_decoder(source: Source) -> Decoder:
             f"expected heads that the key/value heads divide, of even size, in the config of {source.path}, got "
             f"{heads} and {kv_heads} of {head_dim}; copy the checkpoint again"
         )
-    gemma, late = config.family.startswith("gemma"), config.family in ("gemma2", "gemma3_text", "olmo2")
+    gemma = config.family.startswith("gemma")
     activation = str(config.get("hidden_act") or "silu")
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -130,7 +130,7 @@ def read_decoder(source: Source) -> Decoder:
         mlp_bias=config.family in _MLP_BIASES and config.flag("mlp_bias"),
         head_norms={"qwen3": "each", "gemma3_text": "each", "olmo2": "all"}.get(config.family, "none"),  # type: ignore[arg-type]
         pre_norms=config.family != "olmo2",
-        post_norms=late,
+        post_norms=config.family in ("gemma2", "gemma3_text", "olmo2"),
         norm_offset=1.0 if gemma else 0.0,
         joined_weights=config.family == "phi3",
     )

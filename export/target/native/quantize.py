@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.export.sources.tensors import Matrix
 from dovetail.runtime.hardware.threads import default_threads
 
-Matrix = NDArray[np.float32]
 _ROWS_BYTES = 8 << 20  # of float32 numbers that a thread works on at once: they stay in its cache
 _SMALLEST, _LARGEST = np.float32(2.0**-14), np.float32(np.finfo(np.float16).max)  # float16's normal numbers
 # By what part the range of a group of 4-bit codes may shrink: large weights are cut off, all others get finer steps.

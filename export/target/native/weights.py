@@ -78,10 +78,8 @@ class Constants:
             values.tofile(self._file)
             self._file.flush()
             values = np.memmap(self._path, values.dtype, "c", start, values.shape)  # private: read alone
-        else:
-            values = np.require(
-                values, requirements=["C", "A", "W"]
-            )  # a safetensors file may hold it at an odd address
+        else:  # a safetensors file may hold it at an odd address
+            values = np.require(values, requirements=["C", "A", "W"])
         self._mapped.append(values)
         if kind is not None:
             return op.constant(ov.Tensor(values, ov.Shape(shape), kind), shared_memory=True)
