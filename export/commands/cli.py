@@ -40,7 +40,7 @@ def dovetail_export() -> None:
 )
 @click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 32; chosen by data: 128]")
 @click.option(
-    "--int8-share", default=0.0, help="int4, by nncf: share of the weights that stay in 8 bits, the most sensitive."
+    "--int8-share", default=0.0, help="int4, by nncf: share of weights that stay in 8 bits, the sensitive ones."
 )
 @click.option("--calibration-text", type=_PATH, help="int4: choose scales by what the model does on this text (AWQ).")
 @click.option(

@@ -12,8 +12,8 @@ _MIN_CALIBRATION_TOKENS = 512
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Compression:
-    """`weight_format`: one of `WEIGHT_FORMATS`. Of int4 alone: `group_size` inputs share a scale (-1: a row's; None: 32,
-    and by nncf 128 or the largest smaller power of two that divides every matrix). What has 4 bits the scheme of
+    """`weight_format`: one of `WEIGHT_FORMATS`. Of int4 alone: `group_size` inputs share a scale (-1: a row's; None:
+    32, and by nncf 128 or the largest smaller power of two that divides every matrix). What has 4 bits the scheme of
     `target/native` says; but nncf where `int8_share` is given, of the weights that stay in 8 bits because rounding
     would hurt them most, or `calibration_ids`, by which it chooses the scales (AWQ, Lin et al. 2024, arXiv 2306.00978,
     and its scale estimation).
