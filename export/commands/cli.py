@@ -36,7 +36,7 @@ def dovetail_export() -> None:
 @click.option("--draft", type=_PATH, help="A draft folder (docs/drafts.md), or a small language model's .gguf file.")
 @click.option(
     "--weight-format",
-    help="int8, int8_asym, int4, fp16, fp32, or of a GGUF keep. [default: int8; keep of a GGUF with blocks; an IR's own]",
+    help="int8, int8_asym, int4, fp16, fp32, or of a GGUF keep. [default: int8; a GGUF's blocks, an IR's own]",
 )
 @click.option("--group-size", type=int, help="int4: inputs that share a scale. [default: 32; chosen by data: 128]")
 @click.option(
