@@ -10,6 +10,7 @@ from typing import Any
 
 from dovetail.export.draft.config import DraftConfig
 from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.weights import DraftWeights
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -66,3 +67,9 @@ def misfit(config: DraftConfig, tensors: Mapping[str, Any]) -> tuple[str, str] |
         if tuple(tensor.shape) != wanted[name]:
             return f"{name} of shape {wanted[name]}", f"{tuple(tensor.shape)}"
     return None
+
+
+def num_parameters(draft: DraftWeights) -> int:
+    """Weights of the trained part, to which a head of its own belongs."""
+    head = draft.lm_head.size if KINDS[draft.config.kind].own_head else 0
+    return sum(array.size for array in draft.tensors.values()) + head

@@ -49,11 +49,5 @@ class DraftWeights:
         """
         had = np.arange(len(self.lm_head)) if self.head_tokens is None else self.head_tokens
         mask = np.isin(had, tokens)
-        size = None if self.config.head_size is None else int(mask.sum())
-        config = dataclasses.replace(self.config, head_size=size)
+        config = dataclasses.replace(self.config, head_size=int(mask.sum()))
         return dataclasses.replace(self, config=config, lm_head=self.lm_head[mask], head_tokens=had[mask])
-
-    def num_parameters(self) -> int:
-        """Weights of the trained part, to which a head of its own belongs."""
-        head = self.lm_head.size if self.config.head_size is not None else 0
-        return sum(array.size for array in self.tensors.values()) + head
