@@ -22,7 +22,7 @@ from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.chat_templates import write_chat_templates
 from dovetail.export.artifact.generation_settings import usable_generation_config
-from dovetail.export.artifact.source_models import ReferenceLogits, source_model
+from dovetail.export.artifact.source_models import ReferenceLogits, SourceModel, source_model
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
 from dovetail.export.target.compression import Compression
@@ -164,7 +164,6 @@ def _write_draft(
     from dovetail.export.draft.published import DraftedTarget
     from dovetail.export.draft.writing import write_draft
 
-    _log.info("draft: exporting to ONNX")
     target = DraftedTarget(source, *model.embedding_and_head())
     path = folder / manifests.DRAFT_MODEL
     return write_draft(settings, path, target, lambda ids, layers: model.features([ids], layers)[0], ids)

@@ -25,8 +25,8 @@ class DraftConfig:
     """Stored as `config.json` beside `model.safetensors`. `rope_frequencies` are radians per position, E / 2 of them.
 
     The fields with defaults are for some drafts only. `head_size`: tokens that its LM head has, its own or rows of the
-    target's; None: all. `feature_layers`: whose inputs in the target are projected to a feature; () is the last hidden state,
-    after the final norm. `vocabulary_sha256`: of the tokenizer it was trained with.
+    target's; None: all. `feature_layers`: whose inputs in the target are projected to a feature; () is the last hidden
+    state, after the final norm. `vocabulary_sha256`: of the tokenizer it was trained with.
     """
 
     kind: str

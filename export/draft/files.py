@@ -81,7 +81,7 @@ def read_trained(source: Source, embedding: Matrix, lm_head: Matrix) -> DraftWei
     head, head_tokens = lm_head, tensors.pop("head_tokens", None) if config.head_size is not None else None
     if head_tokens is not None:
         check_tokens(head_tokens, len(lm_head), source.path)
-    if KINDS[config.kind].own_head:
+    if KINDS[config.kind].has_own_head(config):
         head = tensors.pop("lm_head", np.empty(0))
     elif head_tokens is not None:
         head = lm_head[head_tokens]

@@ -71,5 +71,5 @@ def misfit(config: DraftConfig, tensors: Mapping[str, Any]) -> tuple[str, str] |
 
 def num_parameters(draft: DraftWeights) -> int:
     """Weights of the trained part, to which a head of its own belongs."""
-    head = draft.lm_head.size if KINDS[draft.config.kind].own_head else 0
-    return sum(array.size for array in draft.tensors.values()) + head
+    has_head = KINDS[draft.config.kind].has_own_head(draft.config)
+    return sum(array.size for array in draft.tensors.values()) + (draft.lm_head.size if has_head else 0)

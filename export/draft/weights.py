@@ -49,5 +49,6 @@ class DraftWeights:
         """
         had = np.arange(len(self.lm_head)) if self.head_tokens is None else self.head_tokens
         mask = np.isin(had, tokens)
-        config = dataclasses.replace(self.config, head_size=int(mask.sum()))
+        size = None if self.config.head_size is None else int(mask.sum())
+        config = dataclasses.replace(self.config, head_size=size)
         return dataclasses.replace(self, config=config, lm_head=self.lm_head[mask], head_tokens=had[mask])

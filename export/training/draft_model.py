@@ -124,7 +124,7 @@ class DraftModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
         self.register_buffer("embedding", embedding.detach(), persistent=False)
         self.register_buffer("head_tokens", head_tokens, persistent=config.head_size is not None)
-        if self.kind.own_head:
+        if self.kind.has_own_head(config):
             self.lm_head = nn.Parameter(lm_head.detach().clone())
         else:
             self.register_buffer("lm_head", lm_head.detach(), persistent=False)
@@ -204,7 +204,7 @@ def as_module(weights: DraftWeights) -> DraftModel:
     trained = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
     if weights.config.head_size is not None and tokens is not None:
         trained["head_tokens"] = tokens
-    if KINDS[weights.config.kind].own_head:
+    if KINDS[weights.config.kind].has_own_head(weights.config):
         trained["lm_head"] = matrices[1]
     model.load_state_dict(trained)
     return model.eval()

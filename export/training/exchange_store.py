@@ -1,5 +1,5 @@
-"""Exchanges on disk, one JSON object a line, in the order they were made. A run that was stopped goes on behind the last
-whole line.
+"""Exchanges on disk, one JSON object a line, in the order they were made. A run that was stopped goes on behind the
+last whole line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.exchanges import Exchange, Question
+from dovetail.runtime.evaluation.exchanges import Exchange, FirstTurn
 
 
 class ExchangeStore:
@@ -22,7 +22,7 @@ class ExchangeStore:
         self._path = path
         self.exchanges: list[Exchange] = list(_read(path))
 
-    def has(self, question: Question, temperature: float) -> bool:
+    def has(self, question: FirstTurn, temperature: float) -> bool:
         """Whether this answer is there already."""
         return any(e.question.source == question.source and e.temperature == temperature for e in self.exchanges)
 
@@ -67,7 +67,7 @@ def _exchange(line: bytes, where: str) -> Exchange:
     try:
         entry: dict[str, Any] = json.loads(line)
         return Exchange(
-            Question(entry["source"], entry["question"]),
+            FirstTurn(entry["source"], entry["question"]),
             float(entry["temperature"]),
             tuple(map(int, entry["prompt_tokens"])),
             tuple(map(int, entry["answer_tokens"])),

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dovetail.export.training.corpus import Corpus
+from dovetail.export.sources.base import Source
+from dovetail.export.training.conversations import make_exchanges
+from dovetail.export.training.corpus import Corpus, text_files
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.exchanges import Exchange
+from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
 from dovetail.runtime.evaluation.standard_library import is_held_out
 
 PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
@@ -39,7 +42,7 @@ class Material:
         """How often each token occurs, counted by its weight.  # [V]"""
         counted = np.zeros(len(self.ids), np.float64)
         counted[1:] = self.weights[:-1]
-        return np.bincount(self.ids, weights=counted, minlength=vocab_size)
+        return np.bincount(self.ids, weights=counted, minlength=vocab_size).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,8 +79,21 @@ def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
     return Split(*both)
 
 
-def together(splits: Sequence[Split]) -> Split:
-    """All of them, one behind the other."""
+def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path) -> Split:
+    """What the options of `dovetail-export draft` ask for: `source`'s own answers to the questions in the files
+    `prompts` and to `self_made` ones, and `texts`. Answers are kept in `work`. Raises `UserError` for none of them.
+    """
+    splits = []
+    if prompts or self_made:
+        questions = [turn for path in prompts for turn in first_turns(path)]
+        splits.append(from_exchanges(make_exchanges(source, questions, self_made, work)))
+    if texts:
+        splits.append(from_corpus(text_files(texts), Tokenizer.from_str(source.tokenizer)))
+    if not splits:
+        raise UserError(
+            "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "
+            "(`self_made` 1000), or give `text`"
+        )
     return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]))
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def _expected(hidden: Matrix, head: Matrix, keep: int) -> tuple[NDArray[np.int32
     return tokens, chances
 
 
-def _file(path: Path, dtype: type[np.generic], shape: tuple[int, int]) -> np.memmap[tuple[int, int], np.dtype]:  # type: ignore[type-arg]
+def _file(path: Path, dtype: type[np.generic], shape: tuple[int, int]) -> np.memmap[Any, Any]:
     """The array in a file, which grows or shrinks to its size; zeros cost no disk before they are written."""
     with path.open("ab"):
         pass

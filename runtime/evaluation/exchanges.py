@@ -9,8 +9,10 @@ import itertools
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dovetail.runtime.batch.question_file import read_questions
 from dovetail.runtime.decoding.feed import Request
 from dovetail.runtime.errors import ContextOverflowError, UserError
 from dovetail.runtime.sampling.config import GenerationConfig
@@ -26,8 +28,10 @@ _OPENINGS = ("The", "1", "why", "(")  # texts without a first token in common
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-    """A person's first turn. `source` says where it comes from and is nobody else's: `seeds.jsonl:12`, `self-made:7`."""
+class FirstTurn:
+    """What a person says to begin with. `source` says where it is from and is no other's: `seeds.jsonl:12`,
+    `self-made:7`.
+    """
 
     source: str
     text: str
@@ -35,9 +39,9 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exchange:
-    """A question and one answer, as token ids: `prompt_tokens` are the template's with the question in it."""
+    """A first turn and one answer to it, as token ids: `prompt_tokens` are the template's with the question in it."""
 
-    question: Question
+    question: FirstTurn
     temperature: float
     prompt_tokens: tuple[int, ...]
     answer_tokens: tuple[int, ...]  # with the end token, if it was reached
@@ -64,7 +68,7 @@ def user_opening(pipe: Pipeline) -> list[int]:
     return ids
 
 
-def self_made_questions(pipe: Pipeline, first: int = 0) -> Iterator[Question]:
+def self_made_questions(pipe: Pipeline, first: int = 0) -> Iterator[FirstTurn]:
     """Questions without end that the model makes up: given the opening of a user's turn alone, it says what a user
     would (Magpie, arXiv 2406.08464). Number n, from `first` on, is drawn with the seed n, so it is the same every time.
 
@@ -80,12 +84,12 @@ def self_made_questions(pipe: Pipeline, first: int = 0) -> Iterator[Question]:
         text = question.text.strip()
         if question.finish_reason == "stop" and len(text) >= _FEWEST_CHARACTERS and text not in said:
             said.add(text)
-            yield Question(f"{SELF_MADE}{number}", text)
+            yield FirstTurn(f"{SELF_MADE}{number}", text)
 
 
 def answers(
     pipe: Pipeline,
-    questions: Iterable[tuple[Question, float]],
+    questions: Iterable[tuple[FirstTurn, float]],
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Iterator[Exchange]:
     """The model's answer to each question at its temperature, in their order, many at a time. An answer ends at its end
@@ -93,7 +97,7 @@ def answers(
 
     Raises `ContextOverflowError` that names a question that does not fit the context with its answer.
     """
-    asked: deque[tuple[Question, float, list[int]]] = deque()
+    asked: deque[tuple[FirstTurn, float, list[int]]] = deque()
 
     def requests() -> Iterator[Request]:
         for question, temperature in questions:
@@ -116,3 +120,10 @@ def answers(
         question, temperature, ids = asked.popleft()
         (answer,) = outcome.generations
         yield Exchange(question, temperature, tuple(ids), tuple(answer.token_ids))
+
+
+def first_turns(path: Path) -> list[FirstTurn]:
+    """The first turns of the questions in a file, in any of the layouts that are read (`question_file.py`). Raises
+    `UserError`.
+    """
+    return [FirstTurn(f"{path.name}:{question.number}", question.turns[0]) for question in read_questions(path)]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from draft_kinds import random_draft
@@ -451,9 +452,26 @@ def test_our_drafts_head_is_checked(target: DraftedTarget, tmp_path: Path) -> No
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="different tokens from 0 to 511"):
         read_draft(tmp_path, target)
+    weights["head_tokens"][3] = V - 1
     del weights["lm_head"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="to fit its config"):
+        read_draft(tmp_path, target)
+
+
+def test_rows_of_the_targets_head(target: DraftedTarget, tmp_path: Path) -> None:
+    """A draft that was trained on some tokens keeps the list of them and takes the rows from the target."""
+    draft = random_draft(target.source.path, kind="dgf", head_size=100)
+    save_draft(draft, tmp_path)
+    assert "lm_head" not in load_file(tmp_path / "model.safetensors")
+    read = read_draft(tmp_path, target)
+    assert draft.head_tokens is not None and read.head_tokens is not None
+    np.testing.assert_array_equal(read.head_tokens, draft.head_tokens.numpy())
+    np.testing.assert_array_equal(read.lm_head, target.lm_head[read.head_tokens])
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head_tokens"][3] = V
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="different tokens from 0 to 511"):
         read_draft(tmp_path, target)
 
 
