@@ -19,7 +19,7 @@ from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.corpus import Corpus, text_files
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
-from dovetail.runtime.evaluation.standard_library import is_held_out
+from dovetail.runtime.evaluation.standard_library import is_held_out, path_hash
 
 PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
 MOST_TOKENS = 1024  # that are read together of a document: its further parts are documents of their own
@@ -66,17 +66,21 @@ def from_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Split:
 
 def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
     """Conversations, in which the answers count. Raises `UserError` where there are too few to hold some out."""
-    held_out = [is_held_out(exchange.question.text) for exchange in exchanges]
-    if all(held_out) or not any(held_out):
+    questions = {exchange.question.text for exchange in exchanges}
+    if len(questions) < 2:
         raise UserError(
-            f"expected questions enough to hold some out, got {len(exchanges)} answers; give more questions, or more "
-            f"self-made ones"
+            f"expected at least two questions, one of them to be held out, got {len(questions)}; give more of them "
+            f"(`prompts`), or let the model make up more (`self_made`)"
         )
-    both = []
-    for wanted in (False, True):
-        chosen = [exchange for exchange, is_held in zip(exchanges, held_out, strict=True) if is_held == wanted]
-        both.append(_material((exchange.tokens, len(exchange.prompt_tokens)) for exchange in chosen))
-    return Split(*both)
+    held_out = {text for text in questions if is_held_out(text)} or {min(questions, key=path_hash)}
+    if held_out == questions:
+        held_out.remove(max(questions, key=path_hash))
+
+    def part(is_wanted: bool) -> Material:
+        chosen = (exchange for exchange in exchanges if (exchange.question.text in held_out) == is_wanted)
+        return _material((exchange.tokens, len(exchange.prompt_tokens)) for exchange in chosen)
+
+    return Split(part(False), part(True))
 
 
 def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path) -> Split:

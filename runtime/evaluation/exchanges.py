@@ -52,12 +52,16 @@ class Exchange:
         return self.prompt_tokens + self.answer_tokens
 
 
+def _prompt(pipe: Pipeline, text: str) -> list[int]:
+    return pipe.encode([{"role": "user", "content": text}])
+
+
 def user_opening(pipe: Pipeline) -> list[int]:
     """The ids that stand before whatever a user says first: a chat model that goes on from here asks a question.
 
     Raises `UserError` where the model has no chat template, or one that begins with the user's own text.
     """
-    rendered = [pipe.encode([{"role": "user", "content": text}]) for text in _OPENINGS]
+    rendered = [_prompt(pipe, text) for text in _OPENINGS]
     same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rendered, strict=False))
     ids = [column[0] for column in same]
     if not ids:
@@ -68,11 +72,12 @@ def user_opening(pipe: Pipeline) -> list[int]:
     return ids
 
 
-def self_made_questions(pipe: Pipeline, first: int = 0) -> Iterator[FirstTurn]:
+def self_made_questions(pipe: Pipeline, first: int = 0, answer_tokens: int = ANSWER_TOKENS) -> Iterator[FirstTurn]:
     """Questions without end that the model makes up: given the opening of a user's turn alone, it says what a user
     would (Magpie, arXiv 2406.08464). Number n, from `first` on, is drawn with the seed n, so it is the same every time.
 
-    What does not end within 400 tokens, says nothing, or was said before is left out.
+    What does not end within 400 tokens, leaves no room for so many of an answer, says nothing, or was said before is
+    left out.
     """
     opening, said = user_opening(pipe), set[str]()
     config = GenerationConfig(max_new_tokens=_QUESTION_TOKENS, temperature=1.0, top_p=0.95, top_k=0)
@@ -82,9 +87,18 @@ def self_made_questions(pipe: Pipeline, first: int = 0) -> Iterator[FirstTurn]:
             raise outcome.error
         (question,) = outcome.generations
         text = question.text.strip()
-        if question.finish_reason == "stop" and len(text) >= _FEWEST_CHARACTERS and text not in said:
-            said.add(text)
+        if question.finish_reason != "stop" or len(text) < _FEWEST_CHARACTERS or text in said:
+            continue
+        said.add(text)
+        if _can_be_answered(pipe, text, answer_tokens):
             yield FirstTurn(f"{SELF_MADE}{number}", text)
+
+
+def _can_be_answered(pipe: Pipeline, text: str, tokens: int) -> bool:
+    try:
+        return len(_prompt(pipe, text)) + tokens <= pipe.ctx_size
+    except UserError:  # a model may say what nobody may ask, such as a NUL character
+        return False
 
 
 def answers(
@@ -101,7 +115,7 @@ def answers(
 
     def requests() -> Iterator[Request]:
         for question, temperature in questions:
-            ids = pipe.encode([{"role": "user", "content": question.text}])
+            ids = _prompt(pipe, question.text)
             if len(ids) + max_new_tokens > pipe.ctx_size:
                 raise ContextOverflowError(
                     f"{question.source}: expected a question that leaves room for {max_new_tokens} tokens in the "

@@ -465,7 +465,8 @@ def test_rows_of_the_targets_head(target: DraftedTarget, tmp_path: Path) -> None
     save_draft(draft, tmp_path)
     assert "lm_head" not in load_file(tmp_path / "model.safetensors")
     read = read_draft(tmp_path, target)
-    assert draft.head_tokens is not None and read.head_tokens is not None
+    assert draft.head_tokens is not None
+    assert read.head_tokens is not None
     np.testing.assert_array_equal(read.head_tokens, draft.head_tokens.numpy())
     np.testing.assert_array_equal(read.lm_head, target.lm_head[read.head_tokens])
     weights = load_file(tmp_path / "model.safetensors")

@@ -6,22 +6,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from torch_drafts import drafted_target
 
+from dovetail.export.artifact.source_models import source_model
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.config import block_sizes
 from dovetail.export.draft.layouts import read_draft
-from dovetail.export.sources.checkpoint import read_checkpoint
+from dovetail.export.sources.finding import find_source
+from dovetail.export.target.compression import Compression
 from dovetail.export.training import draft as draft_training
-from dovetail.export.training.draft import DraftRecipe, DraftTask, soft_cross_entropy, unroll
+from dovetail.export.training.draft import DraftRecipe, DraftTask, unroll
 from dovetail.export.training.draft_model import DraftModel, join, load_draft
+from dovetail.export.training.material import Material
+from dovetail.export.training.target_record import TargetRecord, record
 from dovetail.runtime.errors import UserError
 
 
@@ -64,44 +70,36 @@ def test_shifted_features_are_noticed(draft: DraftModel) -> None:
     assert moved.tolist() == [False] * 3 + [True] * 3
 
 
-def test_soft_cross_entropy() -> None:
-    torch.manual_seed(0)
-    head, guess, p = torch.randn(50, 8), torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 3, 50).softmax(-1)
-    ours = soft_cross_entropy(guess @ head.T, guess, p @ head)
-    theirs = torch.nn.functional.cross_entropy((guess @ head.T).flatten(0, 1), p.flatten(0, 1))
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, guess, retain_graph=True)[0] for loss in (ours, theirs)))
-
-
-def test_cached_features_are_the_targets(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    target = load_torch(tiny_checkpoint)
-    ids = np.random.default_rng(0).integers(0, 512, 1000).astype(np.int32)
-    path = tmp_path / "features.bin"
-    source = draft_training.cached(target, ids, path, window=128)
-    starts = np.array([128, 256])
-    windows = torch.from_numpy(ids[starts[:, None] + np.arange(100)].astype(np.int64))
-    live = draft_training.on_the_fly(target)(starts, windows)
-    assert (source(starts, windows) - live).abs().max() < 0.1  # bfloat16 and float16
-    assert source(starts + 300, windows).shape == (2, 100, 64)
-    changed = path.stat().st_mtime_ns
-    again = draft_training.cached(target, ids, path, window=128)
-    assert path.stat().st_mtime_ns == changed, "a finished cache is computed once"
-    assert torch.equal(again(starts, windows), source(starts, windows))
+def recorded(checkpoint: Path, ids: NDArray[np.int32], layers: Sequence[int], folder: Path) -> TargetRecord:
+    model = source_model(find_source(checkpoint), Compression("int8"))
+    material = Material(ids, np.ones(len(ids), np.float32), (len(ids),))
+    width = (len(layers) + 1) * 64
+    return record(
+        material,
+        lambda windows: model.features(windows, layers),
+        width,
+        model.embedding_and_head()[1],
+        folder,
+        "reading",
+    )
 
 
 @pytest.mark.parametrize("kind", ["dgf", "eagle", "eagle3"])
-def test_training_helps(kind: str, tiny_checkpoint: Path) -> None:
+def test_training_helps(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """On text whose next token depends on the last alone; `eagle3` learns no features."""
-    target = load_torch(tiny_checkpoint).requires_grad_(False)
     rng = np.random.default_rng(0)
     ids = np.repeat(rng.integers(0, 512, 40), 100).astype(np.int32)[rng.permutation(4000)]
     recipe = DraftRecipe(
-        kind=kind, windows=4, window=32, unroll=2, soft_weight=1.0, vocab=400 if kind == "eagle3" else None
+        kind=kind, windows=4, window=32, unroll=2, soft_weight=1.0, vocab=None if kind == "dgf" else 400
     )
     torch.manual_seed(0)
-    fresh = draft_training.new_draft(target, block_sizes(read_checkpoint(tiny_checkpoint)), recipe, ids, "")
-    live = draft_training.on_the_fly(target, fresh.config.feature_layers)
-    task = DraftTask(fresh, body_and_head(target)[2], recipe, ids, ids[:700], live, live)
+    source = find_source(tiny_checkpoint)
+    matrices = source_model(source, Compression("int8")).embedding_and_head()
+    frequencies = np.bincount(ids, minlength=512).astype(np.float64)
+    fresh = draft_training.new_draft(*matrices, block_sizes(source), recipe, frequencies, "")
+    layers = fresh.config.feature_layers
+    training = recorded(tiny_checkpoint, ids, layers, tmp_path / "training")
+    task = DraftTask(fresh, recipe, training, recorded(tiny_checkpoint, ids[:700], layers, tmp_path / "held-out"))
     with torch.no_grad():
         before = task.held_out()
     for step in range(40):
@@ -128,8 +126,6 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
         "32",
         "--unroll",
         "2",
-        "--feature-cache",
-        str(tmp_path / "cache"),
         "--json",
     ]
     result = CliRunner().invoke(dovetail_export, arguments)
@@ -141,7 +137,9 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [], "work is tidied up"
 
 
-@pytest.mark.parametrize(("kind", "extra"), [("eagle", []), ("eagle3", ["--vocab", "100"])])
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("eagle", []), ("dgf", ["--vocab", "100"]), ("eagle3", ["--vocab", "100"])]
+)
 def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
@@ -153,15 +151,13 @@ def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkp
     assert result.exit_code == 0, result.output
     draft = read_draft(tmp_path / "draft", drafted_target(tiny_checkpoint))
     assert draft.config.kind == kind
-    assert (draft.head_tokens is None) == (kind == "eagle")
-    assert kind == "eagle" or len(draft.lm_head) == 100
+    assert (draft.head_tokens is None) == (not extra)
+    assert not extra or len(draft.lm_head) == 100
 
 
 def test_recipe_is_checked() -> None:
     with pytest.raises(UserError, match="`kind` dgf, eagle, eagle3, got 'medusa'"):
         DraftRecipe(kind="medusa")
-    with pytest.raises(UserError, match="`vocab` with `kind` eagle3"):
-        DraftRecipe(vocab=100)
     with pytest.raises(UserError, match="at least four times"):
         DraftRecipe(window=8, unroll=3)
     assert dataclasses.replace(DraftRecipe(), unroll=1).unroll == 1
