@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from tiny_models import write_checkpoint, write_draft
+from models.tiny_llama import write_checkpoint, write_draft
 
 hypothesis.settings.register_profile("dovetail", deadline=None)  # a busy machine is no mistake of ours
 hypothesis.settings.load_profile("dovetail")

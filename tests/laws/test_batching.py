@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
-from fake_pipeline import PLAIN, FakePipeline, LetterTokenizer
-from fakes import FakeGraph, FakeSequence, FakeTarget
+from fakes import guesses
+from fakes.costs import FREE
+from fakes.guesses import FakeGraph
+from fakes.pipeline import PLAIN, FakePipeline, LetterTokenizer
+from fakes.target import FakeSequence, FakeTarget
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_target import NumpyTarget
-from traces import TRACE_SETTINGS
+from oracles.numpy_target import NumpyTarget
+from traces.settings import TRACE_SETTINGS
 
 from dovetail.runtime import load
 from dovetail.runtime.decoding import round_planner
@@ -229,10 +231,10 @@ class Player:
         fake.watch = fake.touch = self.moment
         self.target: TargetEngine = target or fake
         self.row = fake.row if reference is None else functools.partial(row_of, reference)
-        self.graph = FakeGraph(fakes.best(fake), VOCAB, max_rows=trace.max_rows, kind=trace.graph_kind)
+        self.graph = FakeGraph(guesses.best(fake), VOCAB, max_rows=trace.max_rows, kind=trace.graph_kind)
         self.graph.watch = self._call
         self._calls = 0
-        costs = fakes.FREE if trace.free_drafts else ASSUMED
+        costs = FREE if trace.free_drafts else ASSUMED
         self.pipe = FakePipeline(self.target, graph=self.graph, costs=costs, max_texts=trace.max_texts)
         self.answers: list[Answer] = []
         self.interrupts = self.forced = 0
@@ -293,7 +295,7 @@ class Player:
             draft = ModelDraft(self.graph)
         elif text.draft != "none":
             assert isinstance(self.target, FakeTarget)
-            draft = getattr(fakes, text.draft)(self.target)
+            draft = getattr(guesses, text.draft)(self.target)
         if draft is not None:
             draft = FaultyDraft(draft, text.fault, self.moment)
         return self.pipe.conversation(draft, text.looks_up)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_artifact import write_artifact
-from tokenizer_files import ATTACKS, byte_level
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import ATTACKS, byte_level
 
 from dovetail.runtime.artifact import manifest
 

@@ -10,15 +10,15 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import families
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from draft_kinds import write_kind
-from families import FAMILIES, WINDOW, WINDOWED
-from one_text import decode
+from models import families
+from models.draft_kinds import write_kind
+from models.families import FAMILIES, WINDOW, WINDOWED
 from safetensors.torch import load_file
+from texts.one_text import decode
 from transformers import AutoModelForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
-from fake_pipeline import FakePipeline, LetterTokenizer
-from fakes import FakeGraph, FakeTarget
-from numpy_target import NumpyTarget
+from fakes.costs import FREE
+from fakes.guesses import FakeGraph, best
+from fakes.pipeline import FakePipeline, LetterTokenizer
+from fakes.target import FakeTarget
+from oracles.numpy_target import NumpyTarget
 
 from dovetail.runtime.decoding.conversation import Conversation
 from dovetail.runtime.decoding.stream import Stream
@@ -457,9 +458,9 @@ def play(kind: str, seed: int, computes: bool = False) -> Batch:
     """One batch, disturbed, and the law."""
     rng, sizes = np.random.default_rng([seed, list(KINDS).index(kind)]), SIZES.get(kind, {})
     target, reference = targets(computes, **sizes)
-    guess = fakes.best(FakeTarget(VOCAB))
+    guess = best(FakeTarget(VOCAB))
     graph = FaultyGraph(guess, VOCAB, max_rows=sizes.get("max_rows", 4096), kind="lm" if computes else "dgf")
-    pipe = FakePipeline(target, graph=graph, costs=fakes.FREE, max_texts=int(rng.choice([2, 16])))
+    pipe = FakePipeline(target, graph=graph, costs=FREE, max_texts=int(rng.choice([2, 16])))
     batch = Batch(rng, pipe, target, graph, int(rng.integers(TEXTS)))
     requests = [request(rng, kind) for _ in range(TEXTS)]
     for prompt, config, policy in requests:

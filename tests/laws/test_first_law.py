@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from one_text import Updates, decode
+from texts.one_text import Updates, decode
 
 from dovetail.export.training import corpus
 from dovetail.runtime import GenerationConfig, load

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from oracles.ties import COUNT, assert_same_or_tied
 from real_models import gemma3_gguf, smollm2_gguf
-from ties import COUNT, assert_same_or_tied
 
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.sources.finding import find_source

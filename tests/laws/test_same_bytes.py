@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_drafts import FakeDraft, FakeGraph, Guess, Texts, knows, misses
+from fakes.drafts import FakeDraft, FakeGraph, Guess, Texts, knows, misses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import TRACE_SETTINGS
+from traces.settings import TRACE_SETTINGS
 
 from dovetail.runtime import load
 from dovetail.runtime.decoding import round_planner

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch_drafts import drafted_target
+from oracles.torch_drafts import drafted_target
 
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.torch_model import body_and_head, load_torch
