@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaign import played
 from fakes.target import FakeSequence
 from hypothesis import given, settings
 from oracles.numpy_target import NumpyTarget
@@ -28,10 +29,11 @@ from dovetail.runtime.trees.tree import chain
 
 pytestmark = pytest.mark.usefixtures("quiet_drafts")
 
+NUM_TRACES = played(120, of=300)
 COUNTS: Counter[str] = Counter()
 
 
-@settings(TRACE_SETTINGS, max_examples=300)
+@settings(TRACE_SETTINGS, max_examples=NUM_TRACES)
 @given(TRACES)
 def test_a_text_is_what_it_is_alone(trace: Trace) -> None:
     player = holds(trace)
@@ -44,13 +46,13 @@ def test_the_traces_had_all_of_it_in_them() -> None:
     if not COUNTS:
         pytest.skip("it counts what the law before it has played")
     print(dict(COUNTS))
-    assert COUNTS["traces"] == 300
+    assert COUNTS["traces"] == NUM_TRACES
     for what in ("interrupts", "preemptions", "forced", "failures", "siblings", "reused", "cancelled", "error", "stop"):
         assert COUNTS[what] >= 10, what
     assert COUNTS["accepted"] > COUNTS["rounds"] / 5
 
 
-@settings(TRACE_SETTINGS, max_examples=30)
+@settings(TRACE_SETTINGS, max_examples=played(15, of=30))
 @given(TRACES)
 def test_so_it_is_on_a_target_that_computes(trace: Trace) -> None:
     """A Llama in numpy, whose rows depend on the whole text, and whose forks may find the cache full."""

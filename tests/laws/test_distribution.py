@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaign import played
 from fakes.costs import FREE
 from fakes.drafts import Texts
 from fakes.guesses import FakeDraft
@@ -28,7 +29,7 @@ from dovetail.runtime.trees.acceptance import Accepted, Draw
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Tree
 
-VOCAB, LENGTH, RUNS = 4, 3, 6000
+VOCAB, LENGTH, RUNS = 4, 3, played(2000, of=6000)
 PROMPT = [1, 2]
 CASES = [
     pytest.param({"temperature": 0.5}, id="T=0.5"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from campaign import played
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces.player import Moments
@@ -70,7 +71,7 @@ CODE_TEXTS = st.builds(
 )
 
 
-@settings(TRACE_SETTINGS, max_examples=20)
+@settings(TRACE_SETTINGS, max_examples=played(8, of=20))
 @given(
     st.lists(CODE_TEXTS, min_size=1, max_size=5),
     st.frozensets(st.integers(0, 12), max_size=3),
