@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dovetail.runtime.batch.layouts import parsed, question
+from dovetail.runtime.batch.question_file import read_questions
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.standard_library import held_out_files, path_hash
 
 COMPLETE, EDIT, LONG, GROWTH = "complete", "copy-edit", "long file", "growth"
 LONG_TOKENS = 1500
 GROWTH_CONTEXTS = (200, 500, 1000, 1500, 2000)
-_MAX_FILE_BYTES = 256 << 20
 _FUNCTION_CHARACTERS = range(300, 2400)
 
 Encode = Callable[[str], list[int]]
@@ -83,36 +82,18 @@ def growth_prompts(encode: Encode, room: int) -> list[Prompt]:
 
 
 def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> list[Prompt]:
-    """The questions of a JSON-lines file: MT-bench (`turns`, the first of them), HumanEval or plain (`prompt`), GSM8K
-    (`question`), Alpaca (`instruction`, `input`); `count` of them, evenly spread. Each is cut at its front to `room`
-    tokens. Raises `UserError` naming the line that is something else.
+    """The questions of a file, the first turn of each; `count` of them, evenly spread. Each is cut at its front to
+    `room` tokens. Raises `UserError` naming the line that is something else.
     """
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UserError(
-                f"prompts {str(path)!r}: expected at most {_MAX_FILE_BYTES >> 20} MiB, got more; shorten it"
-            )
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"prompts {str(path)!r}: expected a readable file, got {error.strerror}; check the path"
-        ) from None
-    asked = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"prompts {str(path)!r}, line {number}"
-            asked.append((f"{path.name}:{number}", question(parsed(line, where, _MAX_FILE_BYTES), where)))
-    if not asked:
-        raise UserError(f"prompts {str(path)!r}: expected a JSON object a line, got an empty file; give some prompts")
     return [
-        Prompt(one.layout, source, cut(encode(one.text, one.is_said), room))
-        for source, one in _spread(asked, count or len(asked))
+        Prompt(one.category or one.layout, f"{path.name}:{one.number}", cut(encode(one.turns[0], one.is_said), room))
+        for one in _spread(read_questions(path), count)
     ]
 
 
-def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
-    """`count` of them, evenly spread; all if there are fewer."""
-    count = min(count, len(items))
+def _spread(items: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """`count` of them, evenly spread; all if there are fewer, or none is asked for."""
+    count = min(count or len(items), len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 

@@ -1,5 +1,5 @@
-"""The model that an artifact is compiled from: one that we read ourselves, one that torch reads, or an IR's. All are
-asked for the same in the same order: the logits to be held against, the draft, the target.
+"""The model that an artifact is compiled from, and that a draft is trained for: one that we read ourselves, one that
+torch reads, or an IR's. All are asked for the same: the logits to be held against, what a draft reads, the target.
 
 Letters: T tokens, V vocabulary, L feature layers, D hidden size.
 """
@@ -11,6 +11,8 @@ import importlib.util
 import itertools
 import logging
 import math
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +27,7 @@ from dovetail.export.artifact.comparison import (
     windows,
 )
 from dovetail.export.sources.base import Source
+from dovetail.export.sources.tensors import Matrix
 from dovetail.export.target.compression import Compression
 from dovetail.export.target.ir_import import import_target, read_source_ir
 from dovetail.export.target.native.families import is_native, read_decoder
@@ -32,12 +35,11 @@ from dovetail.export.target.native.reading import hidden_states, write_logits
 from dovetail.export.target.native.scheme import scheme
 from dovetail.export.target.native.tensor_names import EMBEDDING, HEAD, check_tensors, tensor_shapes
 from dovetail.export.target.native.writing import write_native_target
-from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TargetInfo
+from dovetail.runtime.artifact.manifest import TargetInfo
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from dovetail.export.draft.target_features import Taps
-    from dovetail.export.draft.writing import DraftSettings, ExportedDraft
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class ReferenceLogits:
 
 
 class SourceModel(Protocol):
-    """Asked in this order; `folder` is the artifact's, under construction."""
+    """A target's weights, whatever holds them. `write_target` is the last that it is asked for."""
 
     def num_check_tokens(self) -> int:
         """On how many tokens of held-out text it is compared."""
@@ -61,12 +63,20 @@ class SourceModel(Protocol):
         """What the source makes of `ids`, kept in the file `scratch`; None where its weights are taken as they are."""
         ...
 
-    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
-        """Write the draft for this target; `ids` are held-out text. Raises `UserError` if it is for another one."""
+    def embedding_and_head(self) -> tuple[Matrix, Matrix]:
+        """Both [V, D], in float32; one array twice where they are tied."""
+        ...
+
+    def features(self, windows: Sequence[Ids], layers: Sequence[int]) -> list[Matrix]:
+        """Of each of the `windows` [T], read alone: the inputs of `layers` side by side and the last hidden state,
+        after the final norm, [T, (L + 1) * D].
+        """
         ...
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
-        """Write the target, whose hidden states are what `taps` compute, None: the last ones."""
+        """Write the target, whose hidden states are what `taps` compute, None: the last ones; `folder` is the
+        artifact's, under construction.
+        """
         ...
 
 
@@ -125,19 +135,12 @@ class NativeModel:
             hidden = [rows for pair in itertools.zip_longest(within, beyond) for rows in pair if rows is not None]
         return ReferenceLogits(length, write_logits(self._source, self._decoder, hidden, scratch))
 
-    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
-        from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.writing import write_draft
+    def embedding_and_head(self) -> tuple[Matrix, Matrix]:
+        embedding = self._source.tensors[EMBEDDING].read()
+        return embedding, embedding if self._decoder.tied else self._source.tensors[HEAD].read()
 
-        def features(ids: Ids, layers: tuple[int, ...]) -> Logits:
-            return hidden_states(self._source, self._decoder, [ids], layers)[0]
-
-        _log.info("draft: exporting to ONNX")
-        tensors = self._source.tensors
-        embedding = tensors[EMBEDDING].read()
-        head = embedding if self._decoder.tied else tensors[HEAD].read()
-        target = DraftedTarget(self._source, embedding, head)
-        return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
+    def features(self, windows: Sequence[Ids], layers: Sequence[int]) -> list[Matrix]:
+        return hidden_states(self._source, self._decoder, windows, layers)
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         weight_format = self._compression.weight_format
@@ -151,42 +154,39 @@ class CheckpointModel:
 
     def __init__(self, source: Source, compression: Compression) -> None:
         self._source, self._compression = source, compression
-        self._torch_model: Any = None
         self._parameters = 0
 
     def num_check_tokens(self) -> int:
         return num_tokens(sum(math.prod(tensor.shape) for tensor in self._source.tensors.values()), WINDOW)
 
-    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+    @cached_property
+    def _torch_model(self) -> Any:
         from dovetail.export.convert.torch_model import load_torch
 
-        model = load_torch(self._source.path, as_stored=True, allow_pickle=self._source.allow_pickle)
-        self._torch_model = model
+        return load_torch(self._source.path, as_stored=True, allow_pickle=self._source.allow_pickle)
+
+    def reference_logits(self, ids: Ids, scratch: Path) -> ReferenceLogits:
+        model = self._torch_model
         self._parameters = sum(weight.numel() for weight in model.parameters())
         window = getattr(model.config, "sliding_window", None)
         length = window_length(model.config.max_position_embeddings, window)
         return ReferenceLogits(length, torch_logits(model, ids, length, scratch))
 
-    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
+    def embedding_and_head(self) -> tuple[Matrix, Matrix]:
+        from dovetail.export.convert.torch_model import body_and_head
+
+        embedding, head = (weight.numpy() for weight in body_and_head(self._torch_model)[1:])
+        return embedding, head
+
+    def features(self, windows: Sequence[Ids], layers: Sequence[int]) -> list[Matrix]:
         import torch
 
-        from dovetail.export.convert.torch_model import body_and_head, target_features
-        from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.writing import write_draft
+        from dovetail.export.convert.torch_model import target_features
 
-        model = self._torch_model
-        assert model is not None, "the reference comes first"
-
-        def features(ids: Ids, layers: tuple[int, ...]) -> Logits:
-            read: Logits = target_features(model, torch.from_numpy(ids)[None], layers)[0].numpy()
-            return read
-
-        _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, *(weight.numpy() for weight in body_and_head(model)[1:]))
-        return write_draft(settings, folder / DRAFT_MODEL, target, features, ids)
+        return [target_features(self._torch_model, torch.from_numpy(ids)[None], layers)[0].numpy() for ids in windows]
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
-        self._torch_model = None  # optimum reads the weights anew: two copies need not fit into memory
+        self.__dict__.pop("_torch_model", None)  # optimum reads the weights anew: two copies need not fit into memory
         from dovetail.export.convert.optimum_export import export_target
 
         _log.info("target: exporting %s as %s", self._source.path, self._compression.weight_format)
@@ -206,16 +206,19 @@ class IrModel:
     def reference_logits(self, ids: Ids, scratch: Path) -> None:
         return None
 
-    def write_draft(self, settings: DraftSettings, folder: Path, ids: Ids) -> ExportedDraft:
-        from dovetail.export.draft.published import DraftedTarget
-        from dovetail.export.draft.writing import write_draft
-        from dovetail.export.target.ir_features import embedding_and_head, features
+    @cached_property
+    def _ir(self) -> Any:
+        return read_source_ir(self._source.path)
 
-        model = read_source_ir(self._source.path)
-        _log.info("draft: exporting to ONNX")
-        target = DraftedTarget(self._source, *embedding_and_head(model))
-        path = folder / DRAFT_MODEL
-        return write_draft(settings, path, target, lambda ids, layers: features(model, ids, layers), ids)
+    def embedding_and_head(self) -> tuple[Matrix, Matrix]:
+        from dovetail.export.target.ir_features import embedding_and_head
+
+        return embedding_and_head(self._ir)
+
+    def features(self, windows: Sequence[Ids], layers: Sequence[int]) -> list[Matrix]:
+        from dovetail.export.target.ir_features import features
+
+        return [features(self._ir, ids, layers) for ids in windows]
 
     def write_target(self, folder: Path, taps: Taps | None) -> TargetInfo:
         _log.info("target: taking the IR in %s, weights as they are", self._source.path)

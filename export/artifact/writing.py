@@ -22,7 +22,7 @@ from dovetail.export.artifact.atomic_folder import appearing, check_goal
 from dovetail.export.artifact.chat_examples import write_chat_examples
 from dovetail.export.artifact.chat_templates import write_chat_templates
 from dovetail.export.artifact.generation_settings import usable_generation_config
-from dovetail.export.artifact.source_models import ReferenceLogits, source_model
+from dovetail.export.artifact.source_models import ReferenceLogits, SourceModel, source_model
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.finding import find_source
 from dovetail.export.target.compression import Compression
@@ -120,7 +120,7 @@ def write_artifact(
         model, scratch = source_model(origin, compression), folder / "scratch"
         ids = checks.held_out_ids(tokenizer, check_text, model.num_check_tokens())
         reference = model.reference_logits(ids, scratch)
-        exported = None if settings is None else model.write_draft(settings, folder, ids)
+        exported = None if settings is None else _write_draft(model, origin, settings, folder, ids)
         target = model.write_target(folder, None if exported is None else exported.taps)
         _write_genai_files(origin, folder / "target")
         measured = checks.compare(folder, target, _reading(ids, target, reference, exported))
@@ -155,6 +155,18 @@ def _draft_settings(
 
     check_draft(draft, source)
     return DraftSettings(draft, weight_format, vocab, texts, source.allow_pickle)
+
+
+def _write_draft(
+    model: SourceModel, source: Source, settings: DraftSettings, folder: Path, ids: checks.Ids
+) -> ExportedDraft:
+    """Raises `UserError` if it is for another target."""
+    from dovetail.export.draft.published import DraftedTarget
+    from dovetail.export.draft.writing import write_draft
+
+    target = DraftedTarget(source, *model.embedding_and_head())
+    path = folder / manifests.DRAFT_MODEL
+    return write_draft(settings, path, target, lambda ids, layers: model.features([ids], layers)[0], ids)
 
 
 def _reading(

@@ -109,15 +109,19 @@ def model(
 
 
 @dovetail_export.command()
-@click.argument("source", metavar="SRC", type=_PATH)
+@click.argument("source", metavar="SRC")
 @click.option("-o", "--out", required=True, type=_PATH, help="The draft folder to write.")
 @click.option(
-    "--text",
-    "texts",
-    required=True,
+    "--prompts",
     multiple=True,
     type=_PATH,
-    help="Text file or folder to train on; may be repeated.",
+    help="Learn from SRC's own answers to the questions in this file, JSON lines as bench reads them; may be repeated.",
+)
+@click.option(
+    "--self-made", default=0, help="Learn from so many questions that SRC makes up itself, and its answers to them."
+)
+@click.option(
+    "--text", "texts", multiple=True, type=_PATH, help="Learn from a text file, or all in a folder; may be repeated."
 )
 @click.option(
     "--kind",
@@ -127,7 +131,7 @@ def model(
     help="How feature and token are joined, and what is learnt (docs/drafts.md).",
 )
 @click.option("--blocks", default=2, show_default=True, help="Llama blocks behind the fusion.")
-@click.option("--vocab", type=int, help="Of eagle3: only this many tokens, the most frequent ones, in its LM head.")
+@click.option("--vocab", type=int, help="Only so many tokens in its LM head, the most frequent ones it learns from.")
 @click.option("--minutes", default=60.0, show_default=True, help="How long to train.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -142,35 +146,35 @@ def model(
 @click.option("--unroll", default=3, show_default=True, help="Levels trained on the draft's own features.")
 @click.option("--window", default=256, show_default=True, help="Tokens in a training window.")
 @click.option("--windows", default=8, show_default=True, help="Windows in a step.")
-@click.option(
-    "--feature-cache", type=_PATH, help="Keep the target's features in this file (2 x hidden size bytes a token)."
-)
-@click.option("--work", type=_PATH, help="Where a stopped run is kept to go on from. [default: beside OUT]")
+@click.option("--work", type=_PATH, help="Where answers, features and a stopped run are kept. [default: beside OUT]")
 @_FORCE
 @_JSON
 def draft(
-    source: Path,
+    source: str,
     out: Path,
+    prompts: tuple[Path, ...],
+    self_made: int,
     texts: tuple[Path, ...],
-    feature_cache: Path | None,
     work: Path | None,
     force: bool,
     as_json: bool,
     **recipe: Any,
 ) -> None:
-    """Train a draft for the checkpoint folder SRC."""
+    """Train a draft for SRC, of any kind that `model` takes: a chat model's on its own answers to --prompts and to
+    questions that are --self-made, another one's on --text.
+    """
     from dovetail.export.artifact.atomic_folder import appearing, check_goal
-    from dovetail.export.sources.checkpoint import read_checkpoint
-    from dovetail.export.training import corpus
+    from dovetail.export.sources.finding import find_source
     from dovetail.export.training.draft import DraftRecipe, train_draft
+    from dovetail.export.training.material import make_material
 
-    read_checkpoint(source)
-    check_goal(out, force)
     settings = DraftRecipe(**recipe)
-    documents = corpus.text_files(texts)
+    check_goal(out, force)
     work_folder = work or out.absolute().parent / f".{out.name}.work"
+    target = find_source(source)
+    material = make_material(target, prompts, self_made, texts, work_folder)
     with _training(), appearing(out, force) as folder:
-        report = train_draft(source, documents, folder, settings, work=work_folder, feature_cache=feature_cache)
+        report = train_draft(target, material, folder, settings, work=work_folder)
     if work is None:
         shutil.rmtree(work_folder, ignore_errors=True)
     click.echo(f"{out}: {report.parameters / 1e6:.2f} M parameters after {report.steps} steps")

@@ -8,11 +8,15 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from dovetail.export.artifact.atomic_folder import check_goal
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.demo.model_card import model_card
+from dovetail.export.sources.finding import find_source
 from dovetail.export.training import corpus as corpora
 from dovetail.export.training.draft import DraftRecipe, train_draft
+from dovetail.export.training.material import from_corpus
 from dovetail.export.training.target import train_target
 from dovetail.runtime.artifact.manifest import Manifest
 from dovetail.runtime.errors import UserError
@@ -76,7 +80,9 @@ def make_demo(
         warm_start_minutes=recipe.warm_start_minutes,
     )
     draft_recipe = DraftRecipe(blocks=BLOCKS, minutes=recipe.minutes_draft, seed=recipe.seed, soft_weight=SOFT_WEIGHT)
-    draft_report = train_draft(source, corpus, work / "draft", draft_recipe, work=work)
+    target = find_source(str(source))
+    material = from_corpus(corpus, Tokenizer.from_str(target.tokenizer))
+    draft_report = train_draft(target, material, work / "draft", draft_recipe, work=work)
 
     def card(folder: Path, manifest: Manifest) -> str:
         return model_card(

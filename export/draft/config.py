@@ -24,9 +24,9 @@ _SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv
 class DraftConfig:
     """Stored as `config.json` beside `model.safetensors`. `rope_frequencies` are radians per position, E / 2 of them.
 
-    The fields with defaults are for some kinds only. `head_size`: tokens of the draft's own LM head; None: the head is
-    the target's. `feature_layers`: whose inputs in the target are projected to a feature; () is the last hidden state,
-    after the final norm. `vocabulary_sha256`: of the tokenizer it was trained with.
+    The fields with defaults are for some drafts only. `head_size`: tokens that its LM head has, its own or rows of the
+    target's; None: all. `feature_layers`: whose inputs in the target are projected to a feature; () is the last hidden
+    state, after the final norm. `vocabulary_sha256`: of the tokenizer it was trained with.
     """
 
     kind: str

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.export.draft.config import check_fits, read_config
+from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.published import check_tokens
 from dovetail.export.draft.shapes import misfit
 from dovetail.export.draft.weights import DraftWeights
 from dovetail.export.sources.base import Source
@@ -76,9 +78,13 @@ def read_trained(source: Source, embedding: Matrix, lm_head: Matrix) -> DraftWei
     config = read_config(source.path)
     check_fits(config, *embedding.shape)
     tensors = read_arrays(source)
-    head, head_tokens = lm_head, None
-    if config.head_size is not None:
-        head, head_tokens = tensors.pop("lm_head", np.empty(0)), tensors.pop("head_tokens", None)
+    head, head_tokens = lm_head, tensors.pop("head_tokens", None) if config.head_size is not None else None
+    if head_tokens is not None:
+        check_tokens(head_tokens, len(lm_head), source.path)
+    if KINDS[config.kind].has_own_head(config):
+        head = tensors.pop("lm_head", np.empty(0))
+    elif head_tokens is not None:
+        head = lm_head[head_tokens]
     problem = misfit(config, tensors)
     rows = config.vocab_size if config.head_size is None else config.head_size
     if problem is None and head.shape != (rows, config.hidden_size):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from dovetail.export.draft.config import check_fits, read_config, vocabulary_sha256
 from dovetail.export.draft.files import draft_source, read_arrays, read_trained
 from dovetail.export.draft.kinds import KINDS
-from dovetail.export.draft.published import DraftedTarget, PublishedDraft, check_tokens, unexpected_shape
+from dovetail.export.draft.published import DraftedTarget, PublishedDraft, unexpected_shape
 from dovetail.export.draft.shapes import misfit
 from dovetail.export.draft.weights import DraftWeights
 from dovetail.export.sources.base import Source
@@ -31,10 +31,7 @@ def read_draft(path: Path, target: DraftedTarget, *, allow_pickle: bool = False)
     draft = draft_source(path)
     _check_source(draft, target.source, target.tokenizer)
     if "kind" in draft.config:
-        trained = read_trained(draft, target.embedding, target.lm_head)
-        if trained.head_tokens is not None:
-            check_tokens(trained.head_tokens, len(target.embedding), path)
-        return trained
+        return read_trained(draft, target.embedding, target.lm_head)
     arrays = read_arrays(draft, allow_pickle)
     tensors = {name.removeprefix("model."): array for name, array in arrays.items()}
     head_mask = tensors.get("t2d")  # which of the target's tokens the head has

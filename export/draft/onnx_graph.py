@@ -32,6 +32,7 @@ from onnx import TensorProto
 from dovetail.export.draft.config import DraftConfig
 from dovetail.export.draft.graph_builder import OPSET, GraphBuilder, Value, WeightFormat
 from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.shapes import num_parameters
 from dovetail.export.draft.weights import DraftWeights, Tensors
 from dovetail.export.sources.tensors import Matrix
 from dovetail.runtime.artifact.manifest import DraftInfo
@@ -101,7 +102,7 @@ def draft_info(draft: DraftWeights, weight_format: WeightFormat = "float32") -> 
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         top_k=min(TOP_K, len(draft.lm_head)),
-        parameters=draft.num_parameters(),
+        parameters=num_parameters(draft),
         precision=weight_format,
         head_size=None if draft.head_tokens is None else len(draft.head_tokens),
     )

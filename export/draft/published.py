@@ -189,7 +189,7 @@ def check_tokens(tokens: NDArray[np.int64], vocab_size: int, path: Path) -> None
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size or len(np.unique(tokens)) < len(tokens):
         raise UserError(
-            f"expected d2t to name different tokens from 0 to {vocab_size - 1}, got {low} to {high} in {path}; "
+            f"expected an LM head of different tokens from 0 to {vocab_size - 1}, got {low} to {high} in {path}; "
             f"choose a draft made for this target"
         )
 

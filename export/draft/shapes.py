@@ -10,6 +10,7 @@ from typing import Any
 
 from dovetail.export.draft.config import DraftConfig
 from dovetail.export.draft.kinds import KINDS
+from dovetail.export.draft.weights import DraftWeights
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -66,3 +67,9 @@ def misfit(config: DraftConfig, tensors: Mapping[str, Any]) -> tuple[str, str] |
         if tuple(tensor.shape) != wanted[name]:
             return f"{name} of shape {wanted[name]}", f"{tuple(tensor.shape)}"
     return None
+
+
+def num_parameters(draft: DraftWeights) -> int:
+    """Weights of the trained part, to which a head of its own belongs."""
+    has_head = KINDS[draft.config.kind].has_own_head(draft.config)
+    return sum(array.size for array in draft.tensors.values()) + (draft.lm_head.size if has_head else 0)

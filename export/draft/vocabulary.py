@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,6 @@ def count_tokens(tokenizer: Tokenizer, documents: Iterable[str], vocab_size: int
     return np.bincount(ids, minlength=vocab_size)
 
 
-def most_frequent(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def most_frequent(counts: NDArray[Any], size: int) -> NDArray[np.int64]:
     """The `size` tokens with the highest counts, of equals the lowest (in a BPE the earlier merge).  # [N] ascending"""
     return np.sort(np.argsort(-counts, kind="stable")[:size])

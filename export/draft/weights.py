@@ -52,8 +52,3 @@ class DraftWeights:
         size = None if self.config.head_size is None else int(mask.sum())
         config = dataclasses.replace(self.config, head_size=size)
         return dataclasses.replace(self, config=config, lm_head=self.lm_head[mask], head_tokens=had[mask])
-
-    def num_parameters(self) -> int:
-        """Weights of the trained part, to which a head of its own belongs."""
-        head = self.lm_head.size if self.config.head_size is not None else 0
-        return sum(array.size for array in self.tensors.values()) + head

@@ -27,7 +27,9 @@ from dovetail.runtime.evaluation.standard_library import (
 
 END_OF_TEXT = "<|endoftext|>"  # token id 0: in front of every document, and what a model ends with
 _MIN_CHARACTERS = 200
-_MAX_LINE_MEAN = 120  # longer lines on average: tables of data, not code
+_LONG_LINE = 120  # characters on average: prose, or a table of data
+_FEWEST_LETTERS = 0.6  # share of letters and blanks in prose
+_LONGEST_WORD = 40  # characters between blanks on average: encoded data, or a script that writes no blanks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,8 +57,7 @@ def split(documents: Iterable[tuple[str, str]]) -> Corpus:
     seen: set[bytes] = set()
     for path, text in documents:
         digest = hashlib.sha256(text.encode()).digest()
-        is_table = len(text) / max(1, text.count("\n")) > _MAX_LINE_MEAN
-        if len(text) < _MIN_CHARACTERS or is_table or digest in seen:
+        if len(text) < _MIN_CHARACTERS or _is_data(text) or digest in seen:
             continue
         seen.add(digest)
         (held_out if is_held_out(path) else train)[path] = text
@@ -64,6 +65,16 @@ def split(documents: Iterable[tuple[str, str]]) -> Corpus:
         smallest = min(train, key=path_hash)
         held_out[smallest] = train.pop(smallest)
     return Corpus(train, held_out)
+
+
+def _is_data(text: str) -> bool:
+    """Whether these are numbers or encoded bytes in long lines, and not what somebody wrote to be read."""
+    if len(text) / max(1, text.count("\n")) <= _LONG_LINE:
+        return False
+    blanks = sum(map(str.isspace, text))
+    letters = sum(map(str.isalpha, text))
+    has_no_words = text.isascii() and len(text) / (blanks + 1) > _LONGEST_WORD
+    return has_no_words or letters + blanks < _FEWEST_LETTERS * len(text)
 
 
 def standard_library() -> Corpus:

@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 class DraftModel(nn.Module):
     """The trained part, and beside it the embedding and the LM head. These are the target's, frozen and not saved; but
-    with `head_size` in the config the head is a trained part, too.
+    of a kind with a head of its own that is a trained part, too.
     """
 
     embedding: Tensor
@@ -122,10 +122,9 @@ class DraftModel(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        own_head = config.head_size is not None
         self.register_buffer("embedding", embedding.detach(), persistent=False)
-        self.register_buffer("head_tokens", head_tokens, persistent=own_head)
-        if own_head:
+        self.register_buffer("head_tokens", head_tokens, persistent=config.head_size is not None)
+        if self.kind.has_own_head(config):
             self.lm_head = nn.Parameter(lm_head.detach().clone())
         else:
             self.register_buffer("lm_head", lm_head.detach(), persistent=False)
@@ -203,7 +202,9 @@ def as_module(weights: DraftWeights) -> DraftModel:
     matrices = torch.from_numpy(weights.embedding), torch.from_numpy(weights.lm_head)
     model = DraftModel(weights.config, *matrices, tokens)
     trained = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-    if weights.config.head_size is not None:
-        trained |= {"lm_head": matrices[1]} | ({} if tokens is None else {"head_tokens": tokens})
+    if weights.config.head_size is not None and tokens is not None:
+        trained["head_tokens"] = tokens
+    if KINDS[weights.config.kind].has_own_head(weights.config):
+        trained["lm_head"] = matrices[1]
     model.load_state_dict(trained)
     return model.eval()

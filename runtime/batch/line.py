@@ -8,7 +8,7 @@ from typing import Any
 
 from dovetail.runtime.artifact.strict_json import shown
 from dovetail.runtime.batch import openai_request
-from dovetail.runtime.batch.layouts import LAYOUTS, parsed, question
+from dovetail.runtime.batch.question_file import LAYOUTS, parsed, question
 from dovetail.runtime.errors import UserError
 
 MAX_LINE_BYTES = 16 << 20
@@ -68,10 +68,10 @@ def read_line(number: int, data: bytes, like_openai: bool) -> Line:
             )
         if "messages" in entry:
             return Line(number, line_id, is_openai, asked=openai_request.messages(entry["messages"], where))
-        asked = question(entry, where, f"messages, {LAYOUTS}")
+        asked = question(entry, number, where, f"messages, {LAYOUTS}")
     except UserError as error:
         return Line(number, line_id, is_openai, error)
-    return Line(number, line_id, is_openai, asked=asked.text, is_said=asked.is_said)
+    return Line(number, line_id, is_openai, asked=asked.turns[0], is_said=asked.is_said)
 
 
 def _id(entry: dict[str, Any], number: int, where: str) -> LineId:

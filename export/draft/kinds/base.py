@@ -65,6 +65,10 @@ class DraftKind:
     which is over twice as fast. None: this kind is not trained here.
     """
 
+    def has_own_head(self, config: DraftConfig) -> bool:
+        """Whether the LM head of a draft with this config belongs to it, and is not the target's."""
+        return self.own_head and config.head_size is not None
+
     def config_for(self, target: Decoder, num_blocks: int, **more: Any) -> DraftConfig:
         """A draft of this kind for a target; see `config.config_for`."""
         more.setdefault("feature_layers", self.default_feature_layers(target.num_layers))

@@ -26,7 +26,7 @@ from dovetail.export.draft.config import DraftConfig, block_sizes, config_for
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
 from dovetail.export.draft.layouts import read_draft
 from dovetail.export.draft.onnx_graph import check_graph, example_call, export_draft
-from dovetail.export.draft.shapes import weight_shapes
+from dovetail.export.draft.shapes import num_parameters, weight_shapes
 from dovetail.export.sources.checkpoint import read_checkpoint
 from dovetail.export.training.draft_model import DraftModel, as_module, load_draft, save_draft
 from dovetail.export.training.fusions import FUSIONS
@@ -92,7 +92,7 @@ def test_the_tensors_are_the_modules(draft: DraftModel) -> None:
     """By name and shape: what a folder is held against without torch."""
     ours = {name: tuple(tensor.shape) for name, tensor in draft.named_parameters() if name != "lm_head"}
     assert weight_shapes(draft.config) == ours
-    assert weights_of(draft).num_parameters() == draft.num_parameters()
+    assert num_parameters(weights_of(draft)) == draft.num_parameters()
 
 
 def test_saved_and_read_is_the_same(draft: DraftModel, tmp_path: Path) -> None:

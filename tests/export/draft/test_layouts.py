@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models.draft_kinds import random_draft
@@ -329,9 +330,9 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
         "draft vocabulary 700 != target vocabulary 512",
     ),
     "t2d of another vocabulary": (_with("t2d", lambda t: torch.zeros(700)), r"t2d of shape \(512,\), got \(700,\)"),
-    "d2t beyond the end": (_with("d2t", lambda t: t["d2t"] + V), "d2t to name different tokens from 0 to 511"),
-    "d2t below zero": (_with("d2t", lambda t: t["d2t"] - V), "d2t to name different tokens from 0 to 511"),
-    "d2t twice the same": (_with("d2t", lambda t: -torch.arange(N)), "d2t to name different tokens"),
+    "d2t beyond the end": (_with("d2t", lambda t: t["d2t"] + V), "an LM head of different tokens from 0 to 511"),
+    "d2t below zero": (_with("d2t", lambda t: t["d2t"] - V), "an LM head of different tokens from 0 to 511"),
+    "d2t twice the same": (_with("d2t", lambda t: -torch.arange(N)), "an LM head of different tokens"),
     "d2t too short": (_with("d2t", lambda t: t["d2t"][:-1]), r"d2t of shape \(96,\), got \(95,\)"),
     "no d2t": (_without("d2t"), r"lm_head.weight of shape \(512, 64\), got \(96, 64\)"),
     "another embedding": (_with("embed_tokens.weight", lambda t: torch.randn(V, D)), "the target's embedding"),
@@ -451,9 +452,26 @@ def test_our_drafts_head_is_checked(target: DraftedTarget, tmp_path: Path) -> No
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="different tokens from 0 to 511"):
         read_draft(tmp_path, target)
+    weights["head_tokens"][3] = V - 1
     del weights["lm_head"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="to fit its config"):
+        read_draft(tmp_path, target)
+
+
+def test_rows_of_the_targets_head(target: DraftedTarget, tmp_path: Path) -> None:
+    """A draft that was trained on some tokens keeps the list of them and takes the rows from the target."""
+    draft = random_draft(target.source.path, kind="dgf", head_size=100)
+    save_draft(draft, tmp_path)
+    assert "lm_head" not in load_file(tmp_path / "model.safetensors")
+    read = read_draft(tmp_path, target)
+    assert draft.head_tokens is not None and read.head_tokens is not None
+    np.testing.assert_array_equal(read.head_tokens, draft.head_tokens.numpy())
+    np.testing.assert_array_equal(read.lm_head, target.lm_head[read.head_tokens])
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head_tokens"][3] = V
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="different tokens from 0 to 511"):
         read_draft(tmp_path, target)
 
 

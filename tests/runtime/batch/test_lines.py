@@ -33,6 +33,12 @@ def request(body: Any, url: str = "/v1/chat/completions", **changes: Any) -> byt
         ({"question": "How many?", "answer": "2"}, 7, "How many?", True),
         ({"question_id": 81, "turns": ["Write.", "Again."]}, 81, "Write.", True),
         ({"instruction": "Sort.", "input": "3 1", "id": None}, 7, "Sort.\n\n3 1", True),
+        (
+            {"instruction": "Sort.", "instances": [{"input": "3 1"}], "id": "seed_task_0"},
+            "seed_task_0",
+            "Sort.\n\n3 1",
+            True,
+        ),
         ({"custom_id": "c", "prompt": "Once"}, "c", "Once", False),
         ({"messages": USER, "id": 0}, 0, USER, False),
     ],

@@ -1,0 +1,120 @@
+"""What a draft is trained on: one stream of tokens, documents or conversations one after the other, and how much each
+position counts.
+
+Letters: N tokens, S documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from dovetail.export.sources.base import Source
+from dovetail.export.training.conversations import make_exchanges
+from dovetail.export.training.corpus import Corpus, text_files
+from dovetail.runtime.errors import UserError
+from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
+from dovetail.runtime.evaluation.standard_library import is_held_out
+
+PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
+MOST_TOKENS = 1024  # that are read together of a document: its further parts are documents of their own
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Material:
+    """`weights[i]`: how much it counts what the target expects behind token i. 0 at the last token of a document,
+    because what follows there is another one.
+    """
+
+    ids: NDArray[np.int32]  # [N]
+    weights: NDArray[np.float32]  # [N]
+    lengths: tuple[int, ...]  # [S] of the documents
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.weights) == sum(self.lengths), "material of unequal parts"
+
+    def frequencies(self, vocab_size: int) -> NDArray[np.float64]:
+        """How often each token occurs, counted by its weight.  # [V]"""
+        counted = np.zeros(len(self.ids), np.float64)
+        counted[1:] = self.weights[:-1]
+        return np.bincount(self.ids, weights=counted, minlength=vocab_size).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """What is trained on, and what is held out by the hash of its path or of its question."""
+
+    train: Material
+    held_out: Material
+
+
+def from_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Split:
+    """Texts, in which every position counts as much as any other. Special tokens in them are single ids."""
+
+    def parts(texts: Iterable[str]) -> Iterable[tuple[Sequence[int], int]]:
+        for encoding in tokenizer.encode_batch(list(texts)):
+            for begin in range(0, len(encoding.ids), MOST_TOKENS):
+                yield encoding.ids[begin : begin + MOST_TOKENS], 0
+
+    return Split(_material(parts(corpus.train.values())), _material(parts(corpus.held_out.values())))
+
+
+def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
+    """Conversations, in which the answers count. Raises `UserError` where there are too few to hold some out."""
+    held_out = [is_held_out(exchange.question.text) for exchange in exchanges]
+    if all(held_out) or not any(held_out):
+        raise UserError(
+            f"expected questions enough to hold some out, got {len(exchanges)} answers; give more questions, or more "
+            f"self-made ones"
+        )
+    both = []
+    for wanted in (False, True):
+        chosen = [exchange for exchange, is_held in zip(exchanges, held_out, strict=True) if is_held == wanted]
+        both.append(_material((exchange.tokens, len(exchange.prompt_tokens)) for exchange in chosen))
+    return Split(*both)
+
+
+def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path) -> Split:
+    """What the options of `dovetail-export draft` ask for: `source`'s own answers to the questions in the files
+    `prompts` and to `self_made` ones, and `texts`. Answers are kept in `work`. Raises `UserError` for none of them.
+    """
+    splits = []
+    if prompts or self_made:
+        questions = [turn for path in prompts for turn in first_turns(path)]
+        splits.append(from_exchanges(make_exchanges(source, questions, self_made, work)))
+    if texts:
+        splits.append(from_corpus(text_files(texts), Tokenizer.from_str(source.tokenizer)))
+    if not splits:
+        raise UserError(
+            "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "
+            "(`self_made` 1000), or give `text`"
+        )
+    return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]))
+
+
+def _material(documents: Iterable[tuple[Sequence[int], int]]) -> Material:
+    """Of documents with the length of what the target did not say itself in front."""
+    ids: list[NDArray[np.int32]] = []
+    weights: list[NDArray[np.float32]] = []
+    for tokens, given in documents:
+        weight = np.ones(len(tokens), np.float32)
+        weight[: max(0, given - 1)] = PROMPT_WEIGHT
+        weight[-1] = 0
+        ids.append(np.asarray(tokens, np.int32))
+        weights.append(weight)
+    if not ids:
+        return Material(np.zeros(0, np.int32), np.zeros(0, np.float32), ())
+    return Material(np.concatenate(ids), np.concatenate(weights), tuple(map(len, ids)))
+
+
+def _joined(parts: Sequence[Material]) -> Material:
+    return Material(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        sum((part.lengths for part in parts), ()),
+    )
