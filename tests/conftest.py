@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import campaign
 import hypothesis
 import pytest
-from tiny_models import write_checkpoint, write_draft
+from models.tiny_llama import write_checkpoint, write_draft
 
 hypothesis.settings.register_profile("dovetail", deadline=None)  # a busy machine is no mistake of ours
 hypothesis.settings.load_profile("dovetail")
@@ -24,9 +25,13 @@ os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's deci
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-seeds", type=int, default=6, help="Batches for every kind of fault (test_faults.py).")
+    parser.addoption("--thorough", action="store_true", help="Play the laws' random campaigns to their end: an hour.")
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
     parser.addoption("--gemma", action="store_true", help="Run the tests with Gemma 3, which is fetched.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    campaign.is_thorough = config.getoption("--thorough")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

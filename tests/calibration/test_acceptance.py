@@ -5,8 +5,8 @@ a text too short gets one clear line.
 from __future__ import annotations
 
 import numpy as np
-import planted
 import pytest
+from fakes import planted
 
 from dovetail.calibration.measure import acceptance
 from dovetail.calibration.measure.acceptance import MAX_DEPTH, Matched, Record

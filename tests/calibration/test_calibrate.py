@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plain_artifact
-import planted
 import pytest
+from fakes import planted
+from models import plain_artifact
 
 from dovetail.calibration.choose import calibration as decision
 from dovetail.calibration.choose.calibration import Calibration, Effort, calibrate

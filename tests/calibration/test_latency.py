@@ -9,8 +9,8 @@ import random
 import time
 from collections.abc import Sequence
 
-import planted
 import pytest
+from fakes import planted
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-import planted
 import pytest
+from fakes import planted
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lean_process import TORCH_FAMILY as NOT_FOR_EXPORT
-from lean_process import run_without
+from processes.lean_process import TORCH_FAMILY as NOT_FOR_EXPORT
+from processes.lean_process import run_without
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_FAMILY = {"torch", "torchvision", "transformers", "optimum", "nncf", "onnx", "onnxscript", "safetensors"}

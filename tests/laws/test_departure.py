@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaign import played
 
 from dovetail.export.training import corpus
 from dovetail.runtime import load
@@ -19,7 +20,7 @@ from dovetail.runtime.sampling.processors import softmax
 from dovetail.runtime.targets.base import Step, read
 from dovetail.runtime.trees.tree import chain
 
-NUM_PROMPTS, NEW_TOKENS = 60, 48
+NUM_PROMPTS, NEW_TOKENS = played(24, of=60), 48
 LARGEST_MARGIN = 0.5  # logits: what rounding activations to 8 bits can move in this model, with room
 
 

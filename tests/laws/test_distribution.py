@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
-from fake_drafts import Texts
-from fakes import FREE, FakeDraft, FakeTarget
-from one_text import decode
+from campaign import played
+from fakes.costs import FREE
+from fakes.drafts import Texts
+from fakes.guesses import FakeDraft
+from fakes.target import FakeTarget, row_after
 from scipy import stats
+from texts.one_text import decode
 
 from dovetail.runtime.decoding import sequence as decoding
 from dovetail.runtime.policies.base import Policy
@@ -27,7 +29,7 @@ from dovetail.runtime.trees.acceptance import Accepted, Draw
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Tree
 
-VOCAB, LENGTH, RUNS = 4, 3, 6000
+VOCAB, LENGTH, RUNS = 4, 3, played(2000, of=6000)
 PROMPT = [1, 2]
 CASES = [
     pytest.param({"temperature": 0.5}, id="T=0.5"),
@@ -47,7 +49,7 @@ def exact(config: GenerationConfig) -> dict[tuple[int, ...], float]:
     for output in itertools.product(range(VOCAB), repeat=LENGTH):
         sampler, likelihood = Sampler(config, PROMPT, VOCAB), 1.0
         for position, token in enumerate(output):
-            row = fakes.row([*PROMPT, *output[:position]], VOCAB)
+            row = row_after([*PROMPT, *output[:position]], VOCAB)
             likelihood *= processors.softmax(sampler.processed(row))[token]
             force(sampler, token)
         probabilities[output] = likelihood

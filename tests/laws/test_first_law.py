@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaign import played
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from one_text import Updates, decode
+from texts.one_text import Updates, decode
 
 from dovetail.export.training import corpus
 from dovetail.runtime import GenerationConfig, load
@@ -29,7 +30,7 @@ from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import CandidateTree, Float32s, Tree
 from dovetail.runtime.trees.verified import Verified
 
-NUM_PROMPTS, NEW_TOKENS = 50, 128
+NUM_PROMPTS, NEW_TOKENS = played(20, of=50), played(96, of=128)
 SAMPLED = GenerationConfig(temperature=1.0, top_p=0.95, seed=11)
 
 
@@ -244,7 +245,7 @@ def always_wrong(prompt: list[int], expected: list[int], vocab: int) -> Draft:
     return Scripted(prompt, expected, lambda i: False, vocab)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=played(30, of=60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     CONTROLS,
     SHAPES,

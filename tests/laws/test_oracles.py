@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from genai_oracle import genai_greedy
-from ties import COUNT, assert_same_or_tied
+from oracles.genai import genai_greedy
+from oracles.ties import COUNT, assert_same_or_tied
 from transformers import AutoModelForCausalLM
 
 from dovetail.runtime import load

@@ -16,7 +16,7 @@ import pytest
 
 from dovetail.runtime.privacy import OPT_IN
 
-SOURCE = Path(__file__).resolve().parents[1] / "support" / "lookups.c"
+SOURCE = Path(__file__).resolve().parents[1] / "support" / "processes" / "lookups.c"
 LIBRARY = """
 import sys, time
 from dovetail.runtime import load

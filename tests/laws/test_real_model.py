@@ -4,6 +4,7 @@ artifact, and a chat with that to the answer that transformers gives with the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from oracles.ties import COUNT, assert_same_or_tied
 from real_models import gemma3_gguf, smollm2_gguf
-from ties import COUNT, assert_same_or_tied
 
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.sources.finding import find_source
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
+from dovetail.runtime.pipeline import Pipeline
 
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Explain why the sky is blue.")
 
@@ -58,6 +60,13 @@ def artifact(smollm2: RealModel) -> Path:
     return smollm2.artifact
 
 
+@pytest.fixture(scope="module")
+def plain(artifact: Path) -> Iterator[Pipeline]:
+    """In the default numerics."""
+    with load(artifact, draft="none", ctx_size=512) as pipe:
+        yield pipe
+
+
 def test_weights_are_taken_as_they_are(artifact: Path) -> None:
     manifest = open_artifact(artifact).manifest
     assert manifest.target.weight_format == "keep"
@@ -71,13 +80,12 @@ def test_weights_are_taken_as_they_are(artifact: Path) -> None:
     assert sizes["target/openvino_model.bin"] < 120e6, "4 bits a weight, and their scales and offsets"
 
 
-def test_a_chat_s_answer_is_transformers(smollm2: RealModel) -> None:
-    with load(smollm2.artifact, draft="none") as pipe:
-        prompts = [pipe.encode([{"role": "user", "content": question}]) for question in QUESTIONS]
-    theirs = [smollm2.greedy(prompt) for prompt in prompts]  # while no other engine's threads are there
+def test_a_chat_s_answer_is_transformers(smollm2: RealModel, plain: Pipeline) -> None:
+    prompts = [plain.encode([{"role": "user", "content": question}]) for question in QUESTIONS]
+    theirs = [smollm2.greedy(prompt) for prompt in prompts]
     with load(smollm2.artifact, draft="none", numerics="exact", ctx_size=512) as pipe:
-        ours = [pipe.generate(ids, temperature=0, max_new_tokens=COUNT, ignore_eos=True).token_ids for ids in prompts]
-        pairs = zip(prompts, ours, theirs, strict=True)
+        ours = pipe.generate(prompts, temperature=0, max_new_tokens=COUNT, ignore_eos=True)
+        pairs = zip(prompts, [text.token_ids for text in ours], theirs, strict=True)
         compared = sum(assert_same_or_tied(pipe, *pair) for pair in pairs)
         assert compared > 2 * COUNT, "nearly all of the 3 texts must agree to their end"
         answer = pipe.generate([{"role": "user", "content": QUESTIONS[0]}], temperature=0, max_new_tokens=32)
@@ -98,20 +106,13 @@ def test_gemma_s_answer_is_transformers(tmp_path: Path) -> None:
         assert ours[:8] == made.greedy(prompt)[:8]
 
 
-def test_drafts_leave_the_text_as_it_is(artifact: Path) -> None:
-    """In the default numerics, with matches in the text, the answers are those of plain decoding."""
-    texts = []
-    for draft in ("none", "lookup"):
-        with load(artifact, draft=draft, ctx_size=512) as pipe:
-            texts.append(
-                [
-                    pipe.generate(
-                        [{"role": "user", "content": question}], temperature=0.8, seed=1, max_new_tokens=48
-                    ).token_ids
-                    for question in QUESTIONS
-                ]
-            )
-    assert texts[0] == texts[1]
+def test_drafts_leave_the_text_as_it_is(artifact: Path, plain: Pipeline) -> None:
+    """In the default numerics, with matches in the text and in shared passes, answers are those of plain decoding."""
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    controls = {"temperature": 0.8, "seed": 1, "max_new_tokens": 48}
+    with load(artifact, draft="lookup", ctx_size=512) as pipe:
+        drafted = pipe.generate(chats, **controls)
+    assert [text.token_ids for text in drafted] == [plain.generate(chat, **controls).token_ids for chat in chats]
 
 
 def test_a_download_that_was_cut_short_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_drafts import FakeDraft, FakeGraph, Guess, Texts, knows, misses
+from campaign import played
+from fakes.drafts import FakeDraft, FakeGraph, Guess, Texts, knows, misses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import TRACE_SETTINGS
+from traces.settings import TRACE_SETTINGS
 
 from dovetail.runtime import load
 from dovetail.runtime.decoding import round_planner
@@ -199,7 +200,7 @@ COMPANIES = st.builds(
 
 
 def test_any_company_on_the_shipped_artifact(shipped: Pair) -> None:
-    @settings(TRACE_SETTINGS, max_examples=10)
+    @settings(TRACE_SETTINGS, max_examples=played(5, of=10))
     @given(COMPANIES)
     def law(company: Company) -> None:
         holds(shipped, company)
@@ -208,7 +209,7 @@ def test_any_company_on_the_shipped_artifact(shipped: Pair) -> None:
 
 
 def test_any_company_on_random_weights(tiny: Pair) -> None:
-    @settings(TRACE_SETTINGS, max_examples=30)
+    @settings(TRACE_SETTINGS, max_examples=played(12, of=30))
     @given(COMPANIES)
     def law(company: Company) -> None:
         holds(tiny, company)
@@ -313,7 +314,7 @@ def test_drafts_that_know_that_err_and_that_fail(tiny: Pair) -> None:
     target = tiny.pipe.target
     vocab = target.info.vocab_size
 
-    @settings(TRACE_SETTINGS, max_examples=30)
+    @settings(TRACE_SETTINGS, max_examples=played(12, of=30))
     @given(
         st.lists(st.tuples(st.sampled_from(LENGTHS), st.integers(0, 5)), min_size=1, max_size=5),
         st.sampled_from(CONTROLS),

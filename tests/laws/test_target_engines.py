@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from numpy_target import NumpyTarget
-from random_trees import path_to_root, trees
+from oracles.numpy_target import NumpyTarget
+from traces.random_trees import path_to_root, trees
 
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact

@@ -10,12 +10,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import families
 import llama_cpp
 import numpy as np
-import tiny_gguf
-import tiny_models
 import torch
+from models import families, tiny_gguf, tiny_llama
 from transformers import AutoModelForCausalLM
 
 TOKENS = 100
@@ -24,7 +22,7 @@ TOKENS = 100
 def main() -> None:
     """All families."""
     with tempfile.TemporaryDirectory() as name:
-        tokenizer = tiny_models.write_checkpoint(Path(name, "tokenizer")) / "tokenizer.json"
+        tokenizer = tiny_llama.write_checkpoint(Path(name, "tokenizer")) / "tokenizer.json"
         for family in tiny_gguf.FAMILIES:
             checkpoint = families.write_family(Path(name, family), tokenizer, *tiny_gguf.FAMILIES[family])
             values, tensors = tiny_gguf.contents(checkpoint)

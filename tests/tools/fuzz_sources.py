@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from damage import damaged, survives
+from faults.damage import damaged, survives
 
 from dovetail.export.sources.finding import find_source
 from dovetail.export.sources.safetensors_file import read_safetensors

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import llama_cpp
-from llama_cpp_ids import AS_TEXT, digests, lines_for, tokenizer_of, variants
+from oracles.llama_cpp_ids import AS_TEXT, digests, lines_for, tokenizer_of, variants
 
 FOLDER = Path(__file__).parents[1] / "export/tokenizers/llama_cpp"
 

@@ -22,7 +22,7 @@ from dovetail.calibration.bench.workload import GROWTH, Prompt
 from dovetail.runtime.commands import cli
 from dovetail.runtime.errors import UserError
 
-FAKE = Path(__file__).resolve().parents[2] / "support" / "fake_peer.py"
+FAKE = Path(__file__).resolve().parents[2] / "support" / "fakes" / "peer.py"
 RUNNER_FIELDS = {
     *("name", "available", "tokens_per_second", "ms_per_token", "ttft_ms", "peak_rss_mb", "accept_length_mean"),
     *("draft_ms", "verify_ms", "host_ms", "gb_per_s", "tokens_match"),

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from genai_oracle import genai_greedy
-from tiny_models import write_checkpoint, write_draft
+from models.tiny_llama import write_checkpoint, write_draft
+from oracles.genai import genai_greedy
 
 from dovetail.export.artifact import atomic_folder, source_models
 from dovetail.export.artifact import writing as artifacts

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from draft_kinds import random_draft
+from models.draft_kinds import random_draft
 from numpy.typing import NDArray
-from torch_drafts import weights_of
+from oracles.torch_drafts import weights_of
 
 from dovetail.export.draft.onnx_graph import export_draft
 from dovetail.export.draft.weights import DraftWeights

@@ -7,10 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import families
 import numpy as np
 import pytest
 import torch
+from models import families
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dovetail.export.draft.config import block_sizes, config_for

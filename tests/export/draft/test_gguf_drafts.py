@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from draft_kinds import write_kind
-from lean_process import EXPORT, TORCH_FAMILY, run_without
-from torch_drafts import drafted_target
+from models.draft_kinds import write_kind
+from oracles.torch_drafts import drafted_target
+from processes.lean_process import EXPORT, TORCH_FAMILY, run_without
 
 from dovetail.export.draft.layouts import read_draft
 from dovetail.export.target.gguf_writer import write_gguf

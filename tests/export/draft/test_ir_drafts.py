@@ -7,14 +7,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import families
 import numpy as np
 import openvino as ov
 import pytest
 import torch
-from draft_kinds import write_kind
-from lean_process import EXPORT, TORCH_FAMILY, run_without
+from models import families
+from models.draft_kinds import write_kind
 from openvino import opset13
+from processes.lean_process import EXPORT, TORCH_FAMILY, run_without
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.convert.torch_model import body_and_head, load_torch, target_features

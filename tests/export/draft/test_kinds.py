@@ -14,10 +14,10 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 import torch
-from draft_kinds import random_draft, write_kind
-from lean_process import TORCH_FAMILY, run_without
-from plain_artifact import DRAFT
-from torch_drafts import drafted_target, run_torch, weights_of
+from models.draft_kinds import random_draft, write_kind
+from models.plain_artifact import DRAFT
+from oracles.torch_drafts import drafted_target, run_torch, weights_of
+from processes.lean_process import TORCH_FAMILY, run_without
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export

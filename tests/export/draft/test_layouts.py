@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from draft_kinds import random_draft
+from models.draft_kinds import random_draft
+from models.tiny_llama import write_checkpoint
+from oracles.torch_drafts import drafted_target
 from safetensors.torch import load_file, save_file
-from tiny_models import write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_drafts import drafted_target
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,

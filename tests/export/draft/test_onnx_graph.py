@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch_drafts import run_torch, weights_of
+from oracles.torch_drafts import run_torch, weights_of
 
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.draft.graph_builder import GraphBuilder, quantize_blocks

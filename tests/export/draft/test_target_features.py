@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import families
 import numpy as np
 import openvino as ov
 import pytest
 import torch
+from models import families
 from openvino import opset13
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from oracles.torch_drafts import run_torch, weights_of
 from tokenizers import Tokenizer
-from torch_drafts import run_torch, weights_of
 
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.commands.cli import dovetail_export

@@ -91,7 +91,7 @@ def _config(shape: Shape, **settings: Any) -> Any:
 
 
 def make_draft(folder: Path, source: Path, blocks: int = 2) -> Path:
-    from tiny_models import write_draft
+    from models.tiny_llama import write_draft
 
     return write_draft(folder, source, blocks=blocks)
 

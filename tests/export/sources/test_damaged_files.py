@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_gguf
-from damage import damaged, survives
+from faults.damage import damaged, survives
+from models import tiny_gguf
 from safetensors.numpy import save_file
 
 from dovetail.export.sources.finding import find_source

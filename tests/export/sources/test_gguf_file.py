@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
 import gguf
 import numpy as np
 import pytest
-import tiny_gguf
+from models import families, tiny_gguf
 from numpy.typing import NDArray
 from real_models import gemma3_gguf, smollm2_gguf
 from tokenizers import Tokenizer

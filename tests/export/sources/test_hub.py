@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fake_hub
 import pytest
+from fakes import hub
 
 from dovetail.export.sources.hub import download
 
@@ -18,6 +18,6 @@ def test_of_folders_only_chat_templates_are_fetched(tmp_path: Path, monkeypatch:
         path = tmp_path / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"{}")
-    with fake_hub.serving(tmp_path / "files", "someone/tiny", monkeypatch, tmp_path / "cache"):
+    with hub.serving(tmp_path / "files", "someone/tiny", monkeypatch, tmp_path / "cache"):
         folder = download("someone/tiny", "v1", False)
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == WANTED

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_hub
-import families
 import huggingface_hub
 import numpy as np
 import openvino as ov
 import pytest
 import torch
-from lean_process import EXPORT, TORCH_FAMILY, run_without
+from fakes import hub
+from models import families
 from openvino import opset13
+from processes.lean_process import EXPORT, TORCH_FAMILY, run_without
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -274,7 +274,7 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     (files / "original").mkdir()
     for name in ("modeling_evil.py", "pytorch_model.bin", "original/consolidated.safetensors", "README.md"):
         (files / name).write_bytes(b"no")
-    with fake_hub.serving(files, REPOSITORY, monkeypatch, tmp_path / "cache") as asked:
+    with hub.serving(files, REPOSITORY, monkeypatch, tmp_path / "cache") as asked:
         found = find_source(REPOSITORY, "v1")
         assert found.layout == "checkpoint"
         wanted = {path.name for path in checkpoint.iterdir()}
@@ -283,7 +283,7 @@ def test_a_model_on_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
             find_source("someone/other")
         with pytest.raises(UserError, match="a revision of someone/tiny, got 'v9'"):
             find_source(REPOSITORY, "v9")
-    gated = fake_hub.serving(files, "someone/gated", monkeypatch, tmp_path / "cache", gated=True)
+    gated = hub.serving(files, "someone/gated", monkeypatch, tmp_path / "cache", gated=True)
     with gated, pytest.raises(UserError, match="gated"):
         find_source("someone/gated")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

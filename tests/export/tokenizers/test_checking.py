@@ -14,7 +14,7 @@ from typing import Any
 
 import openvino_genai
 import pytest
-import tokenizer_files
+from models import tokenizer_files
 from real_models import smollm2_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

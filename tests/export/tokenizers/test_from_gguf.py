@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp_ids import differing_lines, digests, lines_for, tokenizer_of, variants
+from oracles.llama_cpp_ids import differing_lines, digests, lines_for, tokenizer_of, variants
 from real_models import gemma3_gguf, smollm2_gguf
 from tokenizers import Tokenizer
 

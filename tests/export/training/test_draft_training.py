@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from torch_drafts import drafted_target
+from oracles.torch_drafts import drafted_target
 
 from dovetail.export.artifact.source_models import source_model
 from dovetail.export.commands.cli import dovetail_export

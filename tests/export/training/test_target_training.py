@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_checkpoint
+from models.tiny_llama import write_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.artifact.atomic_file import replacing

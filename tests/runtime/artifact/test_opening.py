@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plain_artifact import write_artifact
+from models.plain_artifact import write_artifact
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact import manifest

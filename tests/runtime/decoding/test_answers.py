@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_pipeline import FakePipeline
-from fakes import FakeTarget
-from plain_artifact import write_artifact
-from tokenizer_files import byte_fallback, byte_level, unigram
+from fakes.pipeline import FakePipeline
+from fakes.target import FakeTarget
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import byte_fallback, byte_level, unigram
 
 from dovetail.runtime.artifact import manifest
 from dovetail.runtime.artifact.opening import open_artifact

@@ -10,10 +10,11 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import fakes
 import pytest
-from fake_pipeline import PLAIN, FakePipeline
-from fakes import FakeGraph, FakeSequence, FakeTarget
+from fakes.costs import FREE
+from fakes.guesses import FakeGraph, best
+from fakes.pipeline import PLAIN, FakePipeline
+from fakes.target import FakeSequence, FakeTarget
 
 from dovetail.runtime.decoding.round_planner import PROMPT_TOKENS, PROMPT_TOKENS_BESIDE
 from dovetail.runtime.decoding.stream import Stream
@@ -33,8 +34,8 @@ class Cache:
 
     def __init__(self, capacity: int = 4096, kind: str = "dgf") -> None:
         self.target = FakeTarget(capacity=capacity, remembers=True)
-        self.graph = FakeGraph(fakes.best(self.target), kind=kind)
-        self.pipe = FakePipeline(self.target, graph=self.graph, costs=fakes.FREE)
+        self.graph = FakeGraph(best(self.target), kind=kind)
+        self.pipe = FakePipeline(self.target, graph=self.graph, costs=FREE)
 
     def stream(self, prompt: Sequence[int], count: int = 40, seed: int = 1, **settings: Any) -> Stream:
         config = GenerationConfig(max_new_tokens=count, temperature=1.0, seed=seed)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decoding_text import Text, round_of, rounds
-from fake_drafts import FakeDraft, Guess, Texts, knows, misses
+from fakes.drafts import FakeDraft, Guess, Texts, knows, misses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_target import NumpyTarget
+from oracles.numpy_target import NumpyTarget
+from texts.decoding_text import Text, round_of, rounds
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import fakes
 import numpy as np
 import pytest
-from fake_pipeline import FakePipeline
-from fakes import FakeDraft, FakeTarget
+from fakes.costs import FREE
+from fakes.guesses import FakeDraft, good, never, sometimes
+from fakes.pipeline import FakePipeline
+from fakes.target import FakeSequence, FakeTarget, row_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ from dovetail.runtime.trees.acceptance import Accepted
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Tree
 
-DRAFTS = [fakes.good, fakes.never, fakes.sometimes]
+DRAFTS = [good, never, sometimes]
 PROMPT = [1, 2, 3, 4]
 MakeDraft = Callable[[FakeTarget], Draft]
 
@@ -62,7 +63,7 @@ def decode(
     prompt: Sequence[int] = PROMPT,
 ) -> tuple[Reader, Exception | None]:
     """What a reader heard of one text, and the error that ended it, if one did."""
-    pipe = FakePipeline(target, costs=fakes.FREE)
+    pipe = FakePipeline(target, costs=FREE)
     conversation = pipe.conversation(None if make_draft is None else make_draft(target))
     sampler = Sampler(params, prompt, target.vocab)
     sequence = TextSequence(
@@ -80,7 +81,7 @@ def decode(
     while not pipe.engine.is_idle:
         pipe.engine.step()
         kept = conversation.cache.target
-        assert isinstance(kept, fakes.FakeSequence)
+        assert isinstance(kept, FakeSequence)
         assert kept.tokens == [*prompt, *reader.tokens][:-1], "the last emitted token is never in the cache"
     assert ended == [1]
     assert conversation.cache.model is None or conversation.cache.model.failure is None
@@ -108,7 +109,7 @@ def plain(params: GenerationConfig, count: int, prompt: Sequence[int] = PROMPT, 
     text = list(prompt)
     sampler = Sampler(params, text, 12)
     for _ in range(count):
-        text.append(sampler.draw(fakes.row(text, 12, salt)))
+        text.append(sampler.draw(row_after(text, 12, salt)))
     return text[len(prompt) :]
 
 
@@ -141,9 +142,9 @@ def test_first_law(
 
 def test_a_good_draft_is_always_accepted_and_a_bad_one_never() -> None:
     shape, greedy = TreeShape(nodes=5, depth=4, width=1), GenerationConfig()
-    assert run(fakes.good, shape, greedy, 41)[1] == [4] * 8
-    assert run(fakes.never, shape, greedy, 41)[1] == [0] * 40
-    lengths = run(fakes.sometimes, TreeShape(nodes=16, depth=4, width=3), greedy, 200)[1]
+    assert run(good, shape, greedy, 41)[1] == [4] * 8
+    assert run(never, shape, greedy, 41)[1] == [0] * 40
+    lengths = run(sometimes, TreeShape(nodes=16, depth=4, width=3), greedy, 200)[1]
     assert min(lengths) == 0
     assert max(lengths) > 0
 
@@ -183,7 +184,7 @@ def always_accept_the_runner_up(
 
 
 @pytest.mark.parametrize("mutant", [take_the_draft_unseen, always_accept_the_runner_up])
-@pytest.mark.parametrize("make_draft", [fakes.good, fakes.sometimes])
+@pytest.mark.parametrize("make_draft", [good, sometimes])
 def test_the_first_law_test_notices_a_broken_accept(
     mutant: Callable[..., Accepted], make_draft: Callable[[FakeTarget], FakeDraft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +198,7 @@ def plain_until(config: GenerationConfig, prompt: list[int], count: int) -> tupl
     sampler, text = Sampler(config, prompt, 12), list(prompt)
     while len(text) - len(prompt) < count and not (len(text) > len(prompt) and text[-1] in config.eos_token_id):
         try:
-            text.append(sampler.draw(fakes.row(text, 12)))
+            text.append(sampler.draw(row_after(text, 12)))
         except NothingAllowedError:
             return text[len(prompt) :], True
     return text[len(prompt) :], False
@@ -233,7 +234,7 @@ def test_trees_have_no_siblings_where_they_reach_beyond_the_window(window: int, 
             trees.append((step.sequence.length, step.tree))
 
     target.watch = watch
-    reader, _ = decode(target, fakes.good, shape, GenerationConfig(), 40)
+    reader, _ = decode(target, good, shape, GenerationConfig(), 40)
     assert reader.tokens == plain(GenerationConfig(), 40)
     beyond = [tree for past, tree in trees if past + len(tree) > window]
     assert all(tree.is_chain() for tree in beyond)

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import fakes
 import pytest
-from fake_pipeline import FakePipeline, LetterTokenizer
-from fakes import FakeGraph, FakeTarget
+from fakes.costs import FREE
+from fakes.guesses import FakeGraph, best
+from fakes.pipeline import FakePipeline, LetterTokenizer
+from fakes.target import FakeTarget
 
 from dovetail.runtime.decoding.generation import Chunk
 from dovetail.runtime.decoding.stream import Stream
@@ -34,8 +35,8 @@ class Streams:
 
     def __init__(self) -> None:
         self.target = FakeTarget()
-        self.graph = FakeGraph(fakes.best(self.target))
-        self.pipe = FakePipeline(self.target, graph=self.graph, costs=fakes.FREE)
+        self.graph = FakeGraph(best(self.target))
+        self.pipe = FakePipeline(self.target, graph=self.graph, costs=FREE)
 
     def stream(self, seed: int = 5, **controls: Any) -> Stream:
         config = CONFIG.with_changes(seed=seed, **controls)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from drafted_texts import BUDGET, DraftedText, ExportedDrafts, agreed_depth, obvious_tree, scores_of, text_of
 from onnx import numpy_helper
+from texts.drafted_texts import BUDGET, DraftedText, ExportedDrafts, agreed_depth, obvious_tree, scores_of, text_of
 
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, loads

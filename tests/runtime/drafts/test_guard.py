@@ -8,8 +8,8 @@ import logging
 from typing import Any
 
 import pytest
-from fake_drafts import FakeDraft, FakeGraph, FakeGrowth, Guess, Texts, knows
-from numpy_target import NumpyTarget
+from fakes.drafts import FakeDraft, FakeGraph, FakeGrowth, Guess, Texts, knows
+from oracles.numpy_target import NumpyTarget
 
 from dovetail.runtime.drafts.base import Foresight, TreeGrowth, blind
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drafted_texts import BUDGET, DraftedText, ExportedDrafts, agreed_depth, scores_of, text_of
+from texts.drafted_texts import BUDGET, DraftedText, ExportedDrafts, agreed_depth, scores_of, text_of
 
 from dovetail.runtime.drafts.base import Draft
 from dovetail.runtime.drafts.graph_contract import Children, DraftCall, DraftGraph

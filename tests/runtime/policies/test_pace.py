@@ -9,10 +9,10 @@ import itertools
 import logging
 
 import pytest
-from decoding_text import Text, rounds
-from fake_drafts import FakeDraft, Guess
+from fakes.drafts import FakeDraft, Guess
 from hypothesis import given
 from hypothesis import strategies as st
+from texts.decoding_text import Text, rounds
 
 from dovetail.runtime.decoding.drafting import DraftedTree
 from dovetail.runtime.policies.base import OWN_ESTIMATES, Policy, PolicyKind

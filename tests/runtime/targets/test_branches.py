@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_trees import path_to_root, trees
+from traces.random_trees import path_to_root, trees
 
 from dovetail.runtime.artifact.manifest import TARGET_MODEL
 from dovetail.runtime.artifact.opening import open_artifact

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy_target import NumpyTarget
-from random_trees import path_to_root
+from oracles.numpy_target import NumpyTarget
+from traces.random_trees import path_to_root
 
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TargetInfo
 from dovetail.runtime.artifact.opening import open_artifact

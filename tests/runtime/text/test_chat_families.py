@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chat_families
 import pytest
-from chat_families import FAMILIES, TEXTS, Family, conversations, open_chat
+from models import chat_families
+from models.chat_families import FAMILIES, TEXTS, Family, conversations, open_chat
 from tokenizers import Tokenizer as NativeTokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -76,11 +76,11 @@ def test_control_tokens_that_people_wrote_are_text_and_change_nothing_around_the
 
 
 def test_the_process_changes_nothing(tmp_path: Path) -> None:
-    program, outputs = chat_families.__file__, []
+    outputs, path = [], os.pathsep.join(sys.path)  # with the folder of its imports
     for seed in ("0", "1", "2"):
         done = subprocess.run(
-            [sys.executable, program, tmp_path / seed],
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            [sys.executable, "-m", chat_families.__name__, tmp_path / seed],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
             capture_output=True,
             text=True,
             check=True,

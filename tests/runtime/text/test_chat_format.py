@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_families import FAMILIES, QWEN_3, Family, open_chat
-from plain_artifact import write_artifact
-from tokenizer_files import byte_level
+from models.chat_families import FAMILIES, QWEN_3, Family, open_chat
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import byte_level
 from tokenizers import Tokenizer as NativeTokenizer
 from transformers import PreTrainedTokenizerFast
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_artifact import write_artifact
-from tokenizer_files import ATTACKS, KINDS, SPECIALS, TEXTS, byte_fallback, byte_level, unigram
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import ATTACKS, KINDS, SPECIALS, TEXTS, byte_fallback, byte_level, unigram
 from tokenizers import Tokenizer as NativeTokenizer
 from tokenizers import pre_tokenizers
 

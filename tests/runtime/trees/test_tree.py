@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from random_trees import path_to_root, trees
+from traces.random_trees import path_to_root, trees
 
 from dovetail.runtime.trees.tree import CandidateTree, Tree
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
 import gguf
 import numpy as np
 import openvino as ov
 import pytest
 import torch
+from models import families
 
 from dovetail.export.convert.optimum_export import export_target
 from dovetail.export.convert.torch_model import load_torch, target_features

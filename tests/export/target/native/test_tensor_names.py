@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import families
 import numpy as np
 import pytest
 import torch
 import transformers
+from models import families
 
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.tensors import StoredTensor

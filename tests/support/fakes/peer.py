@@ -1,4 +1,4 @@
-"""A benchmark's child that makes no text but plays a part: python fake_peer.py JSON.
+"""A benchmark's child that makes no text but plays a part: python peer.py JSON.
 
 The JSON may hold `tokens` (a list that repeats), `round` (tokens a delivery), `round_ms`, `draft_ms` and `verify_ms` (a
 round), `margin`, `log` (a file that every run is noted in), and what goes wrong: `refuse` (load fails with this line),

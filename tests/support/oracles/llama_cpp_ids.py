@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from texts.varied_lines import varied_lines
 from tokenizers import Tokenizer
-from varied_lines import varied_lines
 
 from dovetail.export.sources.gguf_format import read_gguf_file
 from dovetail.export.sources.gguf_metadata import Metadata

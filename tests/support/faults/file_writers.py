@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plain_artifact import write_artifact
+from models.plain_artifact import write_artifact
 
 from dovetail.export.artifact.atomic_file import replacing
 from dovetail.export.artifact.atomic_folder import appearing

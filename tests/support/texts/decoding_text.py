@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from fake_drafts import FakeDraft, FakeGraph
+from fakes.drafts import FakeDraft, FakeGraph
 
 from dovetail.runtime.decoding.drafting import DraftedTree, draft_trees
 from dovetail.runtime.decoding.round_planner import RoundPlanner

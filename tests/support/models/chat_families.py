@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from plain_artifact import write_artifact
-from tokenizer_files import byte_fallback, byte_level, gemma_like
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import byte_fallback, byte_level, gemma_like
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as NativeTokenizer
 

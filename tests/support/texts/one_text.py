@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fakes import FREE
+from fakes.costs import FREE
 
 from dovetail.runtime.decoding.engine import Engine, Update
 from dovetail.runtime.decoding.round_planner import RoundPlanner

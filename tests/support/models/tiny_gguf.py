@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import families
 import gguf
 import numpy as np
+from models import families
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 

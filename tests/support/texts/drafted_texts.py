@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from draft_kinds import random_draft
-from torch_drafts import weights_of
+from models.draft_kinds import random_draft
+from oracles.torch_drafts import weights_of
 
 from dovetail.export.draft.onnx_graph import draft_info, export_draft
 from dovetail.export.training.draft_model import DraftModel

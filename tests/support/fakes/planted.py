@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import fakes
 import numpy as np
 import pytest
+from fakes.target import D, FakeTarget, row_after
 
 from dovetail.calibration.measure.pair import DraftReader, EngineRounds, Run, Text
 from dovetail.runtime.artifact.manifest import DraftInfo
@@ -60,7 +60,7 @@ def use_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", clock.sleep)
 
 
-class SlowTarget(fakes.FakeTarget):
+class SlowTarget(FakeTarget):
     """`pass_ms(rows)` for every pass, however many texts share it, and `switch_ms` if the last had other rows."""
 
     def __init__(self, pass_ms: Callable[[int], float], switch_ms: float = 0.0) -> None:
@@ -82,7 +82,7 @@ class PlantedGraph:
     bytes_in = bytes_out = 0
 
     def __init__(self, pair: PlantedPair) -> None:
-        self.info = DraftInfo("lm", fakes.D, VOCAB, 1, 1, 1, pair.width, 1, "float32")
+        self.info = DraftInfo("lm", D, VOCAB, 1, 1, 1, pair.width, 1, "float32")
         self.pool = RowPool(1 << 16)
         self.native_s = 0.0
         self._pair = pair
@@ -136,7 +136,7 @@ class PlantedPair:
         rng = np.random.default_rng([5, *path[-3:]])
         chance = CONFIDENT if rng.random() < 0.6 else UNSURE
         others = rng.permutation(VOCAB).tolist()
-        best = int(fakes.row(path, VOCAB).argmax())
+        best = int(row_after(path, VOCAB).argmax())
         others.remove(best)
         tokens = [best, *others] if rng.random() < self.skill * chance else [*others[:3], best]
         rest = [(1 - chance) * 0.6**rank * 0.4 for rank in range(self.width)]
@@ -153,8 +153,8 @@ class PlantedPair:
                 Sampler(GenerationConfig(temperature=temperature, seed=seed), prompt, VOCAB) for _ in range(2)
             )
             for _ in range(new_tokens):
-                text.append(sampler.draw(fakes.row(text, VOCAB)))
-            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, fakes.D), np.float32), len(prompt), fresh)
+                text.append(sampler.draw(row_after(text, VOCAB)))
+            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, D), np.float32), len(prompt), fresh)
 
     def reader(self) -> DraftReader:
         graph = PlantedGraph(self)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import write_draft
+from models.tiny_llama import write_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.convert.torch_model import body_and_head, load_torch
