@@ -8,9 +8,13 @@ from typing import Any
 
 from dovetail.calibration.bench.runners import REFERENCE, Runner
 from dovetail.calibration.bench.schedule import Measured, Sample, Task
-from dovetail.calibration.bench.workload import GROWTH
+from dovetail.calibration.bench.workload import ALL, GROWTH, MEAN
+from dovetail.runtime.evaluation.repetition import repeated_share
 
-ALL = "all"
+_MEANS = (
+    *("tokens_per_second", "ms_per_token", "ttft_ms", "speedup_over_fastest_plain", "accept_length_mean"),
+    "repeated_8grams",
+)
 
 
 def ms_per_token(sample: Sample) -> float | None:
@@ -40,7 +44,8 @@ def figures(
     """The keys `runners`, `cells`, `growth`, `fastest_plain` and `speedup_over_fastest_plain` of the report's document.
 
     A runner's own figures are over all prompts at the first temperature; `cells` has them for every temperature and
-    category. `missing` says why runners were left out before anything was loaded.
+    category, over all prompts, and as the mean over the categories, which counts each alike. `missing` says why runners
+    were left out before anything was loaded.
     """
     tasks = measured.tasks
     temperatures = list(dict.fromkeys(task.temperature for task in tasks if task.prompt.category != GROWTH))
@@ -74,8 +79,10 @@ def figures(
                             **_speed(samples),
                             "speedup_over_fastest_plain": _ratio(against, samples),
                             **_acceptance(runner, samples),
+                            "repeated_8grams": repeated_share([sample.token_ids for sample in samples]),
                         }
                     )
+    cells += _means(cells)
     own = {cell["runner"]: cell for cell in cells if cell["temperature"] == main and cell["category"] == ALL}
     rows = []
     for runner in runners:
@@ -114,6 +121,22 @@ def figures(
         "fastest_plain": fastest.get(main),
         "speedup_over_fastest_plain": dovetail.get("speedup_over_fastest_plain"),
     }
+
+
+def _means(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A cell per temperature and runner: the means over the categories, where every category has the figure."""
+    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["category"] != ALL:
+            groups.setdefault((cell["temperature"], cell["runner"]), []).append(cell)
+    means = []
+    for (temperature, runner), own in groups.items():
+        mean: dict[str, Any] = {"temperature": temperature, "category": MEAN, "runner": runner}
+        for name in _MEANS:
+            values = [cell[name] for cell in own]
+            mean[name] = None if None in values else statistics.fmean(values)
+        means.append(mean)
+    return means
 
 
 def _fastest_plain(runners: Sequence[Runner], samples_of: Callable[[str], list[Sample]]) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from dovetail.calibration.bench.markdown import DASH
-from dovetail.calibration.bench.runner_process import Child, RunnerError
+from dovetail.calibration.bench.runner_process import RunnerError, loaded_child
 from dovetail.calibration.bench.workload import cut
 
 QUESTION_TOKENS, LONG_TOKENS, TOGETHER = 150, 400, 8
@@ -91,12 +91,7 @@ class ChildWriter:
 
     def __init__(self, command: Sequence[str], load: dict[str, Any], timeout_s: float) -> None:
         """Raises `RunnerError`."""
-        self._child = Child(command, timeout_s)
-        try:
-            self._child.ask("load", **load)
-        except RunnerError:
-            self._child.close()
-            raise
+        self._child = loaded_child(command, load, timeout_s)
 
     def write(self, way: str, texts: Sequence[Text], controls: dict[str, Any], tokens: int, seed: int) -> Written:
         """See `Writer`."""

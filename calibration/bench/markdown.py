@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from dovetail.calibration.bench.workload import ALL, MEAN
 from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import run
@@ -23,11 +24,14 @@ _HEAD = """# Performance
 Written by `dovetail bench` from its JSON; not by hand. How to read it:
 
 - Every runner is a process of its own and does the same work: token ids in, so many token ids out, ends of text
-  ignored. All are loaded before the first text and take turns at every prompt, their order turned by one each time;
-  nothing else of the benchmark runs meanwhile. Each warms up on one text that is not counted.
+  ignored. To a question they are as many as plain decoding's greedy answer has. All are loaded before the first text
+  and take turns at every prompt, their order turned by one each time; nothing else of the benchmark runs meanwhile.
+  Each warms up on one text that is not counted.
 - **tokens/s** and **ms a token** count the tokens behind the first delivery; reading the prompt is in **first token**.
   Medians over prompts. **Over fastest plain** is the median over prompts of the time per token of the fastest plain
   decoding of *any* engine over this runner's, on the same prompt.
+- **Mean of categories** counts each category alike, however many prompts it has. **Repeated** 8-grams of tokens had
+  occurred before in the same answer: a text that loops is easy to draft.
 - **Accept length**: accepted drafted tokens a round; the bonus token is not counted.
 - **Draft, verify, host**: milliseconds of a mean round in the draft, in the target's engine, and in neither; a draft's
   reading of the prompt is in its time.
@@ -82,7 +86,7 @@ def _section(document: dict[str, Any]) -> str:
         f"- Versions: {', '.join(f'{name} {version}' for name, version in _versions(document).items())}.",
         "- Prompts: "
         + ", ".join(f"{len(sizes)} {kind} ({min(sizes)} to {max(sizes)} tokens)" for kind, sizes in kinds.items())
-        + f"; {work['max_new_tokens']} tokens each, {work['repeats']} time(s), seed {document['seed']}.",
+        + f"; {_lengths(work)}, {work['repeats']} time(s), seed {document['seed']}.",
         *_grouped(work["groups"]),
         "",
         f"All prompts, temperature {available[0]['temperature']:g}:",
@@ -94,7 +98,6 @@ def _section(document: dict[str, Any]) -> str:
         "",
         f"The fastest plain decoding here is {document['fastest_plain'] or DASH}.",
         "",
-        *_by_category(document),
         *_table(
             ["runner", "peak MB", "load s", "import s", "same tokens", "settings"],
             [_cost_row(row) for row in available],
@@ -103,10 +106,20 @@ def _section(document: dict[str, Any]) -> str:
         *_divergences(available),
         *_histograms(available),
         *_growth(document["growth"]),
+        *_by_category(document),
         *[f"- {row['name']}: left out, {row['reason']}." for row in document["runners"] if not row["available"]],
         "",
     ]
     return "\n".join(parts)
+
+
+def _lengths(work: dict[str, Any]) -> str:
+    if all(prompt["answer_tokens"] is None for prompt in work["prompts"]):
+        return f"{work['max_new_tokens']} tokens each"
+    return (
+        f"up to {work['max_new_tokens']} tokens each, ended where plain decoding's greedy answer ends, which is also "
+        "the history of a next turn"
+    )
 
 
 def _versions(document: dict[str, Any]) -> dict[str, str]:
@@ -126,7 +139,7 @@ def _grouped(groups: list[list[str]]) -> list[str]:
     ]
 
 
-_WORDS = ("runner", "weights", "settings")  # columns of text; the others are figures
+_WORDS = ("runner", "weights", "settings", "category")  # columns of text; the others are figures
 _LONGEST = 8
 
 
@@ -171,32 +184,52 @@ def _cost_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _by_category(document: dict[str, Any]) -> list[str]:
-    """tokens/s, speed-up and accept length by temperature and category."""
+def by_category(document: dict[str, Any]) -> dict[float, list[list[str]]]:
+    """A table for every temperature, where there is more than one row in all: a head, then a row a category, their
+    mean, and all prompts.
+    """
     cells = {(cell["temperature"], cell["category"], cell["runner"]): cell for cell in document["cells"]}
-    kinds = list(dict.fromkeys((temperature, category) for temperature, category, _ in cells))
-    if len(kinds) < 2:
-        return []
-    rows = []
-    for runner in dict.fromkeys(name for _, _, name in cells):
-        row = [runner]
-        for kind in kinds:
-            cell = cells.get((*kind, runner))
-            if cell is None:
-                row.append(DASH)
-                continue
-            length = "" if cell["accept_length_mean"] is None else f", {cell['accept_length_mean']:.2f}"
-            row.append(
-                f"{number(cell['tokens_per_second'], 1)} ({number(cell['speedup_over_fastest_plain'], 2)}){length}"
-            )
-        rows.append(row)
-    titles = [f"T = {temperature:g}, {category}" for temperature, category in kinds]
-    return [
-        "tokens/s (times the fastest plain at that temperature), accept length:",
-        "",
-        *_table(["runner", *titles], rows),
-        "",
-    ]
+    runners = list(dict.fromkeys(runner for _, _, runner in cells))
+    names = list(dict.fromkeys(category for _, category, _ in cells))
+    rows = {name: name for name in names if name not in (MEAN, ALL)}
+    rows |= {name: title for name, title in ((MEAN, "mean of categories"), (ALL, "all prompts")) if name in names}
+    temperatures = list(dict.fromkeys(temperature for temperature, _, _ in cells))
+    if len(rows) * len(temperatures) < 2:
+        return {}
+    return {
+        temperature: [
+            ["category", *runners],
+            *(
+                [title, *(_cell(cells.get((temperature, name, runner))) for runner in runners)]
+                for name, title in rows.items()
+            ),
+        ]
+        for temperature in temperatures
+    }
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    """Tokens/s (times the fastest plain runner) accept length, share of repeated 8-grams."""
+    if cell is None:
+        return DASH
+    length = "" if cell["accept_length_mean"] is None else f" {cell['accept_length_mean']:.2f}"
+    speed = f"{number(cell['tokens_per_second'], 1)} ({number(cell['speedup_over_fastest_plain'], 2)})"
+    return f"{speed}{length}, {cell['repeated_8grams']:.0%}"
+
+
+def category_title(temperature: float) -> str:
+    """What stands above a table of `by_category`."""
+    return (
+        f"T = {temperature:g}, by category: tokens/s (times the fastest plain runner), accept length, share of the "
+        "answers' 8-grams that are repeated"
+    )
+
+
+def _by_category(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for temperature, (head, *rows) in by_category(document).items():
+        lines += [f"{category_title(temperature)}:", "", *_table(head, rows), ""]
+    return lines
 
 
 def _divergences(available: list[dict[str, Any]]) -> list[str]:

@@ -103,6 +103,17 @@ class Child:
         return f"{ending}: {last_words[-1].strip()[:200]}" if last_words else ending
 
 
+def loaded_child(command: Sequence[str], load: dict[str, Any], timeout_s: float) -> Child:
+    """A child that has loaded what it was asked to. Raises `RunnerError`."""
+    child = Child(command, timeout_s)
+    try:
+        child.ask("load", **load)
+    except RunnerError:
+        child.close()
+        raise
+    return child
+
+
 def own_command(words: Sequence[str], timeout_s: float | None = None) -> None:
     """Run a program of ours to its end, for what needs torch. Raises `RunnerError` with its last line."""
     try:

@@ -70,13 +70,14 @@ def make_tasks(
     repeats: int,
     seed: int,
 ) -> list[Task]:
-    """Every prompt at every temperature, all of it `repeats` times; growth is greedy. Prompt i is sampled with
-    `seed` + i.
+    """Every prompt at every temperature, all of it `repeats` times; growth is greedy. A text is as long as its prompt
+    says, or else `max_new_tokens`. Prompt i is sampled with `seed` + i.
     """
     tasks = []
     for repeat in range(repeats):
         for i, prompt in enumerate(prompts):
-            tasks += [Task(prompt, max_new_tokens, temperature, seed + i, repeat) for temperature in temperatures]
+            tokens = prompt.num_tokens or max_new_tokens
+            tasks += [Task(prompt, tokens, temperature, seed + i, repeat) for temperature in temperatures]
         tasks += [Task(prompt, min(GROWTH_TOKENS, max_new_tokens), 0.0, seed, repeat) for prompt in growth]
     return tasks
 

@@ -10,13 +10,13 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from dovetail.calibration.bench.markdown import DASH, like_sentence, number
+from dovetail.calibration.bench.markdown import DASH, by_category, category_title, like_sentence, number
 
 _WIDTH = 160  # off a terminal
 
 
 def print_tables(document: dict[str, Any]) -> None:
-    """What the runners did, then speed by temperature and category, then growth."""
+    """What the runners did, then growth, then a row a category."""
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     model, machine = document["model"], document["machine"]
     console.print(
@@ -40,10 +40,10 @@ def print_tables(document: dict[str, Any]) -> None:
                 f"{row['name']}: {row['texts_departed']} of {row['texts_compared']} greedy texts depart from plain's, "
                 f"first at token {first['position']} of {first['prompt']}, where its two best logits are {margin} apart"
             )
-    if len({cell["category"] for cell in document["cells"]}) > 1 or len(document["workload"]["temperatures"]) > 1:
-        console.print(_cells(document))
     if document["growth"]:
         console.print(_growth(document))
+    for temperature, rows in by_category(document).items():
+        console.print(_by_category(category_title(temperature), rows))
 
 
 _Column = tuple[str, str, Callable[[Any], str]]
@@ -79,23 +79,13 @@ def _runners(document: dict[str, Any], title: str, columns: list[_Column]) -> Ta
     return table
 
 
-def _cells(document: dict[str, Any]) -> Table:
-    table = Table(title="tokens/s (times the fastest plain), accept length", box=rich.box.SIMPLE, title_justify="left")
-    cells = {(cell["temperature"], cell["category"], cell["runner"]): cell for cell in document["cells"]}
-    kinds = list(dict.fromkeys((temperature, category) for temperature, category, _ in cells))
-    table.add_column("runner", no_wrap=True)
-    for temperature, category in kinds:
-        table.add_column(f"T={temperature:g} {category}", justify="right")
-    for runner in dict.fromkeys(name for _, _, name in cells):
-        table.add_row(runner, *(_cell(cells.get((*kind, runner))) for kind in kinds))
+def _by_category(title: str, rows: list[list[str]]) -> Table:
+    table = Table(title=title, box=rich.box.SIMPLE, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == rows[0][0] else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
-
-
-def _cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return DASH
-    text = f"{number(cell['tokens_per_second'], 1)} ({number(cell['speedup_over_fastest_plain'], 2)})"
-    return text if cell["accept_length_mean"] is None else f"{text}, {cell['accept_length_mean']:.2f}"
 
 
 def _growth(document: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""What a benchmark asks: held-out code to complete, to copy-edit and to continue, or the questions of a user's file."""
+"""What a benchmark asks where it is given no questions: held-out code to complete, to copy-edit and to continue."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import ast
 import dataclasses
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from dovetail.runtime.batch.question_file import read_questions
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.evaluation.standard_library import held_out_files, path_hash
 
-COMPLETE, EDIT, LONG, GROWTH = "complete", "copy-edit", "long file", "growth"
+COMPLETE, EDIT, LONG = "complete", "copy-edit", "long file"
+GROWTH = "growing context"
+ALL, MEAN = "all", "mean"
+OWN_NAMES = (ALL, MEAN, GROWTH)
+"""Names that stand where a category's does, and are none."""
 LONG_TOKENS = 1500
 GROWTH_CONTEXTS = (200, 500, 1000, 1500, 2000)
 _FUNCTION_CHARACTERS = range(300, 2400)
 
 Encode = Callable[[str], list[int]]
-Encoders = Callable[[str, bool], list[int]]
-"""(text, whether a person says it to an assistant) -> token ids."""
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids to continue. `category` is what kind of use it stands for, `source` where it comes from."""
+    """Token ids to continue. `category` is what kind of use it stands for, `source` where it comes from, `num_tokens`
+    how long its text is, where that is known.
+    """
 
     category: str
     source: str
     ids: list[int]
+    num_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,11 +65,11 @@ def standard_prompts(encode: Encode, sizes: Sizes, room: int) -> list[Prompt]:
             "expected the held-out files of Python's standard library, got none; install its sources or give `prompts`"
         )
     prompts = []
-    for name, node, source in _spread(functions, sizes.complete):
+    for name, node, source in spread(functions, sizes.complete):
         prompts.append(Prompt(COMPLETE, name, cut(encode(_head(node, source)), room)))
-    for name, node, source in _spread(functions[1:], sizes.edit):  # one further, so that none serves twice by chance
+    for name, node, source in spread(functions[1:], sizes.edit):  # one further, so that none serves twice by chance
         prompts.append(Prompt(EDIT, name, cut(encode(_copy_edit(node, source)), room)))
-    for name, text in _spread(long_files, sizes.long):
+    for name, text in spread(long_files, sizes.long):
         prompts.append(Prompt(LONG, name, cut(encode(text)[:LONG_TOKENS], room)))
     return prompts
 
@@ -81,19 +85,9 @@ def growth_prompts(encode: Encode, room: int) -> list[Prompt]:
     ]
 
 
-def file_prompts(path: Path, encode: Encoders, count: int | None, room: int) -> list[Prompt]:
-    """The questions of a file, the first turn of each; `count` of them, evenly spread. Each is cut at its front to
-    `room` tokens. Raises `UserError` naming the line that is something else.
-    """
-    return [
-        Prompt(one.category or one.layout, f"{path.name}:{one.number}", cut(encode(one.turns[0], one.is_said), room))
-        for one in _spread(read_questions(path), count)
-    ]
-
-
-def _spread(items: Sequence[Any], count: int | None) -> Sequence[Any]:
-    """`count` of them, evenly spread; all if there are fewer, or none is asked for."""
-    count = min(count or len(items), len(items))
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of them, evenly spread; all if there are fewer."""
+    count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 

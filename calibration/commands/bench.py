@@ -23,9 +23,11 @@ from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import in_flags, notice, print_json
 
 if TYPE_CHECKING:
+    from dovetail.calibration.bench.runner_process import Child
     from dovetail.calibration.bench.runners import Models, Runner
     from dovetail.calibration.bench.schedule import Task
     from dovetail.calibration.bench.workload import Prompt
+    from dovetail.runtime.hardware.machine import Machine
 
 FORMAT_VERSION = 1
 _TOKENS, _QUICK_TOKENS = 96, 32
@@ -36,13 +38,13 @@ _PATH = click.Path(path_type=Path)
 @click.argument("artifact", type=_PATH)
 @click.option("--checkpoint", type=_PATH, help="The target's torch checkpoint: for llama.cpp and transformers.")
 @click.option("--assistant", type=_PATH, help="A small model's checkpoint, same tokenizer: the peers' draft.")
-@click.option("--prompts", type=_PATH, help="JSON lines: MT-bench, HumanEval, GSM8K, Alpaca, or a prompt each.")
+@click.option("--prompts", type=_PATH, help="Questions, as batch reads them: MT-bench, GSM8K, Alpaca, ...; all turns.")
 @click.option(
-    "--num-prompts", type=click.IntRange(1), help="Take so many of them, evenly spread.  [default: all; lossless: 16]"
+    "--num-prompts", type=click.IntRange(1), help="So many of them, evenly by category.  [default: all; lossless: 16]"
 )
 @click.option("--runners", help="Names with commas between them.  [default: all]")
 @click.option(
-    "-n", "--max-new-tokens", type=click.IntRange(2), help="Tokens of every text.  [default: 96; quick, lossless: 32]"
+    "-n", "--max-new-tokens", type=click.IntRange(2), help="Most tokens of a text.  [default: 96; quick, lossless: 32]"
 )
 @click.option("--temperature", type=float, multiple=True, help="0 decodes greedily; repeatable.  [default: 0 and 1]")
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Times the whole is done.")
@@ -88,7 +90,7 @@ def bench(
 
     Every runner is a process of its own; one that lacks something, or dies, is named and left out.
     """
-    from dovetail.calibration.bench.runners import Models, chosen_runners
+    from dovetail.calibration.bench.runners import REFERENCE, RUNNERS, Models, chosen_runners
 
     if lossless:
         check_flags(click.get_current_context())
@@ -104,9 +106,9 @@ def bench(
 
     from dovetail.calibration.bench.bandwidth import measure_bandwidth
     from dovetail.calibration.bench.figures import figures
-    from dovetail.calibration.bench.machine import describe_machine
+    from dovetail.calibration.bench.runner_process import loaded_child
     from dovetail.calibration.bench.schedule import make_tasks, measure
-    from dovetail.calibration.bench.table import print_tables
+    from dovetail.calibration.commands.prompts import asked_prompts, growing_prompts
     from dovetail.runtime.hardware.machine import this_machine
     from dovetail.runtime.hardware.threads import default_threads
 
@@ -114,24 +116,29 @@ def bench(
     config = config.with_changes(threads=threads, ctx_size=opened.manifest.target.context_length)
     if lossless:
         tokens = _checked_tokens(max_new_tokens or TOKENS, models)
-        asked, _ = _prompts(models, prompts, num_prompts or (TEXTS if prompts else None), quick, False, tokens)
+        asked = asked_prompts(
+            opened, prompts, num_prompts or (TEXTS if prompts else None), is_quick=quick, tokens=tokens
+        )
         questions = [prompt.ids for prompt in asked]
         output = Output(report, as_json)
         run_lossless(models, questions, config, output, tokens=tokens, seed=seed, timeout_s=timeout)
         return
     tokens = _checked_tokens(max_new_tokens or (_QUICK_TOKENS if quick else _TOKENS), models)
     groups, missing = _grouped(models, chosen)
-    asked, growing = _prompts(models, prompts, num_prompts, quick, growth, tokens)
-    tasks = make_tasks(asked, growing, max_new_tokens=tokens, temperatures=temperatures, repeats=repeats, seed=seed)
-    here = this_machine()
-    machine = describe_machine(here, threads)
-    if machine["load_average"] > machine["logical_cpus"] / 2:
-        notice(f"warning: the machine is busy (load average {machine['load_average']}): figures will be off")
-    bandwidth = measure_bandwidth(threads)
-    notice(f"memory is read at {bandwidth.gb_per_s:.1f} GB/s by {threads} threads ({bandwidth.kernel})")
 
     def load_options(runner: Runner) -> dict[str, Any]:
         return models.load_options(runner, config)
+
+    def open_plain() -> Child:
+        return loaded_child(RUNNERS[REFERENCE].command, load_options(RUNNERS[REFERENCE]), timeout)
+
+    asked = asked_prompts(opened, prompts, num_prompts, is_quick=quick, tokens=tokens, open_plain=open_plain)
+    growing = growing_prompts(opened, tokens) if growth else []
+    tasks = make_tasks(asked, growing, max_new_tokens=tokens, temperatures=temperatures, repeats=repeats, seed=seed)
+    here = this_machine()
+    machine = _described(here, threads)
+    bandwidth = measure_bandwidth(threads)
+    notice(f"memory is read at {bandwidth.gb_per_s:.1f} GB/s by {threads} threads ({bandwidth.kernel})")
 
     with _progress(groups, tasks) as advance:
         measured = measure(groups, tasks, load_options, timeout_s=timeout, advance=advance)
@@ -150,24 +157,33 @@ def bench(
             "temperatures": temperatures,
             "repeats": repeats,
             "groups": measured.groups,
-            "prompts": [
-                {"category": prompt.category, "source": prompt.source, "tokens": len(prompt.ids)} for prompt in asked
-            ],
+            "prompts": [_about_prompt(prompt) for prompt in asked],
         },
         "read_bandwidth_gb_per_s": bandwidth.gb_per_s,
         "read_bandwidth": dataclasses.asdict(bandwidth),
         **figures(chosen, measured, missing, read_bandwidth_gb_per_s=bandwidth.gb_per_s),
     }
+    _tell(document, as_json, plots, report)
+
+
+def _described(here: Machine, threads: int) -> dict[str, Any]:
+    from dovetail.calibration.bench.machine import describe_machine
+
+    machine = describe_machine(here, threads)
+    if machine["load_average"] > machine["logical_cpus"] / 2:
+        notice(f"warning: the machine is busy (load average {machine['load_average']}): figures will be off")
+    return machine
+
+
+def _tell(document: dict[str, Any], as_json: bool, plots: Path | None, report: Path | None) -> None:
+    """Print the document, then write files of it: where they can't be written, all else is there."""
+    from dovetail.calibration.bench.markdown import markdown
+    from dovetail.calibration.bench.plots import write_plots
+    from dovetail.calibration.bench.table import print_tables
+
     print_tables(document)
     if as_json:
         print_json(document)
-    _write(document, plots, report)  # last: where it can't be written, all else is there
-
-
-def _write(document: dict[str, Any], plots: Path | None, report: Path | None) -> None:
-    from dovetail.calibration.bench.markdown import markdown
-    from dovetail.calibration.bench.plots import write_plots
-
     if plots is not None:
         for path in write_plots(document, plots):
             notice(f"wrote {path}")
@@ -226,41 +242,14 @@ def _cache_folder() -> Path:
     return user_cache_path("dovetail") / "bench"
 
 
-def _prompts(
-    models: Models,
-    file: Path | None,
-    num_prompts: int | None,
-    quick: bool,
-    growth: bool,
-    tokens: int,
-) -> tuple[list[Prompt], list[Prompt]]:
-    """(what is asked, contexts of growing length)."""
-    from dovetail.calibration.bench.schedule import GROWTH_TOKENS
-    from dovetail.calibration.bench.workload import QUICK, Sizes, file_prompts, growth_prompts, standard_prompts
-    from dovetail.runtime.artifact.manifest import CHAT_TEMPLATE
-    from dovetail.runtime.text.chat_format import ChatFormat
-    from dovetail.runtime.text.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(models.artifact)
-    context = models.artifact.manifest.target.context_length
-    growing = growth_prompts(tokenizer.encode, context - min(tokens, GROWTH_TOKENS)) if growth else []
-    room = context - tokens
-    if file is None:
-        if num_prompts is not None:
-            raise UserError("--num-prompts: expected it with --prompts, got it alone; drop it, or use --quick")
-        return standard_prompts(tokenizer.encode, QUICK if quick else Sizes(), room), growing
-    chat = ChatFormat(models.artifact, tokenizer) if models.artifact.has(CHAT_TEMPLATE) else None
-
-    def encode(text: str, is_said: bool) -> list[int]:
-        if chat is None or not is_said:
-            return tokenizer.encode(text)
-        return chat.encode([{"role": "user", "content": text}])
-
-    try:
-        return file_prompts(file, encode, num_prompts or (4 if quick else None), room), growing
-    finally:
-        if chat is not None:
-            chat.close()
+def _about_prompt(prompt: Prompt) -> dict[str, Any]:
+    """`answer_tokens`: those of plain decoding's own answer, where that was asked for."""
+    return {
+        "category": prompt.category,
+        "source": prompt.source,
+        "tokens": len(prompt.ids),
+        "answer_tokens": prompt.num_tokens,
+    }
 
 
 def _about_model(models: Models) -> dict[str, Any]:

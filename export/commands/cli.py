@@ -186,7 +186,9 @@ def draft(
 @dovetail_export.command()
 @click.argument("source", metavar="SRC", type=_PATH)
 @click.option("-o", "--out", required=True, type=_PATH, help="The checkpoint folder to write.")
-@click.option("--like", required=True, metavar="SHAPE", help="llama-68m ... llama-7b, or a folder with config.json.")
+@click.option(
+    "--like", required=True, metavar="SHAPE", help="llama-68m ... llama-7b, smollm2-1.7b, or a folder with config.json."
+)
 @click.option("--draft", type=_PATH, help="The draft folder of SRC, to grow with it.")
 @click.option("--draft-output", "draft_out", type=_PATH, help="The draft folder to write.")
 @click.option(

@@ -8,11 +8,11 @@ from pathlib import Path
 from dovetail.export.training import corpus as corpora
 from dovetail.runtime import load
 from dovetail.runtime.decoding.generation import Generation
+from dovetail.runtime.evaluation.repetition import NGRAM, repeated_share
 from dovetail.runtime.trees.shape import TreeShape
 
 TREE = TreeShape(nodes=12, depth=5, width=4)
 NUM_PROMPTS, PROMPT_CHARACTERS, NEW_TOKENS = 40, 600, 128
-NGRAM = 8
 
 
 def held_out_prompts(count: int, characters: int) -> list[str]:
@@ -20,16 +20,6 @@ def held_out_prompts(count: int, characters: int) -> list[str]:
     texts = corpora.standard_library().held_out.values()
     starts = [text[i : i + characters] for text in texts for i in range(0, len(text) - characters, 2 * characters)]
     return starts[:: max(1, len(starts) // count)][:count]
-
-
-def repeated_share(texts: Sequence[Sequence[int]], size: int = NGRAM) -> float:
-    """The share of n-grams that had occurred before in the same text: what loops, and is easy to draft."""
-    total = repeated = 0
-    for text in texts:
-        grams = [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
-        total += len(grams)
-        repeated += len(grams) - len(set(grams))
-    return repeated / total if total else 0.0
 
 
 def measure_acceptance(artifact: Path) -> dict[str, str]:

@@ -31,12 +31,13 @@ from dovetail.export.inflate.enlarged_weights import CONSTANT_LEVEL, Enlargement
 from dovetail.export.quiet import quiet_torch
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.checkpoint import read_checkpoint
-from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, read_shape
+from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, find_shape, holding, read_shape
 from dovetail.export.target.native.families import read_decoder
 from dovetail.export.training.corpus import held_out_samples
 from dovetail.export.training.draft_model import DraftModel, load_draft, save_draft
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.hardware.cpu import available_memory
+from dovetail.runtime.terminal.console import notice
 from dovetail.runtime.terminal.progress import ProgressLine, stage
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -110,7 +111,8 @@ def inflate(
     force: bool = False,
 ) -> Inflation:
     """Write the checkpoint `source` in the shape `like` (a name in `SHAPES`, or a folder with config.json) to `out`,
-    and its `draft` to `draft_out`.
+    and its `draft` to `draft_out`. A named shape with fewer layers or tokens than the source gets the source's, at the
+    same weights a pass (`holding`); a folder's shape is taken as it is.
 
     With float32 the logits are the source's to float32 rounding, and so they are again when both are compressed to INT8
     (exactly the same 8-bit weights if head_dim is kept); float16 rounds the weights first. Raises `UserError`
@@ -118,6 +120,14 @@ def inflate(
     """
     checkpoint = read_checkpoint(source)
     small, shape = read_shape(source), find_shape(like)
+    name = like if like in SHAPES else Path(like).absolute().name
+    if like in SHAPES and (held := holding(shape, small)) != shape:
+        notice(
+            f"{like} with {held.num_layers} layers for {shape.num_layers}, {held.vocab_size} tokens for "
+            f"{shape.vocab_size} and so {held.intermediate_size} feed-forward units for {shape.intermediate_size}: a "
+            f"pass reads {held.pass_weights() / 1e6:.0f} M weights, {like}'s {shape.pass_weights() / 1e6:.0f} M"
+        )
+        shape, name = held, f"{like} in {held.num_layers} layers"
     enlargement = Enlargement(small, shape, seed)
     config = _config(source, small, shape, dtype)
     draft_config = None if draft is None else _draft_config(draft, checkpoint, config)
@@ -130,7 +140,6 @@ def inflate(
     _check_room(out, small, shape, blocks, DTYPES[dtype])
     model = load_torch(source)
     windows = _windows(source, min(WINDOW, config.max_position_embeddings))
-    name = like if like in SHAPES else Path(like).absolute().name
     with ExitStack() as folders, stage(f"inflating to {name}") as line, torch.no_grad():
         folder = folders.enter_context(appearing(out, force))
         target = _GrownTarget(model, enlargement, config, dtype, windows)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from dovetail.runtime.errors import UserError
 
+_STEP = 32  # of feed-forward sizes: a block of weights that share a scale
 INFLATION_NOTE = "inflation.json"  # beside an inflated checkpoint: what it was made of, its source's shape among it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-    """What the cost of a pass depends on. The LM head is a matrix of its own, not the embedding again."""
+    """What the cost of a pass depends on. The LM head is counted as a matrix of its own, not the embedding again."""
 
     hidden_size: int
     num_layers: int
@@ -56,6 +57,10 @@ class Shape:
         """Of the whole model."""
         return 2 * self.vocab_size * self.hidden_size + self.num_layers * self.layer_parameters() + self.hidden_size
 
+    def pass_weights(self) -> int:
+        """What one pass reads: everything but the embedding, of which it looks up a few rows."""
+        return self.parameters() - self.vocab_size * self.hidden_size
+
     def draft_parameters(self, blocks: int) -> int:
         """Of the trained part of a DGF draft for such a target. Its first block has no input norm, its fusion has one
         norm.
@@ -64,13 +69,15 @@ class Shape:
 
 
 # llama-68m, 160m: the usual assistants in the literature. 1b: TinyLlama. 3b: Llama 3.2 3B with 32,000 tokens.
-# 7b: Llama 1 and 2. 100m and 350m: steps between, of the same proportions.
+# 7b: Llama 1 and 2. 100m and 350m: steps between, of the same proportions. smollm2: the biggest of its family, whose
+# embedding is its LM head, too.
 SHAPES = {
     "llama-68m": Shape(768, 2, 3072, 12, 12, 64, 32000),
     "llama-100m": Shape(768, 8, 2048, 12, 4, 64, 32000),
     "llama-160m": Shape(768, 12, 3072, 12, 12, 64, 32000),
     "llama-350m": Shape(1024, 24, 2816, 16, 8, 64, 32000),
     "llama-1b": Shape(2048, 22, 5632, 32, 4, 64, 32000),
+    "smollm2-1.7b": Shape(2048, 24, 8192, 32, 32, 64, 49152),
     "llama-3b": Shape(3072, 28, 8192, 24, 8, 128, 32000),
     "llama-7b": Shape(4096, 32, 11008, 32, 32, 128, 32000),
 }
@@ -85,6 +92,32 @@ def find_shape(like: str) -> Shape:
             f"expected a shape of {', '.join(SHAPES)} or a folder with config.json, got {like!r}; choose one of them"
         )
     return read_shape(Path(like))
+
+
+def holding(shape: Shape, source: Shape) -> Shape:
+    """`shape`, but with the layers and the vocabulary of a `source` that has more of them, and so much narrower
+    feed-forward parts that a pass still reads as many weights: at most 1 % less.
+
+    A 1.1 B Llama of 22 layers that is to hold SmolLM2's 30 and its 49,152 tokens:
+
+    >>> smollm2 = Shape(576, 30, 1536, 9, 3, 64, 49152)
+    >>> held = holding(SHAPES["llama-1b"], smollm2)
+    >>> held.num_layers, held.intermediate_size, held.vocab_size
+    (30, 3520, 49152)
+    >>> round(held.pass_weights() / SHAPES["llama-1b"].pass_weights(), 3)
+    0.998
+    """
+    num_layers, vocab_size = max(shape.num_layers, source.num_layers), max(shape.vocab_size, source.vocab_size)
+    if (num_layers, vocab_size) == (shape.num_layers, shape.vocab_size):
+        return shape
+    thin = dataclasses.replace(shape, num_layers=num_layers, vocab_size=vocab_size, intermediate_size=_STEP)
+    spare = (shape.pass_weights() - thin.pass_weights()) // (3 * num_layers * shape.hidden_size)
+    if spare < 0:
+        raise UserError(
+            f"expected a shape of at least {thin.pass_weights() / 1e6:.0f} M weights a pass, which {num_layers} layers "
+            f"and {vocab_size} tokens of that width have, got {shape.pass_weights() / 1e6:.0f} M; choose a bigger shape"
+        )
+    return dataclasses.replace(thin, intermediate_size=_STEP + spare // _STEP * _STEP)
 
 
 def read_shape(folder: Path) -> Shape:

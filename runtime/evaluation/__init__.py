@@ -1,1 +1,1 @@
-"""How well a target predicts given text; used by export and calibration."""
+"""How well a target predicts given text, what is held out for that, and how much a text repeats itself."""

@@ -2,7 +2,7 @@
 
     python tests/tools/compare_bytes.py ARTIFACT QUESTIONS.jsonl --texts 40 --new-tokens 64 --temperature 0 0.8
 
-QUESTIONS has a field `turns` or `question` a line (Spec-Bench's layout). Every question is answered by every way before
+QUESTIONS is a file that `dovetail batch` reads. Every question is answered by every way before
 the next one, beginning with another way each time. `together`: all questions at once, eight in a pass.
 """
 
@@ -10,34 +10,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dovetail.runtime import load
+from dovetail.runtime.batch.question_file import read_questions
+from dovetail.runtime.evaluation.repetition import repeated_share
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.trees.shape import TreeShape
 
 
 def questions(path: Path, count: int) -> list[str]:
     """The first questions, spread evenly over the file."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line["turns"][0] if "turns" in line else line["question"] for line in lines]
+    found = [question.turns[0] for question in read_questions(path)]
     return found[:: max(len(found) // count, 1)][:count]
-
-
-def repeated(texts: Sequence[Sequence[int]], size: int = 8) -> float:
-    """The share of n-grams that occurred before in their own text."""
-    again = total = 0
-    for text in texts:
-        grams = Counter(tuple(text[i : i + size]) for i in range(len(text) - size + 1))
-        total += sum(grams.values())
-        again += sum(count - 1 for count in grams.values())
-    return again / max(total, 1)
 
 
 def ways(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -92,7 +81,9 @@ def main() -> None:
                     texts[name].append(answer.token_ids)
                     made[name].append(answer)
             plain = texts[names[0]]
-            print(f"T = {temperature:g}, {len(asked)} texts of {options.new_tokens}, repeated {repeated(plain):.0%}")
+            print(
+                f"T = {temperature:g}, {len(asked)} texts of {options.new_tokens}, repeated {repeated_share(plain):.0%}"
+            )
             for name in alone:
                 equal = sum(a == b for a, b in zip(plain, texts[name], strict=True))
                 rates = [1e3 * (g.completion_tokens - 1) / g.decode_ms for g in made[name]]

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dovetail.export.demo.acceptance import accept_length, held_out_prompts, repeated_share
+from dovetail.export.demo.acceptance import accept_length, held_out_prompts
 from dovetail.runtime import load, pipeline
 from dovetail.runtime.decoding.generation import Generation
 from dovetail.runtime.drafts.graph_contract import DraftGraph
 from dovetail.runtime.drafts.model_draft import ModelDraft
+from dovetail.runtime.evaluation.repetition import repeated_share
 from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s

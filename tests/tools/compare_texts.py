@@ -20,6 +20,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from dovetail.runtime.batch.question_file import read_questions
+from dovetail.runtime.evaluation.repetition import repeated_share
+
 RUNNERS = {
     "plain": {"draft": "none", "profile": None},
     "lookup": {"draft": "lookup"},
@@ -31,15 +34,14 @@ RUNNERS = {
 def prompts_of(pipe: Any, path: Path, count: int, longest: int = 400) -> list[list[int]]:
     """Token ids of `count` questions of at most `longest` tokens, of all categories in turn."""
     by_category: dict[str, list[list[int]]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        question = json.loads(line)
-        text = (question.get("turns") or [question.get("question") or question["prompt"]])[0]
+    for question in read_questions(path):
+        text = question.turns[0]
         try:
             ids = pipe.encode([{"role": "user", "content": text}])
         except Exception:  # a model without a chat template continues the question
             ids = pipe.encode(text)
         if len(ids) <= longest:
-            by_category[question.get("category", "")].append(ids)
+            by_category[question.category or ""].append(ids)
     prompts: list[list[int]] = []
     turn = 0
     while len(prompts) < count:
@@ -82,15 +84,9 @@ class Ours:
             "passes": len(self.costs),
             "rows": statistics.mean(cost.rows for cost, _ in alone),
             "accepted": statistics.mean(text.totals.accept_length_mean for text in texts),
-            "repeated": repeated([text.token_ids for text in texts]),
+            "repeated": repeated_share([text.token_ids for text in texts]),
             "host_ms": statistics.mean(cost.host_ms for cost, _ in alone),
         }
-
-
-def repeated(texts: list[list[int]], size: int = 8) -> float:
-    """The share of n-grams that occurred before in their text."""
-    grams = [[tuple(text[i : i + size]) for i in range(len(text) - size + 1)] for text in texts]
-    return 1 - sum(len(set(one)) for one in grams) / max(sum(map(len, grams)), 1)
 
 
 def genai(job: dict[str, Any]) -> None:
@@ -130,7 +126,9 @@ def genai(job: dict[str, Any]) -> None:
         count = sum(map(len, texts))
         assert first is not None
         decode = (count - before) / (end - first)
-        print(json.dumps({"all": count / (end - start), "decode": decode, "repeated": repeated(texts)}), flush=True)
+        print(
+            json.dumps({"all": count / (end - start), "decode": decode, "repeated": repeated_share(texts)}), flush=True
+        )
 
 
 def main() -> None:

@@ -17,11 +17,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dovetail.export.demo.acceptance import accept_length, held_out_prompts, repeated_share
+from dovetail.export.demo.acceptance import accept_length, held_out_prompts
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.decoding.generation import Generation
 from dovetail.runtime.decoding.round_planner import RoundPlanner
+from dovetail.runtime.evaluation.repetition import repeated_share
 from dovetail.runtime.hardware.machine import this_machine
 from dovetail.runtime.pipeline import UNMEASURED_GAIN
 from dovetail.runtime.policies import host_profile as profile

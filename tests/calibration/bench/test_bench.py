@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dovetail.calibration.bench.figures import figures
+from dovetail.calibration.bench.markdown import by_category
 from dovetail.calibration.bench.runner_process import Child, RunnerError
 from dovetail.calibration.bench.runners import RUNNERS, Models, Runner, chosen_runners
 from dovetail.calibration.bench.schedule import Measured, Task, make_tasks, measure, memory_groups
@@ -122,7 +123,26 @@ def test_figures_are_what_the_samples_say() -> None:
     assert other["texts_departed"] == other["texts_compared"] == 3, "sampled texts are not compared"
     assert other["first_divergence"] == {"prompt": "a", "position": 2, "margin": 0.5}
     kinds = {(cell["temperature"], cell["category"]) for cell in document["cells"]}
-    assert kinds == {(t, c) for t in (0.0, 1.0) for c in ("all", "complete", "copy-edit")}
+    assert kinds == {(t, c) for t in (0.0, 1.0) for c in ("all", "complete", "copy-edit", "mean")}
+
+
+def test_the_mean_counts_every_category_alike() -> None:
+    prompts = [Prompt("short", "a", [1], 9), Prompt("short", "b", [1], 9), Prompt("long", "c", [1], 17)]
+    runners = [fake("plain"), fake("dovetail", "artifact", round=8, tokens=[1, 2])]
+    measured = run(runners, tasks_of(*prompts))
+    assert [len(sample.token_ids) for sample in measured.samples if sample.runner == "plain"] == [9, 9, 17]
+    document = figures(runners, measured, {}, read_bandwidth_gb_per_s=1)
+    cells = {(cell["category"], cell["runner"]): cell for cell in document["cells"]}
+    ours = [cells[name, "dovetail"] for name in ("short", "long", "mean", "all")]
+    assert [cell["speedup_over_fastest_plain"] for cell in ours] == pytest.approx([8, 8, 8, 8])
+    assert [cell["accept_length_mean"] for cell in ours] == [7] * 4
+    # Texts of period two: of 2 and of 10 8-grams all but two are repeated.
+    assert [cell["repeated_8grams"] for cell in ours] == pytest.approx([0, 0.8, 0.4, 8 / 14])
+    assert cells["mean", "plain"]["accept_length_mean"] is None
+    (rows,) = by_category(document).values()
+    assert rows[0] == ["category", "plain", "dovetail"]
+    assert [row[0] for row in rows[1:]] == ["short", "long", "mean of categories", "all prompts"]
+    assert rows[2] == ["long", "100.0 (1.00), 70%", "800.0 (8.00) 7.00, 80%"]
 
 
 def test_growth_is_apart() -> None:
@@ -230,7 +250,7 @@ def test_the_command_on_a_real_artifact(
         (["--temperature", "-1"], "--temperature"),
         (["--checkpoint", "/nowhere"], "--checkpoint: expected a checkpoint folder"),
         (["--runners", "llamacpp"], "give --checkpoint"),
-        (["--prompts", "/nowhere"], "--prompts '/nowhere': expected a readable file"),
+        (["--prompts", "/nowhere"], "/nowhere: expected a readable file"),
         (["-n", "4000"], "--max-new-tokens"),
         (["--num-prompts", "2"], "--num-prompts"),
     ],

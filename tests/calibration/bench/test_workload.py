@@ -1,10 +1,8 @@
-"""Proves that a benchmark asks held-out text only, the same every time and cut to the model's context, that a file's
-questions keep their categories, and that the memory's speed is measured over what no cache holds.
+"""Proves that a benchmark asks held-out text only, the same every time and cut to the model's context, and that the
+memory's speed is measured over what no cache holds.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from dovetail.calibration.bench.bandwidth import measure_bandwidth
 from dovetail.calibration.bench.workload import (
@@ -12,7 +10,6 @@ from dovetail.calibration.bench.workload import (
     EDIT,
     LONG,
     Sizes,
-    file_prompts,
     growth_prompts,
     standard_prompts,
 )
@@ -55,31 +52,6 @@ def test_prompts_are_cut_at_their_front() -> None:
 
 def test_growth_fits_the_context() -> None:
     assert [len(prompt.ids) for prompt in growth_prompts(encode, 1200)] == [200, 500, 1000]
-
-
-def test_questions_have_their_category_or_else_their_layout(tmp_path: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    path.write_text('\n{"turns": ["Hi."], "category": "writing"}\n{"question": "How many?"}\n{"prompt": "Once"}\n')
-    seen = []
-
-    def tell(text: str, is_said: bool) -> list[int]:
-        seen.append((text, is_said))
-        return encode(text)
-
-    prompts = file_prompts(path, tell, None, 1000)
-    assert [(prompt.category, prompt.source) for prompt in prompts] == [
-        ("writing", "questions.jsonl:2"),
-        ("gsm8k", "questions.jsonl:3"),
-        ("prompt", "questions.jsonl:4"),
-    ]
-    assert seen == [("Hi.", True), ("How many?", True), ("Once", False)]
-
-
-def test_some_of_a_file_are_spread_evenly(tmp_path: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    path.write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(100)))
-    chosen = file_prompts(path, lambda text, _: encode(text), 4, 1000)
-    assert [prompt.source for prompt in chosen] == [f"questions.jsonl:{n}" for n in (1, 26, 51, 76)]
 
 
 def test_memory_bandwidth() -> None:

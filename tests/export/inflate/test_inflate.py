@@ -23,7 +23,15 @@ from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.convert.torch_model import body_and_head, load_torch
 from dovetail.export.inflate import enlarged_weights, inflate
 from dovetail.export.sources.checkpoint import read_checkpoint
-from dovetail.export.sources.llama_shapes import INFLATION_NOTE, SHAPES, Shape, check_grows, find_shape, read_shape
+from dovetail.export.sources.llama_shapes import (
+    INFLATION_NOTE,
+    SHAPES,
+    Shape,
+    check_grows,
+    find_shape,
+    holding,
+    read_shape,
+)
 from dovetail.export.target.native.families import read_decoder
 from dovetail.export.target.native.scheme import scheme
 from dovetail.export.target.native.writing import write_native_target
@@ -264,7 +272,24 @@ def test_named_shapes() -> None:
             model = LlamaForCausalLM(_config(shape))
         assert sum(weight.numel() for weight in model.parameters()) == shape.parameters(), name
     assert round(SHAPES["llama-1b"].parameters() / 1e9, 2) == 1.10
+    tied = SHAPES["smollm2-1.7b"]
+    assert round((tied.parameters() - tied.vocab_size * tied.hidden_size) / 1e9, 2) == 1.71
     assert round(SHAPES["llama-7b"].parameters() / 1e9, 2) == 6.74
+
+
+def test_named_shapes_hold_deeper_sources_at_the_same_cost() -> None:
+    smollm2 = Shape(576, 30, 1536, 9, 3, 64, 49152)
+    for name in ("llama-1b", "smollm2-1.7b", "llama-7b"):
+        shape = SHAPES[name]
+        held = holding(shape, smollm2)
+        check_grows(smollm2, held)
+        assert (held.num_layers, held.vocab_size) == (max(30, shape.num_layers), 49152)
+        assert 0.99 < held.pass_weights() / shape.pass_weights() <= 1, name
+        for field in ("hidden_size", "num_heads", "num_kv_heads", "head_dim"):
+            assert getattr(held, field) == getattr(shape, field)
+    assert holding(SHAPES["llama-7b"], SMALL) is SHAPES["llama-7b"]
+    with pytest.raises(UserError, match="expected a shape of at least"):
+        holding(SHAPES["llama-68m"], smollm2)
 
 
 @pytest.mark.parametrize(

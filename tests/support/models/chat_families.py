@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as NativeTokenizer
 
 from dovetail.runtime.artifact import manifest
-from dovetail.runtime.artifact.opening import open_artifact
+from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.text.chat_format import ChatFormat
 from dovetail.runtime.text.tokenizer import load_tokenizer
 
@@ -142,8 +142,8 @@ def conversations(texts: list[str]) -> list[list[dict[str, Any]]]:
     return found
 
 
-def open_chat(family: Family, root: Path) -> ChatFormat:
-    """The family's, from an artifact that holds nothing else."""
+def chat_artifact(family: Family, root: Path, **generation: Any) -> Artifact:
+    """One that holds nothing but what reads and writes the family's conversations."""
     tokens = {"special_tokens": {"bos_token": "<s>", "eos_token": "</s>"}, "examples": []}
     files: Mapping[str, Any] = {
         manifest.TOKENIZER: json.dumps(family.tokenizer_file()),
@@ -152,7 +152,14 @@ def open_chat(family: Family, root: Path) -> ChatFormat:
     }
     data = {name: text.encode() for name, text in files.items()}
     data |= {manifest.TARGET_MODEL: b"", manifest.TARGET_WEIGHTS: b""}
-    artifact = open_artifact(write_artifact(root, data))
+    if generation:
+        data[manifest.GENERATION_CONFIG] = json.dumps(generation).encode()
+    return open_artifact(write_artifact(root, data))
+
+
+def open_chat(family: Family, root: Path) -> ChatFormat:
+    """The family's, from such an artifact."""
+    artifact = chat_artifact(family, root)
     return ChatFormat(artifact, load_tokenizer(artifact))
 
 
