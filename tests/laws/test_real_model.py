@@ -7,11 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import demo
 import pytest
 import torch
 import transformers
 from click.testing import CliRunner
 from real_models import gemma3_gguf, smollm2_gguf
+from side_by_side import compare
 from ties import COUNT, assert_same_or_tied
 
 from dovetail.export.commands.cli import dovetail_export
@@ -19,15 +21,17 @@ from dovetail.export.sources.finding import find_source
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 
+DRAFT = Path(demo.__file__).with_name("smollm2-draft")
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Explain why the sky is blue.")
 
 
 class RealModel:
     """A GGUF file, the artifact that the command makes of it, and transformers' model with the file's numbers."""
 
-    def __init__(self, path: Path, out: Path, config: Any, model: Any) -> None:
+    def __init__(self, path: Path, out: Path, config: Any, model: Any, draft: Path | None = None) -> None:
         self.path, self.artifact = path, out
-        done = CliRunner().invoke(dovetail_export, ["model", str(path), "-o", str(out)])
+        options = [] if draft is None else ["--draft", str(draft)]
+        done = CliRunner().invoke(dovetail_export, ["model", str(path), "-o", str(out), *options])
         assert done.exit_code == 0, done.output
         source = find_source(path)
         self.torch = model(config(**source.config)).eval()
@@ -50,7 +54,8 @@ class RealModel:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
     out = tmp_path_factory.mktemp("real") / "smollm2"
-    return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM)
+    draft = DRAFT if DRAFT.is_dir() else None
+    return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM, draft)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,16 @@ def test_drafts_leave_the_text_as_it_is(artifact: Path) -> None:
                 ]
             )
     assert texts[0] == texts[1]
+
+
+@pytest.mark.skipif(not DRAFT.is_dir(), reason="the draft that ships with the demo is not in this checkout")
+def test_the_draft_that_ships_saves_passes(artifact: Path) -> None:
+    with load(artifact, draft="artifact", ctx_size=512, profile=None) as pipe:
+        prompts = [[{"role": "user", "content": question}] for question in demo.QUESTIONS]
+        comparisons = compare(pipe, prompts, demo.TEMPERATURES, max_new_tokens=32, seconds=0)
+    for one in comparisons:
+        assert one.same
+        assert one.ours.tokens_per_pass > 1.2
 
 
 def test_a_download_that_was_cut_short_is_refused(tmp_path: Path) -> None:
