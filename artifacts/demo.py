@@ -20,7 +20,7 @@ from packaged_models import SMOLLM2, UnreachableError, fetched, sha256_of
 from side_by_side import compare, reasons, table, verdict
 
 from dovetail.runtime.errors import ArtifactError
-from dovetail.runtime.terminal.console import run
+from dovetail.runtime.terminal.console import run, waiting
 
 if TYPE_CHECKING:
     from dovetail.runtime.pipeline import Prompt
@@ -134,7 +134,8 @@ def demo(draft: Path, cache: Path | None, seconds: int) -> None:
             click.echo(f"\n> {text}\n" if show.is_chat else f"\n{text}", nl=show.is_chat)
             Printer(True).show(pipe.stream(prompt, temperature=0, max_new_tokens=show.max_new_tokens))
         click.echo(f"\nNow both ways in turns, {seconds} s or so ...\n")
-        comparisons = compare(pipe, prompts, TEMPERATURES, max_new_tokens=show.max_new_tokens, seconds=seconds)
+        with waiting("plain decoding and Dovetail in turns"):
+            comparisons = compare(pipe, prompts, TEMPERATURES, max_new_tokens=show.max_new_tokens, seconds=seconds)
     for line in [*table(comparisons), "", verdict(comparisons), *reasons(comparisons)]:
         click.echo(line)
     program = _quoted(Path(sys.executable).with_name("dovetail"))

@@ -21,7 +21,6 @@ from dovetail.export.sources.finding import find_source
 from dovetail.runtime import load
 from dovetail.runtime.artifact.opening import open_artifact
 
-DRAFT = Path(demo.__file__).with_name("smollm2-draft")
 QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Explain why the sky is blue.")
 
 
@@ -54,7 +53,7 @@ class RealModel:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
     out = tmp_path_factory.mktemp("real") / "smollm2"
-    draft = DRAFT if DRAFT.is_dir() else None
+    draft = demo.DRAFT if demo.DRAFT.is_dir() else None
     return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM, draft)
 
 
@@ -119,7 +118,7 @@ def test_drafts_leave_the_text_as_it_is(artifact: Path) -> None:
     assert texts[0] == texts[1]
 
 
-@pytest.mark.skipif(not DRAFT.is_dir(), reason="the draft that ships with the demo is not in this checkout")
+@pytest.mark.skipif(not demo.DRAFT.is_dir(), reason="the draft that ships with the demo is not in this checkout")
 def test_the_draft_that_ships_saves_passes(artifact: Path) -> None:
     with load(artifact, draft="artifact", ctx_size=512, profile=None) as pipe:
         prompts = [[{"role": "user", "content": question}] for question in demo.QUESTIONS]
