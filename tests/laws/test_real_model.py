@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import demo
 import pytest
 import torch
 import transformers
 from click.testing import CliRunner
 from oracles.ties import COUNT, assert_same_or_tied
 from real_models import gemma3_gguf, smollm2_gguf
+from side_by_side import compare
 
 from dovetail.export.commands.cli import dovetail_export
 from dovetail.export.sources.finding import find_source
@@ -27,9 +29,10 @@ QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "
 class RealModel:
     """A GGUF file, the artifact that the command makes of it, and transformers' model with the file's numbers."""
 
-    def __init__(self, path: Path, out: Path, config: Any, model: Any) -> None:
+    def __init__(self, path: Path, out: Path, config: Any, model: Any, draft: Path | None = None) -> None:
         self.path, self.artifact = path, out
-        done = CliRunner().invoke(dovetail_export, ["model", str(path), "-o", str(out)])
+        options = [] if draft is None else ["--draft", str(draft)]
+        done = CliRunner().invoke(dovetail_export, ["model", str(path), "-o", str(out), *options])
         assert done.exit_code == 0, done.output
         source = find_source(path)
         self.torch = model(config(**source.config)).eval()
@@ -52,7 +55,8 @@ class RealModel:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
     out = tmp_path_factory.mktemp("real") / "smollm2"
-    return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM)
+    draft = demo.DRAFT if demo.DRAFT.is_dir() else None
+    return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM, draft)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,16 @@ def test_drafts_leave_the_text_as_it_is(artifact: Path, plain: Pipeline) -> None
     with load(artifact, draft="lookup", ctx_size=512) as pipe:
         drafted = pipe.generate(chats, **controls)
     assert [text.token_ids for text in drafted] == [plain.generate(chat, **controls).token_ids for chat in chats]
+
+
+@pytest.mark.skipif(not demo.DRAFT.is_dir(), reason="the draft that ships with the demo is not in this checkout")
+def test_the_draft_that_ships_saves_passes(artifact: Path) -> None:
+    with load(artifact, draft="artifact", ctx_size=512, profile=None) as pipe:
+        prompts = [[{"role": "user", "content": question}] for question in demo.QUESTIONS]
+        comparisons = compare(pipe, prompts, demo.TEMPERATURES, max_new_tokens=32, seconds=0)
+    for one in comparisons:
+        assert one.same
+        assert one.ours.tokens_per_pass > 1.2
 
 
 def test_a_download_that_was_cut_short_is_refused(tmp_path: Path) -> None:
