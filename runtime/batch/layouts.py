@@ -49,8 +49,9 @@ def question(entry: dict[str, Any], where: str, layouts: str = LAYOUTS) -> Quest
         return Question("alpaca", text, True)
     if _is_text(entry, "prompt"):
         return Question("humaneval" if "entry_point" in entry else "prompt", entry["prompt"], False)
-    keys = ", ".join(sorted(entry)[:8]) or "none"
-    raise UserError(f"{where}: expected the keys {layouts} with text, got {keys:.200}; rename them")
+    raise UserError(
+        f"{where}: expected the keys {layouts} with text, got {strict_json.shown(sorted(entry))}; rename them"
+    )
 
 
 def _is_text(entry: dict[str, Any], key: str) -> bool:
