@@ -12,7 +12,7 @@ from dovetail.export.sources import settings
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.safetensors_file import read_safetensors
 from dovetail.export.sources.tensors import StoredTensor
-from dovetail.runtime.artifact.strict_json import shown
+from dovetail.runtime.artifact.strict_json import printable, shown
 from dovetail.runtime.errors import UserError
 
 _PACKED = (".qweight", ".weight_packed")  # GPTQ, AWQ; compressed-tensors
@@ -108,7 +108,7 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         if method not in _METHODS:
-            raise _quantised(f"quantised by {shown(method)}", folder)
+            raise _quantised(f"quantised by {printable(str(method))[:40]}", folder)
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
             f"expected a model that transformers knows, got custom code in {folder}; choose another, code of "

@@ -239,8 +239,8 @@ def change_a_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor 
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (gptq, "quantised by 'gptq'"),
-        (awq, "quantised by 'awq'"),
+        (gptq, "quantised by gptq"),
+        (awq, "quantised by awq"),
         (old_gptq, r"in floating point, got a checkpoint with .*\.qweight"),
         (sequence_to_sequence, "T5ForConditionalGeneration"),
         (embedding_model, "MistralModel"),
