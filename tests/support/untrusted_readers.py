@@ -825,13 +825,13 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def packed(data: bytes) -> str:
-    """An input as a line of a corpus: text as it is, bytes and long texts compressed."""
+def packed(data: bytes, was: str = "") -> str:
+    """An input as a line of a corpus: text as it is, bytes and long texts compressed. `was`: what once went wrong."""
+    entry = {"zlib": base64.b64encode(zlib.compress(data, 9)).decode()}
     with contextlib.suppress(UnicodeDecodeError):
-        text = json.dumps({"text": data.decode("utf-8")})
-        if len(text) < _LONG_TEXT:
-            return text
-    return json.dumps({"zlib": base64.b64encode(zlib.compress(data, 9)).decode()})
+        if len(data) < _LONG_TEXT:
+            entry = {"text": data.decode("utf-8")}
+    return json.dumps(entry | ({"was": was} if was else {}))
 
 
 def unpacked(line: str) -> bytes:

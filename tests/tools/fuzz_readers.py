@@ -5,7 +5,8 @@ Usage: PYTHONPATH=.:tests/support python tests/tools/fuzz_readers.py READER --se
 Needs `pip install atheris`, beside what the tests need. It begins with the reader's seeds, its kept inputs in
 tests/corpus and those in DIR, where what it finds stays for the next time. A fault does not end it: the first input of
 each kind lies in DIR/faults with what happened. At its end it counts the arcs (pairs of lines in a function) that all
-inputs take, and with --keep writes to FILE a small set of small ones that takes as many, and those that went wrong.
+inputs take, and with --keep writes to FILE a small set of small ones that takes as many, and those that went wrong
+once, with what they did.
 """
 
 from __future__ import annotations
@@ -385,6 +386,17 @@ def minimised(read: Callable[[bytes], object], inputs: list[bytes]) -> tuple[int
     return len(set().union(*taken)), len(known), kept
 
 
+def wrong(name: str, folder: Path) -> list[str]:
+    """Lines for what went wrong, now and before; a different input each."""
+    from untrusted_readers import packed
+
+    path = _CORPUS / f"{name}.jsonl"
+    before = [line for line in (path.read_text().splitlines() if path.exists() else []) if "was" in json.loads(line)]
+    found = sorted(folder.glob("faults*/*.bin"))
+    new = [packed(path.read_bytes(), path.with_suffix(".txt").read_text().splitlines()[0]) for path in found]
+    return before + [line for line in dict.fromkeys(new) if line not in before and len(line) <= _KEPT_BYTES]
+
+
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description="Fuzz one reader of untrusted bytes.")
@@ -421,9 +433,7 @@ def main() -> None:
     all_arcs, kept_arcs, chosen = minimised(reader.read, inputs)
     if given.keep:
         given.keep.parent.mkdir(parents=True, exist_ok=True)
-        wrong = {path.read_bytes() for path in folder.glob("faults*/*.bin")}
-        lines = sorted({line for data in wrong if len(line := packed(data)) <= _KEPT_BYTES})
-        given.keep.write_text("".join(line + "\n" for line in [*map(packed, chosen), *lines]))
+        given.keep.write_text("".join(line + "\n" for line in [*map(packed, chosen), *wrong(given.reader, folder)]))
     figures = {
         "reader": given.reader,
         "runs": sum(line["runs"] for line in last.values()),
