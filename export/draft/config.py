@@ -7,14 +7,17 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 
 from dovetail.export.sources.base import Source
+from dovetail.export.sources.settings import read_object
 from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.target.native.families import FAMILIES, read_decoder
+from dovetail.runtime.artifact import strict_json
 from dovetail.runtime.artifact.manifest import DRAFT_KINDS
+from dovetail.runtime.artifact.strict_json import shown
 from dovetail.runtime.errors import UserError
 
 _SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
@@ -51,15 +54,15 @@ class DraftConfig:
     def __post_init__(self) -> None:
         if self.kind not in DRAFT_KINDS:
             raise UserError(
-                f"expected a draft of kind {', '.join(DRAFT_KINDS)}, got {self.kind!r}; train one with dovetail-export "
-                f"draft"
+                f"expected a draft of kind {', '.join(DRAFT_KINDS)}, got {shown(self.kind)}; train one with "
+                f"dovetail-export draft"
             )
         sizes = [getattr(self, name) for name in _SIZES]
         numbers = (self.rms_norm_eps, self.rope_scale, *self.rope_frequencies)
         if not all(type(size) is int and size > 0 for size in sizes) or not all(map(_is_number, numbers)):
             raise UserError(
                 f"expected a draft config with positive whole numbers for {', '.join(_SIZES)}, and finite frequencies, "
-                f"got {sizes}; train the draft again"
+                f"got {shown(sizes)}; train the draft again"
             )
         if self.num_heads % self.num_kv_heads or len(self.rope_frequencies) * 2 != self.head_dim:
             raise UserError(
@@ -125,15 +128,12 @@ def read_config(folder: Path) -> DraftConfig:
             raise UserError(
                 f"expected a draft folder with {name}, got {folder} without it; train one with dovetail-export draft"
             )
-    try:
-        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for name in ("rope_frequencies", "feature_layers"):
-            document[name] = tuple(document.get(name, ()))
-        return DraftConfig(**document)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"expected {folder}/config.json to be a draft's, got {error}; train one with dovetail-export draft"
-        ) from None
+    path = folder / "config.json"
+
+    def refuse(expected: str, got: object) -> NoReturn:
+        raise UserError(f"expected {expected} in {path}, got {shown(got)}; train one with dovetail-export draft")
+
+    return strict_json.decode(DraftConfig, read_object(path), "a draft", refuse)
 
 
 def check_fits(config: DraftConfig, vocab_size: int, hidden_size: int) -> None:

@@ -12,6 +12,7 @@ from dovetail.export.sources import settings
 from dovetail.export.sources.base import Source
 from dovetail.export.sources.safetensors_file import read_safetensors
 from dovetail.export.sources.tensors import StoredTensor
+from dovetail.runtime.artifact.strict_json import printable, shown
 from dovetail.runtime.errors import UserError
 
 _PACKED = (".qweight", ".weight_packed")  # GPTQ, AWQ; compressed-tensors
@@ -65,7 +66,7 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
         names = sorted(set(places.values()))
         missing = [name for name in names if "/" in name or not (folder / name).is_file()]
         if missing:
-            raise UserError(f"expected {missing[0]} in {folder}, got none; copy the checkpoint again")
+            raise UserError(f"expected {shown(missing[0])} in {folder}, got none; copy the checkpoint again")
         return [folder / name for name in names]
     paths, pickles = sorted(folder.glob("*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
     if not paths and pickles and not allow_pickle:
@@ -93,14 +94,13 @@ def _read_weights(folder: Path, allow_pickle: bool) -> Mapping[str, StoredTensor
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list) or not any(str(a).endswith("ForCausalLM") for a in architectures):
-        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else repr(architectures)
-        if named or not isinstance(config.get("model_type"), str):  # none named: model_type decides
-            raise UserError(
-                f"expected a causal language model (…ForCausalLM), got architectures {named or 'none'} in {folder}; "
-                f"choose a text-generation checkpoint"
-            )
+    named = config.get("architectures") or []
+    is_causal = isinstance(named, list) and any(isinstance(a, str) and a.endswith("ForCausalLM") for a in named)
+    if not is_causal and (named or not isinstance(config.get("model_type"), str)):  # none named: model_type decides
+        raise UserError(
+            f"expected a causal language model (…ForCausalLM), got architectures {shown(named)} in {folder}; choose a "
+            f"text-generation checkpoint"
+        )
     if config.get("is_encoder_decoder"):
         raise UserError(f"expected a decoder-only model, got an encoder-decoder in {folder}; choose another checkpoint")
     settings.check_attention(config, folder)
@@ -108,10 +108,11 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         if method not in _METHODS:
-            raise _quantised(f"quantised by {method}", folder)
+            raise _quantised(f"quantised by {printable(str(method))[:40]}", folder)
     if config.get("auto_map") and not config.get("model_type"):
         raise UserError(
-            f"expected a model that transformers knows, got custom code in {folder}; code of checkpoints is not run"
+            f"expected a model that transformers knows, got custom code in {folder}; choose another, code of "
+            f"checkpoints is not run"
         )
 
 

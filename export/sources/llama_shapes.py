@@ -5,9 +5,10 @@ made of them.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
+from dovetail.export.sources.settings import read_object
+from dovetail.runtime.artifact.strict_json import shown
 from dovetail.runtime.errors import UserError
 
 _STEP = 32  # of feed-forward sizes: a block of weights that share a scale
@@ -29,7 +30,9 @@ class Shape:
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise UserError(f"expected a shape of positive whole numbers, got {name} {size!r}; correct config.json")
+                raise UserError(
+                    f"expected a shape of positive whole numbers, got {name} {shown(size)}; correct config.json"
+                )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"expected heads that the key/value heads divide, got {self.num_heads} heads and {self.num_kv_heads} "
@@ -123,14 +126,11 @@ def holding(shape: Shape, source: Shape) -> Shape:
 def read_shape(folder: Path) -> Shape:
     """The sizes in a Llama checkpoint's config.json. Raises `UserError` if it is of another family, or has biases."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"expected {path} to be a JSON object, got {error}; copy the checkpoint again") from None
+    config = read_object(path)
+    kind = config.get("model_type")
     plain = not config.get("attention_bias") and not config.get("mlp_bias") and config.get("hidden_act", "silu")
     if kind != "llama" or plain != "silu":
-        foreign = f"model_type {kind!r}" if kind != "llama" else "biases or another activation"
+        foreign = f"model_type {shown(kind)}" if kind != "llama" else "biases or another activation"
         raise UserError(f"expected a Llama without biases and with SiLU, got {foreign} in {path}; choose another one")
     try:
         hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dovetail.export.sources.tensors import Matrix, StoredTensor
+from dovetail.runtime.artifact.strict_json import printable, shown
 from dovetail.runtime.errors import UserError
 
 _TYPES: Mapping[str, Any] = {
@@ -35,6 +37,7 @@ _TYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _SCALE_BLOCK = 128
+_MAX_NAME, _MAX_AXES, _MAX_NUMBERS = 200, 8, 1 << 48  # of a tensor; one without numbers may have any shape
 _SCALES = ("_scale_inv", "_scale")  # of float8: DeepSeek's (one a block of rows and columns), compressed-tensors'
 
 
@@ -63,13 +66,19 @@ def _tensors_of(path: Path) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = printable((str(error).strip() or type(error).__name__).splitlines()[0])
         raise UserError(f"expected whole weights in {path}, got: {first:.120}; copy the file again") from None
     tensors = {}
     for name in filter(names.__contains__, header):
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            raise UserError(f"expected names of tensors in {path}, got {shown(name)}; copy the file again")
         kind, shape = header[name]["dtype"], tuple(header[name]["shape"])
         if kind not in _TYPES:
             raise UserError(f"expected weights of {', '.join(_TYPES)}, got {name} of {kind} in {path}; convert them")
+        if len(shape) > _MAX_AXES or math.prod(max(size, 1) for size in shape) > _MAX_NUMBERS:
+            raise UserError(
+                f"expected tensors of up to {_MAX_AXES} axes in {path}, got {shown(shape)}; copy the file again"
+            )
         begin, end = (8 + length + offset for offset in header[name]["data_offsets"])
         raw = _view(data[begin:end], np.dtype(_TYPES[kind]), shape)
         tensors[name] = StoredTensor(name, shape, kind, raw, _to_float)
@@ -108,8 +117,8 @@ def _scaled(stored: StoredTensor, shape: tuple[int, ...]) -> Callable[[NDArray[A
     scale = stored.read()
     factors = scale.reshape(*scale.shape, *[1] * (len(shape) - scale.ndim))
     blocks = tuple(-(-size // _SCALE_BLOCK) for size in shape)
-    counts = [count in (1, size, whole) for count, size, whole in zip(factors.shape, shape, blocks, strict=True)]
-    if not all(counts):
+    counts = [count in (1, size, whole) for count, size, whole in zip(factors.shape, shape, blocks, strict=False)]
+    if factors.ndim != len(shape) or not all(counts):
         raise UserError(
             f"expected scales for weights of shape {list(shape)}, got {stored.name} of shape {list(stored.shape)}; "
             f"give the original checkpoint"

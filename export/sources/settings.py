@@ -9,10 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dovetail.runtime.artifact.strict_json import check_depth, shown
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.text import tokenizer_check
 
+_MAX_DIGITS = 300  # what a float holds; transformers writes 10^30 for no limit
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def parsed(text: str) -> Any:
+    """The document of a JSON text, with NaN and doubled keys as published files have them. Raises `ValueError`, for one
+    that is nested too deep as well, and for whole numbers that no float holds.
+    """
+    try:
+        document = json.loads(text, parse_int=_whole_number)
+        check_depth(document)
+        return document
+    except RecursionError:
+        raise ValueError("nesting too deep") from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def read_object(path: Path, missing: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -20,7 +40,7 @@ def read_object(path: Path, missing: Mapping[str, Any] | None = None) -> dict[st
     if missing is not None and not path.is_file():
         return dict(missing)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"expected {path} to be a JSON object, got {error}; copy it again") from None
     if not isinstance(document, dict):
@@ -38,7 +58,7 @@ def read_tokenizer(folder: Path) -> str:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        document = parsed(text)
     except (OSError, ValueError) as error:
         raise UserError(f"expected {path} to be JSON, got {error}; save the tokenizer again") from None
     try:
@@ -95,6 +115,6 @@ def check_attention(config: Mapping[str, Any], path: Path) -> None:
     if config.get("attn_logit_softcapping"):
         raise UserError(
             f"expected attention without a cap on its logits, got attn_logit_softcapping "
-            f"{config['attn_logit_softcapping']} in {path}, which OpenVINO's paged attention does not carry; choose "
-            f"another model"
+            f"{shown(config['attn_logit_softcapping'])} in {path}, which OpenVINO's paged attention does not carry; "
+            f"choose another model"
         )

@@ -26,6 +26,7 @@ Refuse = Callable[[str, object], NoReturn]
 """Raises the caller's error from what was expected and what was found."""
 
 _MAX_DIGITS = 19  # enough for 64 bits; a longer integer is an attack on the reader, not a size
+_MAX_DEPTH = 100  # real ones: 20, where tools describe their arguments
 
 _TEMPORARY = ".writing"
 _OLD_S = 3600  # nobody takes that long to write
@@ -40,22 +41,41 @@ def shown(value: object) -> str:
     return _shorten.repr(value)[:80]
 
 
+def printable(text: str) -> str:
+    """`text` of a stranger for a person's terminal: U+FFFD for line ends, control characters, marks that turn the
+    direction of writing, and halves of characters.
+    """
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def parse(data: bytes, what: str, max_bytes: int, remedy: str = "export the artifact again") -> Any:
     """The document in `data`. Raises `ArtifactError` that calls the file `what` and ends in `remedy`."""
     if len(data) > max_bytes:
         raise ArtifactError(f"{what}: expected at most {max_bytes} bytes, got {len(data)}; {remedy}")
     try:
         text = data.decode("utf-8")
-        return json.loads(
+        document = json.loads(
             text,
             object_pairs_hook=_object,
             parse_constant=_no_constant,
             parse_int=_integer,
             parse_float=_finite,
         )
+        check_depth(document)
+        return document
     except (ValueError, RecursionError) as error:
         reason = "nesting too deep" if isinstance(error, RecursionError) else str(error)[:160]
         raise ArtifactError(f"{what}: expected one strict JSON document, got {reason}; {remedy}") from None
+
+
+def check_depth(document: Any) -> None:
+    """Raise `RecursionError` for a document that is nested deeper than what reads, shows or writes it can recurse."""
+    level = [document] if type(document) in (dict, list) else []
+    for _ in range(_MAX_DEPTH):
+        values = (value for one in level for value in (one.values() if type(one) is dict else one))
+        level = [value for value in values if type(value) in (dict, list)]
+    if level:
+        raise RecursionError
 
 
 def write(path: Path, text: str) -> None:

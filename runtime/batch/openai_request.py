@@ -6,13 +6,13 @@ Source: OpenAI's Batch API and the create requests of chat completions and of co
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from dovetail.runtime.artifact.strict_json import shown
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
+from dovetail.runtime.sampling.controls import biases_from_json
 from dovetail.runtime.text.chat_template import check_messages
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -40,7 +40,6 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
 }
 _MOST_ALTERNATIVES = 20
-_TOKEN = re.compile(r"[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,8 +157,8 @@ def _value(field: str, value: Any, body: Mapping[str, Any], url: str, where: str
     """The control's value; None where the field says nothing."""
     if field == "stop" and isinstance(value, str):
         return [value]
-    if field == "logit_bias" and isinstance(value, dict):  # JSON has no integer keys
-        return {int(token) if _TOKEN.fullmatch(token) else token: bias for token, bias in value.items()}
+    if field == "logit_bias" and isinstance(value, dict):
+        return biases_from_json(value)
     if field == "logprobs" and url == CHAT:
         if value is not None and type(value) is not bool:
             _refuse(where, field, "true or false", value, "correct it")

@@ -23,6 +23,7 @@ from dovetail.runtime.batch.line import MAX_LINE_BYTES, Line
 from dovetail.runtime.errors import ArtifactError, UserError
 
 _FORMAT = 1
+_MAX_LINE_BYTES = 64 * MAX_LINE_BYTES  # an answer may have log-probabilities
 _MAX_PROGRESS_BYTES = 16 << 20
 _REMEDY = "remove it, or give another -o"
 
@@ -181,8 +182,8 @@ class OutputFile:
         whole = 0
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
-            for data in file:
-                if not data.endswith(b"\n"):
+            while data := file.readline(_MAX_LINE_BYTES + 1):
+                if len(data) <= _MAX_LINE_BYTES and not data.endswith(b"\n"):
                     break
                 line = next(lines, None)
                 self._check_line(self.tally.done + 1, data, line)
@@ -191,17 +192,25 @@ class OutputFile:
 
     def _check_line(self, row: int, data: bytes, line: Line | None) -> None:
         try:
-            document = strict_json.parse(data, "", 64 * MAX_LINE_BYTES)
-            key = "custom_id" if "custom_id" in document else "id"
-            is_right = line is not None and document[key] == line.id
-            if is_right:
-                assert line is not None
-                self.tally.add(line.number, document)
-        except (ArtifactError, LookupError, TypeError):
-            is_right = False
-        if not is_right:
+            document = strict_json.parse(data, "", _MAX_LINE_BYTES)
+        except ArtifactError:
+            document = None
+        if line is not None and _answers(document, line):
+            self.tally.add(line.number, document)
+        else:
             expected = "nothing" if line is None else f"the answer to line {line.number} ({strict_json.shown(line.id)})"
             raise self._refusal(f"{expected} in its line {row}", strict_json.shown(data.decode(errors="replace")))
 
     def _refusal(self, expected: str, got: str | None, remedy: str = _REMEDY) -> UserError:
         return UserError(f"{self._path}: expected {expected}, got {got}; {remedy}")
+
+
+def _answers(document: object, line: Line) -> bool:
+    """Whether it is what `Results` makes of `line`."""
+    if not isinstance(document, dict):
+        return False
+    own, answer = ("custom_id", "response") if line.is_openai else ("id", "text")
+    given, error = document.get(own), document.get("error")
+    is_said = isinstance(document.get(answer), dict if line.is_openai else str)
+    is_failed = isinstance(error, dict) and isinstance(error.get("message"), str)
+    return type(given) is type(line.id) and given == line.id and is_said != is_failed

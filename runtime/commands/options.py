@@ -13,6 +13,7 @@ from dovetail.runtime.commands.flags import F, given_settings, options
 from dovetail.runtime.decoding.engine_config import EngineConfig, Shape
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
+from dovetail.runtime.sampling.controls import biases_from_json
 from dovetail.runtime.settings import settings_of, unknown_name
 from dovetail.runtime.terminal.console import hashing_bar, notice, waiting
 
@@ -109,7 +110,9 @@ def _read_config(path: str | None) -> dict[str, Any]:
     except ArtifactError as error:  # the strict reader takes every file for an artifact's
         raise UserError(f"--config {str(error).removesuffix('; export the artifact again')}; correct it") from None
     if not isinstance(document, dict):
-        raise UserError(f"--config {path}: expected a JSON object of settings, got {strict_json.shown(document)}")
+        raise UserError(
+            f"--config {path}: expected a JSON object of settings, got {strict_json.shown(document)}; correct it"
+        )
     known = {**CONTROLS, **_ENGINE}
     for name in document:
         if name not in known:
@@ -117,11 +120,11 @@ def _read_config(path: str | None) -> dict[str, Any]:
     tree, parts = document.get("tree"), {part for part, *_ in Shape.parts}
     if tree is not None and not (isinstance(tree, dict) and set(tree) <= parts):
         raise UserError(
-            f"--config {path}: expected tree as an object of nodes, depth and width, got {strict_json.shown(tree)}"
+            f"--config {path}: expected tree as an object of nodes, depth and width, got {strict_json.shown(tree)}; "
+            "correct it"
         )
-    if isinstance(document.get("logit_bias"), dict):  # JSON has no integer keys
-        bias = document["logit_bias"]
-        document["logit_bias"] = {int(token) if token.isdecimal() else token: value for token, value in bias.items()}
+    if isinstance(document.get("logit_bias"), dict):
+        document["logit_bias"] = biases_from_json(document["logit_bias"])
     return document
 
 

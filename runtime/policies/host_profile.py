@@ -120,6 +120,10 @@ class HostProfile:
         _require(self.profile_version == PROFILE_VERSION, f"profile_version {PROFILE_VERSION}", self.profile_version)
         _require(_SHA256.match(self.artifact) is not None, "an artifact's digest", self.artifact)
         temperatures = [choice.temperature for choice in self.choices]
+        engines, machine = self.engines, self.machine
+        texts = (self.created, engines.draft_device, engines.numerics, engines.acceptance, machine.cpu, machine.gpu)
+        for text in (*texts, *machine.versions, *machine.versions.values()):
+            _require(text.isprintable(), "texts that print", text)
         good = temperatures and temperatures == sorted(set(temperatures))
         _require(bool(good), "choices by ascending temperature", temperatures)
 

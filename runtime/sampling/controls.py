@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from dovetail.runtime.settings import Kind, Refusal, Setting, declared, plain
 
 T = TypeVar("T")
+_TOKEN = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,13 @@ def argmax_from(controls: Iterable[Control], config: Any) -> float:
 def is_token(value: object) -> bool:
     """Whether it can be a token's id."""
     return type(value) is int and 0 <= value < 1 << 31
+
+
+def biases_from_json(document: Mapping[str, Any]) -> dict[int | str, Any]:
+    """Token id -> bias: JSON has no integer keys. A key that is no id, or an id spelled otherwise, stays a text, and
+    texts are refused.
+    """
+    return {int(token) if _TOKEN.fullmatch(token) else token: bias for token, bias in document.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -144,6 +144,11 @@ class Record:
     threads: int
     check: RowCheck
 
+    def __post_init__(self) -> None:
+        for text in (self.artifact, self.machine, self.numerics, *self.check.differing):
+            if not text.isprintable():
+                _refuse("texts that print", text)
+
     @property
     def how(self) -> str:
         """How the artifact was run."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from dovetail.runtime.artifact.strict_json import printable
 from dovetail.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,10 +165,12 @@ def _fail(message: str, hint: str = "") -> None:
     sys.exit(2)
 
 
-def notice(line: str) -> None:
-    """Tell the person, not the pipe. Nobody may listen; the work goes on."""
+def notice(text: str) -> None:
+    """Tell the person, not the pipe. Nobody may listen; the work goes on. What a terminal would obey is not shown:
+    names and texts of files are in it.
+    """
     with contextlib.suppress(OSError):
-        click.echo(line, err=True)
+        click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
 class _Notices(logging.Handler):

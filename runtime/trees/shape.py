@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from dovetail.runtime.artifact.strict_json import shown
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.settings import plain
 
@@ -23,4 +24,6 @@ class TreeShape:
             value = plain(getattr(self, name))
             object.__setattr__(self, name, value)
             if type(value) is not int or not low <= value <= high:
-                raise UserError(f"tree {name}: expected an integer from {low} to {high}, got {value!r:.40}")
+                raise UserError(
+                    f"tree {name}: expected an integer from {low} to {high}, got {shown(value)}; correct it"
+                )

@@ -38,6 +38,11 @@ def test_commands_print_what_is_logged(capsys: pytest.CaptureFixture[str], monke
     assert (logger.handlers, logger.level) == ([], logging.NOTSET)
 
 
+def test_notices_show_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    console.notice("an artifact called \x1b]0;mine\x07\u202e\nsecond line")
+    assert capsys.readouterr().err == "an artifact called \ufffd]0;mine\ufffd\ufffd\nsecond line\n"
+
+
 def test_the_library_is_silent_until_it_is_asked(tiny_artifact: Path) -> None:
     code = f"""
 import logging
