@@ -124,20 +124,19 @@ def keep_top_p(scores: Scores, mass: float) -> Scores:
     """
     probabilities = softmax(scores)
     # All tokens this unlikely together have at most 1 - mass: they are dropped in any case and need no sorting.
-    unlikely = probabilities <= (1 - mass) / len(scores)
-    likely = np.flatnonzero(~unlikely)
-    order = likely[np.argsort(scores[likely], kind="stable")]
-    dropped = probabilities[unlikely].sum() + np.cumsum(probabilities[order]) <= 1 - mass
-    dropped[-1] = False
-    scores[unlikely] = -np.inf
-    scores[order[dropped]] = -np.inf
+    likely = np.flatnonzero(~(probabilities < (1 - mass) / len(scores)))  # what is no number stays
+    order = likely[np.argsort(scores[likely], kind="stable")[::-1]]
+    kept = order[: 1 + np.count_nonzero(np.cumsum(probabilities[order]) < mass)]
+    best = scores[kept]
+    scores[:] = -np.inf
+    scores[kept] = best
     return scores
 
 
 def keep_min_p(scores: Scores, share: float) -> Scores:
     """Drop tokens less likely than `share` of the most likely one (Nguyen et al. 2024, arXiv 2407.01082)."""
-    probabilities = softmax(scores)
-    scores[probabilities < share * probabilities.max()] = -np.inf
+    # Shares of the best one, not of all, so that a part of the vocabulary gives the same.
+    scores[np.exp(scores - scores.max()) < share] = -np.inf
     return scores
 
 
@@ -159,8 +158,10 @@ def keep_typical(scores: Scores, mass: float) -> Scores:
 
 def softmax(scores: Scores) -> Scores:
     """[V] probabilities."""
-    weights: Scores = np.exp(scores - scores.max())
-    weights /= weights.sum()
+    weights: Scores = scores - scores.max()
+    np.exp(weights, out=weights)  # in place: memory for another [V] takes longer than this
+    # Without the zeros, so that all that can be drawn have the same sum when they are alone.
+    weights /= weights.sum() if weights.min() > 0 else weights[weights > 0].sum()
     return weights
 
 

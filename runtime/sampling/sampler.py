@@ -15,18 +15,22 @@ Letters: V vocabulary, R rows of candidates, K candidates in a row.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from dovetail.runtime.errors import NothingAllowedError, TargetError
 from dovetail.runtime.sampling import processors
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig
 from dovetail.runtime.sampling.controls import argmax_from
-from dovetail.runtime.sampling.random_times import RandomTimes
+from dovetail.runtime.sampling.random_times import PositionTimes, RandomTimes
 from dovetail.runtime.trees.tree import Float32s, Integers
 
 _IMPOSSIBLE = -1e3  # nats: a score that can still be added up
+_COLUMN = 64  # tokens
+_ROUNDING = 1e-9  # relative; far above that of any score
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ class Sampler:
         seen[list(prompt)] = True
         counts = np.zeros(vocab_size, np.int64)
         self._text = processors.TextSoFar(list(prompt), len(prompt), seen, counts, config.eos_token_id)
+        # How many of the best tokens the shape steps have to see to judge one of them: shares of the whole need all.
+        needs_shares = config.top_p < 1 or config.typical_p < 1
+        self._seen_best = (config.top_k or vocab_size) if needs_shares else 0
         self._times = RandomTimes(config.seed + (sequence << 64), vocab_size)
         self.logprobs: list[TokenLogprobs] = []  # one per draw, if the config asks for them
 
@@ -64,10 +71,10 @@ class Sampler:
         if self._position >= self._argmax_from:
             token = int(logits.argmax())
         else:
-            scores = self.processed(logits)
-            token = self._pick(scores)
+            scores = self._adjusted(logits)
+            token = self._first_to_arrive(scores) if self._config.temperature > 0 else int(scores.argmax())
             if self._config.logprobs is not None:
-                self.logprobs.append(_logprobs(scores, token, self._config.logprobs))
+                self.logprobs.append(_logprobs(self.processed(logits), token, self._config.logprobs))
         self.follow(token)
         return token
 
@@ -87,17 +94,24 @@ class Sampler:
         """
         if self._config.temperature == 0:
             return log_probs
-        times = self._times.at(self._position + len(paths[0]))
+        times = self._times.at(self._position + len(paths[0])).of(tokens)
         # What top-k, top-p and the like keep the target from drawing may not win here; nearly, with K candidates of V.
         with np.errstate(invalid="ignore"):  # what is no number stays none, and the draft is given up for it
             scores = np.stack([self._shaped(row) for row in log_probs.astype(np.float64)])
-            arrivals = scores - np.log(times[tokens])
+            arrivals = scores - np.log(times)
             arrivals -= arrivals.max(axis=1, keepdims=True)
             arrivals -= np.log(np.exp(arrivals).sum(axis=1, keepdims=True))
             return np.maximum(arrivals, _IMPOSSIBLE).astype(np.float32)
 
     def processed(self, logits: Float32s) -> processors.Scores:
         """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""
+        scores = self._adjusted(logits).astype(np.float64)
+        return self._shaped(scores) if self._config.temperature > 0 else scores
+
+    def _adjusted(self, logits: Float32s) -> Float32s | processors.Scores:
+        """[V] scores after the steps that greedy decoding has, too; without any, `logits` themselves."""
+        if not self._logit_steps:
+            return logits
         scores = logits.astype(np.float64)
         for step, value in self._logit_steps:
             scores = step(scores, value, self._text)
@@ -107,7 +121,7 @@ class Sampler:
                 "biases exclude the whole vocabulary; relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or "
                 "logit_bias"
             )
-        return self._shaped(scores) if self._config.temperature > 0 else scores
+        return scores
 
     def _shaped(self, scores: processors.Scores) -> processors.Scores:
         for step, value in self._shape_steps:
@@ -118,11 +132,35 @@ class Sampler:
     def _position(self) -> int:
         return self._text.position
 
-    def _pick(self, scores: processors.Scores) -> int:
-        if self._config.temperature == 0:
-            return int(scores.argmax())
-        weights = np.exp(scores - scores.max())
-        return int((weights / self._times.at(self._position)).argmax())
+    def _first_to_arrive(self, scores: Float32s | processors.Scores) -> int:
+        """The drawn token, as if all V ran: who can't win is left out before anything is computed for it."""
+        times = self._times.at(self._position)
+        if self._seen_best < len(scores):
+            tokens = _contenders(scores, times, self._config.temperature, self._seen_best)
+            shaped = self._shaped(scores[tokens].astype(np.float64))
+        else:
+            shaped = self._shaped(scores.astype(np.float64))
+            tokens = _contenders(shaped, times)
+            shaped = shaped[tokens]
+        return int(tokens[(shaped - np.log(times.of(tokens))).argmax()])
+
+
+def _contenders(
+    scores: Float32s | processors.Scores, times: PositionTimes, temperature: float = 1.0, best: int = 0
+) -> npt.NDArray[np.intp]:
+    """The tokens with a score [V] from which the race can still be won, in order; at least the `best` ones.
+
+    Nobody's time is below the earliest: who is behind the favourite even with that has lost.
+    """
+    favourite = int(scores.argmax())
+    lead = math.log(times.of(np.array([favourite]))[0] / times.earliest)
+    floor = float(scores[favourite]) - temperature * lead
+    if best:
+        # As many tokens as there are columns are no worse than the columns' maxima.
+        columns = scores[: len(scores) // _COLUMN * _COLUMN].reshape(_COLUMN, -1).max(axis=0)
+        some = columns if best <= len(columns) else scores
+        floor = min(floor, float(np.partition(some, -best)[-best]))
+    return np.flatnonzero(scores >= floor - _ROUNDING * (1 + abs(floor)))
 
 
 def _logprobs(scores: processors.Scores, token: int, count: int) -> TokenLogprobs:

@@ -1,5 +1,5 @@
 """Proves the random times of the draws: exponential, independent of position, seed and token, and the same in whatever
-order they are looked at.
+order and company they are looked at; and that the earliest is known.
 """
 
 from __future__ import annotations
@@ -7,20 +7,25 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.runtime.sampling.config import GenerationConfig
-from dovetail.runtime.sampling.random_times import RandomTimes
+from dovetail.runtime.sampling.random_times import PositionTimes, RandomTimes
 from dovetail.runtime.sampling.sampler import Sampler
 
 V = 4000
 
 
+def row(key: int, position: int, size: int = V) -> np.ndarray:
+    """[V] from a stream that has looked at nothing else."""
+    return RandomTimes(key, size).at(position).of(np.arange(size))
+
+
 def rows(key: int, positions: range) -> np.ndarray:
     """[positions, V]"""
-    times = RandomTimes(key, V)
-    return np.stack([times.at(position) for position in positions])
+    return np.stack([row(key, position) for position in positions])
 
 
 def distance(sample: np.ndarray) -> float:
@@ -38,7 +43,7 @@ def test_times_are_exponential() -> None:
     assert (times > 0).all()
     assert distance(times) < 2.3
     # So is a token's time over the positions, and the first time over all tokens, V times as fast.
-    assert distance(np.stack([RandomTimes(key, 8).at(position) for key in range(20) for position in range(50)])) < 2.3
+    assert distance(np.stack([row(key, position, 8) for key in range(20) for position in range(50)])) < 2.3
     assert distance(V * np.stack([rows(key, range(20)).min(axis=1) for key in range(20)])) < 2.3
 
 
@@ -47,9 +52,7 @@ def test_positions_keys_and_tokens_are_independent() -> None:
     key, nor of the next text of a request, nor of the same stream some tokens on.
     """
     keys = [0, 1, 2, 1 << 63, (1 << 64) - 1, 1 << 64, (1 << 64) + 1, 2 << 64]
-    streams = {
-        (key, position): RandomTimes(key, V).at(position) for key in keys for position in (0, 1, 2, 500, 1 << 31)
-    }
+    streams = {(key, position): row(key, position) for key in keys for position in (0, 1, 2, 500, 1 << 31)}
     assert len(np.unique(np.concatenate(list(streams.values())))) == V * len(streams)
     apart = [np.corrcoef(a, b)[0, 1] for a, b in itertools.combinations(streams.values(), 2)]
     apart += [np.corrcoef(row[:-lag], row[lag:])[0, 1] for row in streams.values() for lag in (1, 2, 4)]
@@ -58,16 +61,40 @@ def test_positions_keys_and_tokens_are_independent() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=60))
-def test_any_order_gives_the_same(positions: list[int]) -> None:
-    times, expected = RandomTimes(11, 16), rows_of(11)
-    for position in positions:
-        np.testing.assert_array_equal(times.at(position), expected[position])
+@given(st.lists(st.tuples(st.integers(0, 40), st.lists(st.integers(0, 15), max_size=20)), min_size=1, max_size=60))
+def test_any_order_and_company_gives_the_same(looks: list[tuple[int, list[int]]]) -> None:
+    times = RandomTimes(11, 16)
+    for position, tokens in looks:
+        got = times.at(position).of(np.array(tokens, np.int64))
+        np.testing.assert_array_equal(got, row(11, position, 16)[tokens])
 
 
-def rows_of(key: int) -> list[np.ndarray]:
-    """Each position's by a stream that has looked at nothing else."""
-    return [RandomTimes(key, 16).at(position) for position in range(41)]
+def test_the_earliest_is_known_and_each_tokens_as_often() -> None:
+    counts = np.zeros(8)
+    for position in range(4000):
+        times = RandomTimes(5, 8).at(position)
+        everyones = times.of(np.arange(8))
+        assert times.earliest == everyones.min()
+        assert times.first_token == everyones.argmin()
+        counts[times.first_token] += 1
+    chi_square = float(((counts - 500) ** 2 / 500).sum())
+    assert chi_square < 29.9  # 7 degrees of freedom: one fair race in 10,000 is above
+
+
+def undone(bits: int) -> int:
+    """The number of which SplitMix64 makes `bits`."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        bits ^= bits >> shift ^ bits >> 2 * shift
+        bits = bits * pow(factor, -1, 1 << 64) % (1 << 64)
+    return bits
+
+
+@pytest.mark.parametrize("bits", [0, (1 << 64) - 1])
+def test_no_time_is_nothing_or_without_end(bits: int) -> None:
+    """A time of 0 would be before all probabilities, and one without end behind what is impossible."""
+    times = PositionTimes(0.0, 1, undone(bits)).of(np.array([0]))
+    assert 1e-17 < times[0] < 40
+    assert times[0] < 1e-15 or times[0] > 36
 
 
 def test_looking_ahead_changes_no_draw() -> None:
@@ -92,4 +119,4 @@ def test_paths_decide_the_position_alone() -> None:
     tokens, log_probs = np.arange(50)[None], np.full((1, 50), -np.log(50), np.float32)
     first = [int(sampler.foresee([path], tokens, log_probs)[0].argmax()) for path in ([], [3], [4], [3, 3], [9, 8])]
     times = RandomTimes(5, 50)
-    assert first == [int(times.at(depth).argmin()) for depth in (0, 1, 1, 2, 2)]
+    assert first == [times.at(depth).first_token for depth in (0, 1, 1, 2, 2)]

@@ -1,5 +1,5 @@
 """Proves every processor against transformers' own on random rows, and that draws follow the processed distribution
-and nothing but (seed, position).
+and nothing but (seed, position): the race of a few tokens has the winner of the race of all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dovetail.runtime.errors import TargetError, UserError
 from dovetail.runtime.sampling.config import GenerationConfig
+from dovetail.runtime.sampling.random_times import PositionTimes, RandomTimes
 from dovetail.runtime.sampling.sampler import Sampler
 
 V = 60
@@ -208,20 +209,68 @@ def test_nothing_is_foreseen_of_a_greedy_text() -> None:
     assert sampler([1]).foresee([[]], np.array([[3, 4]]), log_probs) is log_probs
 
 
-class _NoTime:
-    """Everybody arrives at once."""
-
-    def standard_exponential(self, count: int) -> np.ndarray:
-        return np.zeros(count)
-
-
-def test_a_token_of_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_of_no_probability_is_never_drawn() -> None:
     row = np.full(V, -np.inf, np.float32)
     row[[1, 3]] = 0
     made = sampler([0], temperature=1.0)
     assert {made.draw(row) for _ in range(200)} == {1, 3}
-    monkeypatch.setattr(np.random, "Generator", lambda bits: _NoTime())
-    assert made.draw(row) == 1
+
+
+SHAPES = st.fixed_dictionaries(
+    {"temperature": st.sampled_from([1e-5, 0.3, 0.7, 1.0, 3.0, 100.0])},
+    optional={
+        "top_k": st.sampled_from([1, 2, 5, 40, 299, 1 << 20]),
+        "top_p": st.sampled_from([1e-17, 0.3, 0.5, 0.9, 1 - 1e-12]),
+        "min_p": st.sampled_from([0.01, 0.5, 1.0]),
+        "typical_p": st.sampled_from([0.2, 0.9]),
+        "repetition_penalty": st.just(1.3),
+        "suppress_tokens": st.just(frozenset({0, 2})),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    SHAPES,
+    st.sampled_from([3, 60, 64, 300, 1000]),
+    st.sampled_from([0.0, 0.5, 3.0, 30.0, 1e37]),
+    st.sampled_from([0, 1, 1000]),
+    st.integers(0, 1 << 32),
+)
+def test_a_draw_is_the_race_of_all_tokens(
+    controls: dict[str, Any], size: int, spread: float, per_unit: int, seed: int
+) -> None:
+    """The obvious version: every token's time, and its processed score. Rows are flat, steep, or full of ties."""
+    rng = np.random.default_rng(seed)
+    row = rng.normal(0, 1, size)
+    row = (spread * (np.round(row * per_unit) / per_unit if per_unit else row)).astype(np.float32)
+    row[rng.random(size) < rng.choice([0, 0.5])] = -np.inf
+    row[1] = 0
+    made = Sampler(GenerationConfig(seed=seed, **controls), [1, 2], size)
+    for position in range(3):
+        scores = made.processed(row)
+        times = RandomTimes(seed, size).at(position).of(np.arange(size))
+        expected = int((scores - np.log(times)).argmax())
+        assert made.draw(row) == expected
+        assert scores[expected] > -np.inf
+
+
+@pytest.mark.parametrize("controls", [{}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.01}])
+def test_most_tokens_are_left_out(controls: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = PositionTimes.of
+    monkeypatch.setattr(PositionTimes, "of", lambda self, tokens: [asked.append(len(tokens)), whole(self, tokens)][1])
+    made, rng = Sampler(GenerationConfig(temperature=0.7, **controls), [0], 20_000), np.random.default_rng(0)
+    for _ in range(20):
+        made.draw(rng.normal(0, 3, 20_000).astype(np.float32))
+    assert sum(asked) / 20 < 2000
+
+
+@pytest.mark.parametrize("controls", [{}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}])
+def test_what_is_no_number_is_not_hidden_by_foresight(controls: dict[str, Any]) -> None:
+    log_probs = np.array([[-1.0, np.nan, -2.0]], np.float32)
+    foreseen = sampler([1], temperature=1.0, **controls).foresee([[]], np.array([[1, 2, 3]]), log_probs)
+    assert np.isnan(foreseen).any()
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
