@@ -82,8 +82,9 @@ def question(entry: dict[str, Any], number: int, where: str, layouts: str = LAYO
     if _is_text(entry.get("prompt")):
         layout = "humaneval" if "entry_point" in entry else "prompt"
         return Question(number, layout, (entry["prompt"],), category, False)
-    keys = ", ".join(sorted(entry)[:8]) or "none"
-    raise UserError(f"{where}: expected the keys {layouts} with text, got {keys:.200}; rename them")
+    raise UserError(
+        f"{where}: expected the keys {layouts} with text, got {strict_json.shown(sorted(entry))}; rename them"
+    )
 
 
 def _first(instances: Any) -> dict[str, Any]:
