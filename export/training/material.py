@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from dovetail.export.draft.config import block_sizes
 from dovetail.export.sources.base import Source
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.corpus import Corpus, text_files
@@ -53,13 +54,14 @@ class Split:
     held_out: Material
 
 
-def from_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Split:
+def from_corpus(corpus: Corpus, source: Source) -> Split:
     """Texts, in which every position counts as much as any other. Special tokens in them are single ids."""
+    tokenizer, most = Tokenizer.from_str(source.tokenizer), min(MOST_TOKENS, block_sizes(source).context_length)
 
     def parts(texts: Iterable[str]) -> Iterable[tuple[Sequence[int], int]]:
         for encoding in tokenizer.encode_batch(list(texts)):
-            for begin in range(0, len(encoding.ids), MOST_TOKENS):
-                yield encoding.ids[begin : begin + MOST_TOKENS], 0
+            for begin in range(0, len(encoding.ids), most):
+                yield encoding.ids[begin : begin + most], 0
 
     return Split(_material(parts(corpus.train.values())), _material(parts(corpus.held_out.values())))
 
@@ -92,7 +94,7 @@ def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts
         questions = [turn for path in prompts for turn in first_turns(path)]
         splits.append(from_exchanges(make_exchanges(source, questions, self_made, work)))
     if texts:
-        splits.append(from_corpus(text_files(texts), Tokenizer.from_str(source.tokenizer)))
+        splits.append(from_corpus(text_files(texts), source))
     if not splits:
         raise UserError(
             "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "
