@@ -18,7 +18,7 @@ from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.sources.finding import find_source
 from dovetail.export.sources.tensors import Matrix
 from dovetail.export.target.compression import Compression
-from dovetail.export.training import corpus
+from dovetail.export.training import corpus, target_record
 from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.exchange_store import ExchangeStore
@@ -164,3 +164,13 @@ def test_the_artifact_reads_as_its_source_does(tiny_checkpoint: Path, tmp_path: 
     theirs = record(material, reader, 64, 512, tmp_path / "theirs", "reading")
     np.testing.assert_allclose(ours.features, theirs.features, atol=2e-2)
     assert (ours.expected[:, 0] == theirs.expected[:, 0]).mean() > 0.98
+
+
+@pytest.mark.parametrize("vocab_size", [20, 512])
+def test_the_most_likely_tokens(vocab_size: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(7, vocab_size)).astype(np.float32)
+    keep = min(EXPECTED, vocab_size)
+    expected, chances = target_record._expected(logits, keep)
+    np.testing.assert_array_equal(expected, np.argsort(-logits, axis=1)[:, :keep])
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(chances, np.take_along_axis(softmax, expected, 1), rtol=2e-3)
