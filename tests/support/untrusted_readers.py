@@ -545,7 +545,7 @@ def _resumed(data: bytes, progress: bytes | None = None) -> None:
         output.finish()
         assert output.tally.done == batch.count == 3
         key = ["id", "id", "custom_id"]
-        documents = [json.loads(line) for line in out.read_bytes().splitlines()]
+        documents = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
         found = [document[name] for name, document in zip(key, documents, strict=True)]
         assert _same(found, [1, "b", "/v1/completionsprompt"]), found
         for document in documents:
