@@ -63,6 +63,7 @@ from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.sampling.config import CONTROLS, GenerationConfig, read_generation_config
 from dovetail.runtime.targets import row_check
 from dovetail.runtime.text import chat_format
+from dovetail.runtime.text.chat_template import ChatTemplate
 from dovetail.runtime.text.owned_text import TEMPLATE
 from dovetail.runtime.text.template_worker import Renderer
 from dovetail.runtime.text.tokenizer import Tokenizer, read_native
@@ -349,8 +350,9 @@ class _Generation(ext.Extension):
         return jinja2.nodes.Scope(body, lineno=lineno)
 
 
-def _plainly(source: str, job: Mapping[str, Any]) -> str:
-    """As transformers renders it: texts that know nothing of who wrote them."""
+@functools.cache
+def _plain_environment() -> jinja2.Environment:
+    """As transformers sets it up: texts that know nothing of who wrote them."""
 
     def tojson(
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
@@ -364,32 +366,27 @@ def _plainly(source: str, job: Mapping[str, Any]) -> str:
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    return environment.from_string(source).render(**job, documents=None, **_SPECIAL)
+    return environment
 
 
 _UNSTABLE = re.compile(
-    r"random|shuffle|now|lipsum|0x|\bat\b|self|caller|debug|__|%|format|urlize|xmlattr|pprint|escape|\|\s*e\b|safe|Markup|forceescape|striptags|tojson|hash|id"
+    r"random|lipsum|now|debug|__|xmlattr|pprint|urlize|escape|\|\s*e\b|safe|0x|[^{]%[^}]|[.|]\s*format\b"
 )
+"""What is another text each time, or shows what kind of text it is of (an `OwnedText`, or one that is safe in HTML)."""
 
 
 def _template(data: bytes) -> None:
     source = data.decode("utf-8", "replace")
     job = {"messages": _MESSAGES, "tools": [{"name": _HIS}], "add_generation_prompt": True}
-    setting = {"source": source, "special_tokens": _SPECIAL, "control_tokens": ["<s>", "</s>"]}
-    answer = Renderer(setting).answer(json.dumps({**job, "variables": {}}).encode())
-    if "text" not in answer:
-        assert set(answer) == {"kind", "error"}
-        raise UserError(f"expected a prompt, got {answer['kind']}; pass another")
-    json.dumps(answer).encode()
-    text = answer["text"]
-    assert type(text) is str or isinstance(text, str)
-    owners = b"".join(bytes([owner]) * length for owner, length in answer["owners"])
+    template = _in_process(ChatTemplate(source, _SPECIAL, ["<s>", "</s>"]))
+    rendering = template.rendering(**job)
+    text, owners = rendering.text, rendering.owners
     assert len(owners) == len(text), "who wrote what"
     his = [owner for owner, character in zip(owners, text, strict=True) if character == _HIS]
     assert TEMPLATE not in his or _HIS in source or "\\" in source, "the caller's words are the template's"
     if not _UNSTABLE.search(source):
         try:
-            plain = _plainly(source, job)
+            plain = _plain_environment().from_string(source).render(**job, documents=None, **_SPECIAL)
         except Exception:  # what one environment refuses, the other may render
             return
         assert text == plain, f"another text than transformers': {text!r:.200} {plain!r:.200}"
@@ -422,6 +419,11 @@ class _InProcess:
         """Nothing to end."""
 
 
+def _in_process(template: ChatTemplate) -> ChatTemplate:
+    template._process = _InProcess(template._process._setting)  # type: ignore[assignment]
+    return template
+
+
 @functools.cache
 def _artifact() -> Artifact:
     files = dict.fromkeys((manifest.TARGET_MODEL, manifest.TARGET_WEIGHTS, manifest.CHAT_EXAMPLES), b"x")
@@ -432,7 +434,7 @@ def _artifact() -> Artifact:
 
 def _format() -> chat_format.ChatFormat:
     made = chat_format.ChatFormat(_artifact(), _tokenizers()[0])
-    made._template._process = _InProcess(made._template._process._setting)  # type: ignore[assignment]
+    _in_process(made._template)
     return made
 
 
@@ -543,7 +545,7 @@ def _resumed(data: bytes, progress: bytes | None = None) -> None:
         output.finish()
         assert output.tally.done == batch.count == 3
         key = ["id", "id", "custom_id"]
-        documents = [json.loads(line) for line in out.read_bytes().splitlines()]
+        documents = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
         found = [document[name] for name, document in zip(key, documents, strict=True)]
         assert _same(found, [1, "b", "/v1/completionsprompt"]), found
         for document in documents:

@@ -120,108 +120,156 @@ def _written(document: Any, raw: str, dice: random.Random) -> str:
 
 _ATOMS = (
     "messages[1].content",
+    "messages[2].content",
     "bos_token",
-    "messages",
     "messages[0].role",
-    "tools[0]",
-    "'aB\\n'",
+    "tools[0].name",
+    "'aB\\n '",
     "eos_token",
-    "3",
-    "none",
 )
-_AROUND = (
-    *("({0})|trim", "({0})|upper", "({0})|lower", "({0})|title", "({0})|capitalize", "({0})|reverse", "({0})|list"),
+_TEXTS = (  # of texts T and lists L
     *(
-        "({0})|join({1})",
-        "({0})|replace({1}, {2})",
-        "({0})|default({1})",
-        "({0})|string",
-        "({0})|center(9)",
-        "({0})|indent",
+        "(T)|trim",
+        "(T)|upper",
+        "(T)|lower",
+        "(T)|title",
+        "(T)|capitalize",
+        "(T)|reverse",
+        "(T)|indent",
+        "(T)|center(40)",
     ),
     *(
-        "({0})|first",
-        "({0})|last",
-        "({0})|length",
-        "({0})|wordwrap(3)",
-        "({0})|truncate(4)",
-        "({0})|batch(2)|list",
-        "({0})|sort",
+        "(T)|replace(T, T)",
+        "(none or T)|default(T)",
+        "(T)|string",
+        "(T)|wordwrap(9)",
+        "(T)|truncate(9)",
+        "(T)|first",
+        "(T)|last",
     ),
     *(
-        "({0})|map('upper')|list",
-        "({0})|unique|join",
-        "({0})|slice(2)|list",
-        "({0})|sum(start={1})",
-        "({0})|int",
-        "({0})|max",
+        "(T).strip()",
+        "(T).strip(T)",
+        "(T).replace(T, T, 1)",
+        "(T).zfill(40)",
+        "(T).ljust(40, 'x')",
+        "(T).expandtabs(3)",
     ),
     *(
-        "({0}).strip({1})",
-        "({0}).split({1})",
-        "({0}).rsplit({1}, 1)",
-        "({0}).partition({1})",
-        "({0}).replace({1}, {2}, 1)",
-    ),
-    *("({0}).splitlines()", "({0}).join([{1}, {2}])", "({0}).zfill(9)", "({0}).ljust(9, 'x')", "({0}).expandtabs(3)"),
-    *(
-        "({0}).swapcase()",
-        "({0}).casefold()",
-        "({0}).removeprefix({1})",
-        "({0}).rstrip({1})",
-        "({0}).translate({{97: 'bc'}})",
+        "(T).swapcase()",
+        "(T).casefold()",
+        "(T).removeprefix(T)",
+        "(T).rstrip(T)",
+        "(T).translate({97: 'bc'})",
+        "(T).title()",
     ),
     *(
-        "({0}).startswith({1})",
-        "({0}).find({1})",
-        "({0}).rpartition({1})[2]",
-        "({0}).title()",
-        "({0}).rjust(7)",
-        "({0}).split()",
+        "(T).rpartition(T)[2]",
+        "(T).partition(T)[0]",
+        "(T).rjust(40)",
+        "(T).lstrip()",
+        "(T).lower()",
+        "(T).capitalize()",
     ),
     *(
-        "({0}) ~ ({1})",
-        "({0}) + ({1})",
-        "({0}) * 2",
-        "2 * ({0})",
-        "({0})[1:]",
-        "({0})[::-1]",
-        "({0})[0]",
-        "({0})[-2:5]",
+        "(T) ~ (T)",
+        "(T) + (T)",
+        "(T) * 2",
+        "2 * (T)",
+        "(T)[1:]",
+        "(T)[::-1]",
+        "(T)[0]",
+        "(T)[-2:5]",
+        "(T)[1:][:3]",
+        "(T)|max",
     ),
-    *("({0}) if ({1}) else ({2})", "({0}) in ({1})", "({0}) == ({1})", "[{0}, {1}]", "{{{0}: {1}}}", "({0}) and ({1})"),
+    *(
+        "(T) if (T) else (T)",
+        "(T) if (T) in (T) else (T)",
+        "(T) or (T)",
+        "(L)|join",
+        "(L)|join(T)",
+        "(T).join(L)",
+        "(L)[0]",
+        "(L)[-1]",
+    ),
+    *(
+        "(L)|string",
+        "(L)|first",
+        "(L)|last",
+        "(L)|max",
+        "(L)|sum(start='')",
+        "{T: T}|string",
+        "(T)|string|length|string",
+        "(T).upper()",
+    ),
+)
+_LISTS = (
+    *(
+        "[T, T]",
+        "(T)|list",
+        "(T).split()",
+        "(T).split(T)",
+        "(T).rsplit(T, 1)",
+        "(T).splitlines()",
+        "(T).splitlines(true)",
+    ),
+    *(
+        "(T).partition(T)",
+        "(L)|map('upper')|list",
+        "(L)|unique|list",
+        "(L)|sort",
+        "(L) + (L)",
+        "(L)[1:]",
+        "(L)|reverse|list",
+    ),
+    *("(L)|map('trim')|list", "(T)|slice(2)|map('join')|list", "(T)|batch(3)|map('join')|list", "(L)|select|list"),
+    *("messages|map(attribute='content')|list", "{T: T}|list", "(L)|reject('in', L)|list"),
 )
 _PLACES = (
-    *("{{{{ {0} }}}}", "{{% for x in {0} %}}{{{{ x }}}}{{% endfor %}}", "{{% if {0} %}}a{{{{ {1} }}}}{{% endif %}}"),
+    "{{ raise_exception(T) }}",
     *(
-        "{{% set v = {0} %}}{{{{ v }}}}",
-        "{{% macro m(x) %}}{{{{ x }}}}{{% endmacro %}}{{{{ m({0}) }}}}",
-        "{{%- set n = namespace(a={0}) -%}}{{{{ n.a }}}}",
+        "{{ T }}",
+        "{% for x in L %}{{ x }}{% endfor %}",
+        "{% if T %}a{{ T }}{% endif %}",
+        "{% set v = T %}{{ v }}",
+        "{{ L }}",
     ),
     *(
-        "{{% filter upper %}}{{{{ {0} }}}}{{% endfilter %}}",
-        "{{% set v %}}{{{{ {0} }}}}b{{% endset %}}{{{{ v }}}}",
-        "{{% for k, v in ({0}).items() %}}{{{{ k ~ v }}}}{{% endfor %}}",
+        "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(T) }}",
+        "{%- set n = namespace(a=T) -%}{{ n.a }}",
+        "{% set v = L %}{{ v[0] }}",
     ),
+    *(
+        "{% filter upper %}{{ T }}{% endfilter %}",
+        "{% set v %}{{ T }}b{% endset %}{{ v }}",
+        "{% for x in T %}{{ x ~ T }}{% endfor %}",
+    ),
+    "{% set n = namespace(a=T) %}{% for x in L %}{% set n.a = n.a + x %}{% endfor %}{{ n.a }}",
+    "{% macro m(x) %}{{ caller(x) }}{% endmacro %}{% call(y) m(T) %}{{ y }}{% endcall %}",
 )
 
 
-def expression(dice: random.Random, depth: int) -> str:
-    """One of jinja2's, of what a chat template has."""
-    if depth == 0:
-        return dice.choice(_ATOMS)
-    return dice.choice(_AROUND).format(*(expression(dice, dice.randrange(depth)) for _ in range(3)))
+def expression(dice: random.Random, form: str, depth: int) -> str:
+    """`form`, each T in it a text and each L a list, of what a chat template has."""
+
+    def one(found: re.Match[str]) -> str:
+        if found[0] == "L":
+            return expression(dice, dice.choice(_LISTS if depth > 0 else ("[T, T]", "(T).split(T)")), depth - 1)
+        return expression(dice, dice.choice(_TEXTS), depth - 1) if depth > 0 else dice.choice(_ATOMS)
+
+    return re.sub(r"\b[TL]\b", one, form)
 
 
 def changed_template(source: str, dice: random.Random) -> str:
-    """A template with one more expression, or one for another."""
-    made = expression(dice, dice.randrange(4))
+    """A template with one more expression, or with more in one."""
     found = list(re.finditer(r"\{\{(.*?)\}\}", source))
-    if found and dice.random() < 0.6:
+    if found and dice.random() < 0.5:
         one = dice.choice(found)
-        inner = dice.choice(_AROUND).format(one[1], made, expression(dice, 1))
+        form = dice.choice([text for text in _TEXTS if text.startswith("(T)")]).replace("T", "\ue000", 1)
+        inner = expression(dice, form, dice.randrange(2)).replace("\ue000", one[1])
         return f"{source[: one.start()]}{{{{ {inner} }}}}{source[one.end() :]}"
-    new = dice.choice(_PLACES).format(made, expression(dice, 1))
+    new = expression(dice, dice.choice(_PLACES), dice.randrange(3))
     at = dice.choice([0, len(source), *(one.end() for one in found)])
     return source[:at] + new + source[at:]
 
