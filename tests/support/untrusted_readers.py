@@ -25,14 +25,14 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from chat_families import GEMMA, LLAMA_2, QWEN_3
 from jinja2 import ext, sandbox
-from plain_artifact import write_artifact
+from models.chat_families import GEMMA, LLAMA_2, QWEN_3
+from models.plain_artifact import write_artifact
+from models.tiny_gguf import write_gguf
+from models.tokenizer_files import KINDS, TEXTS
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from tiny_gguf import write_gguf
-from tokenizer_files import KINDS, TEXTS
 
 from dovetail.calibration.bench.workload import file_prompts
 from dovetail.export.draft import config as draft_config
