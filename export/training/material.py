@@ -7,7 +7,8 @@ Letters: N tokens, S documents.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
 from dovetail.runtime.evaluation.standard_library import is_held_out, path_hash
 
 PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
-MOST_TOKENS = 1024  # that are read together of a document: its further parts are documents of their own
+READ_TOGETHER = 1024  # tokens of a document: its further parts are documents of their own
+MOST_TOKENS = 2_000_000  # of a corpus: an hour on a CPU sees no more of them twice
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,16 +58,24 @@ class Split:
     held_out: Material
 
 
-def from_corpus(corpus: Corpus, source: Source) -> Split:
-    """Texts, in which every position counts as much as any other. Special tokens in them are single ids."""
-    tokenizer, most = Tokenizer.from_str(source.tokenizer), min(MOST_TOKENS, block_sizes(source).context_length)
+def from_corpus(corpus: Corpus, source: Source, most: int = MOST_TOKENS) -> Split:
+    """Texts, in which every position counts as much as any other. Special tokens in them are single ids. Of a corpus of
+    more than `most` tokens whole documents are left out, chosen by the hash of their path.
+    """
+    tokenizer, together = Tokenizer.from_str(source.tokenizer), min(READ_TOGETHER, block_sizes(source).context_length)
 
-    def parts(texts: Iterable[str]) -> Iterable[tuple[Sequence[int], int]]:
-        for encoding in tokenizer.encode_batch(list(texts)):
-            for begin in range(0, len(encoding.ids), most):
-                yield encoding.ids[begin : begin + most], 0
+    def parts(texts: Mapping[str, str]) -> Iterator[tuple[Sequence[int], int]]:
+        paths, used = sorted(texts, key=path_hash), 0
+        for number, path in enumerate(paths):
+            if used >= most:
+                _log.info("text: %d of %d documents are used, %d tokens", number, len(paths), used)
+                return
+            ids = tokenizer.encode(texts[path]).ids
+            used += len(ids)
+            for begin in range(0, len(ids), together):
+                yield ids[begin : begin + together], 0
 
-    return Split(_material(parts(corpus.train.values())), _material(parts(corpus.held_out.values())))
+    return Split(_material(parts(corpus.train)), _material(parts(corpus.held_out)))
 
 
 def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
@@ -85,7 +97,9 @@ def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
     return Split(part(False), part(True))
 
 
-def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path) -> Split:
+def make_material(
+    source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path, most: int = MOST_TOKENS
+) -> Split:
     """What the options of `dovetail-export draft` ask for: `source`'s own answers to the questions in the files
     `prompts` and to `self_made` ones, and `texts`. Answers are kept in `work`. Raises `UserError` for none of them.
     """
@@ -94,7 +108,7 @@ def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts
         questions = [turn for path in prompts for turn in first_turns(path)]
         splits.append(from_exchanges(make_exchanges(source, questions, self_made, work)))
     if texts:
-        splits.append(from_corpus(text_files(texts), source))
+        splits.append(from_corpus(text_files(texts), source, most))
     if not splits:
         raise UserError(
             "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "

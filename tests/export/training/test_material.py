@@ -22,7 +22,7 @@ from dovetail.export.training import corpus, target_record
 from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.exchange_store import ExchangeStore
-from dovetail.export.training.material import PROMPT_WEIGHT, Material, from_exchanges, make_material
+from dovetail.export.training.material import PROMPT_WEIGHT, Material, from_corpus, from_exchanges, make_material
 from dovetail.export.training.target_record import EXPECTED, by_runtime, by_source, record
 from dovetail.runtime.errors import ContextOverflowError, UserError
 from dovetail.runtime.evaluation.exchanges import Exchange, FirstTurn
@@ -174,3 +174,12 @@ def test_the_most_likely_tokens(vocab_size: int) -> None:
     np.testing.assert_array_equal(expected, np.argsort(-logits, axis=1)[:, :keep])
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(chances, np.take_along_axis(softmax, expected, 1), rtol=2e-3)
+
+
+def test_a_corpus_is_cut_to_whole_documents(tiny_checkpoint: Path) -> None:
+    texts = {f"{number}.txt": f"text {number} of some words\n" * 30 for number in range(60)}
+    source = find_source(tiny_checkpoint)
+    whole = from_corpus(corpus.split(texts.items()), source)
+    part = from_corpus(corpus.split(texts.items()), source, most=1000)
+    assert 1000 <= len(part.train.ids) < 1000 + max(whole.train.lengths)
+    assert part.train.lengths == whole.train.lengths[: len(part.train.lengths)]
