@@ -69,7 +69,7 @@ from dovetail.runtime.text.template_worker import Renderer
 from dovetail.runtime.text.tokenizer import Tokenizer, read_native
 from dovetail.runtime.trees.shape import TreeShape
 
-SECONDS = 3.0  # what an input of a few kilobytes may take, on a busy machine
+SECONDS = 2.0  # of the processor: what an input of a few kilobytes may take
 _VOCABULARY = 1000
 _MAX_MESSAGE = 1500
 _LONG_TEXT = 3000
@@ -87,7 +87,7 @@ class Reader:
 
 def complaint(reader: Reader, data: bytes) -> tuple[str, str] | None:
     """None for bytes that are taken or refused as they should be; else (where and what, all of it)."""
-    begin = time.monotonic()
+    begin = time.process_time()
     refusal = None
     try:
         with np.errstate(all="ignore"):  # numbers may be any
@@ -101,7 +101,7 @@ def complaint(reader: Reader, data: bytes) -> tuple[str, str] | None:
         last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} {last.name}"
         return what, "".join(traceback.format_exception(error))[-4000:]
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     if seconds > SECONDS:
         return "slow", f"{seconds:.1f} s"
     return None if refusal is None else _fault_of_message(refusal)
@@ -389,7 +389,10 @@ def _template(data: bytes) -> None:
             plain = _plain_environment().from_string(source).render(**job, documents=None, **_SPECIAL)
         except Exception:  # what one environment refuses, the other may render
             return
-        assert text == plain, f"another text than transformers': {text!r:.200} {plain!r:.200}"
+        where = re.compile("0x[0-9a-f]+")  # of objects that were not meant to be shown
+        assert where.sub("", text) == where.sub("", plain), (
+            f"another text than transformers': {text!r:.200} {plain!r:.200}"
+        )
 
 
 def _template_seeds() -> list[bytes]:
