@@ -17,7 +17,7 @@ FORMATS_BESIDE = {
     "fp16": ("F16",),
     "fp32": ("F16",),
 }
-BYTES_PER_WEIGHT = {"F16": 2.0, "Q8_0": 34 / 32, "Q4_0": 0.65, "Q4_K_M": 0.7}  # of 4 bits with an embedding in 6 to 8
+BYTES_PER_WEIGHT = {"F16": 2.0, "Q8_0": 34 / 32, "Q4_0": 0.7, "Q4_K_M": 0.8}  # of 4 bits with an embedding in 6 to 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,9 +31,10 @@ class GgufFile:
     num_bytes: dict[str, int]
 
     @property
-    def bits_per_weight(self) -> float:
-        """The mean over all its tensors."""
-        return 8 * sum(self.num_bytes.values()) / self.num_weights
+    def summary(self) -> str:
+        """Its format, with the mean over all its tensors."""
+        bits = 8 * sum(self.num_bytes.values()) / self.num_weights
+        return f"GGUF {self.file_type}, {bits:.1f} bits a weight"
 
     @property
     def bytes_per_pass(self) -> int:

@@ -172,7 +172,9 @@ class Models:
         assistant = self.assistant if runner.draft == "model" else None
         if runner.family == "llamacpp":
             assert self.checkpoint is not None, "by `lacking`"
-            options["gguf"] = os.fspath(self._gguf(self.checkpoint, runner.gguf_type or self._gguf_types[0]))
+            path = self._gguf(self.checkpoint, runner.gguf_type or self._gguf_types[0])
+            file = read_gguf(path)  # here, not in the child: it takes seconds, which would count as loading
+            options |= {"gguf": os.fspath(path), "weights": file.summary, "bytes_per_pass": file.bytes_per_pass}
             if assistant is not None:
                 is_ready = assistant.is_file()
                 options["assistant_gguf"] = os.fspath(assistant if is_ready else self._gguf(assistant, "Q8_0"))

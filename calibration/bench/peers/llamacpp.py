@@ -7,10 +7,8 @@ passes over several tokens cost nearly as much as one by one, so more does not p
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
-from dovetail.calibration.bench.gguf_file import read_gguf
 from dovetail.calibration.bench.peers.protocol import Answer, Loaded, Stopwatch, serve, versions
 from dovetail.runtime.errors import UserError
 
@@ -24,6 +22,8 @@ class LlamaCpp:
         self,
         *,
         gguf: str,
+        weights: str,
+        bytes_per_pass: int,
         threads: int,
         draft: str,
         ctx_size: int,
@@ -35,7 +35,6 @@ class LlamaCpp:
             import llama_cpp
         except ImportError:
             raise UserError("expected the package llama-cpp-python, got none; pip install 'dovetail[bench]'") from None
-        file = read_gguf(Path(gguf))
         imported = time.perf_counter()
         room = ctx_size + _DRAFT_TOKENS  # guesses may reach beyond the last token that is wanted
         common: dict[str, Any] = {"n_ctx": room, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
@@ -58,8 +57,8 @@ class LlamaCpp:
             time.perf_counter() - imported,
             {**versions("llama-cpp-python"), "features": llama_cpp.llama_print_system_info().decode().strip()},
             settings,
-            f"GGUF {file.file_type}, {file.bits_per_weight:.1f} bits a weight",
-            file.bytes_per_pass,
+            weights,
+            bytes_per_pass,
         )
 
     def run(self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, margins: bool = False) -> Answer:
