@@ -72,7 +72,7 @@ from dovetail.runtime.trees.shape import TreeShape
 SECONDS = 2.0  # of the processor: what an input of a few kilobytes may take
 _VOCABULARY = 1000
 _MAX_MESSAGE = 1500
-_LONG_TEXT = 3000
+_LONG_TEXT = 1500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -770,6 +770,7 @@ def _gguf_metadata(data: bytes) -> None:
     """A GGUF file that is whole, and whatever its values say."""
     try:
         document = json.loads(data)
+        assert all(type(size) is int for shape in document["shapes"].values() for size in shape)
         assert sum(math.prod(shape) for shape in document["shapes"].values()) < 1 << 16
         written = _written_gguf(document)
     except Exception:  # there is no such file, or a large one
