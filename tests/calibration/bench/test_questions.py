@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_families import FAMILIES, chat_artifact
+from models.chat_families import FAMILIES, chat_artifact
 
 from dovetail.calibration.bench.questions import FEWEST_TOKENS, choose_questions, plain_answer, question_prompts
 from dovetail.calibration.commands.prompts import asked_prompts
