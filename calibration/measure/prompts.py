@@ -84,7 +84,8 @@ def conversations(pipe: Pipeline, count: int, progress: Callable[[float], None] 
     """`count` questions that the chat model `pipe` makes up, the same every time. Raises `UserError` where it has no
     chat template, or says nothing that can be asked.
     """
-    prompts = []
+    prompts: list[list[int]] = []
+    progress(0.0)
     with contextlib.closing(self_made_questions(pipe, _FIRST_SELF_MADE, pipe.ctx_size // 2)) as questions:
         for question in itertools.islice(questions, count):
             prompts.append(pipe.encode([{"role": "user", "content": question.text}]))
