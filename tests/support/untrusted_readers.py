@@ -662,6 +662,10 @@ _SETTINGS = (
 )
 
 
+def _settings_seeds() -> list[bytes]:
+    return [*(json.dumps(one).encode() for one in _SETTINGS), _tokenizer_seeds()[0]]
+
+
 def _draft_config(data: bytes) -> None:
     folder = _folder() / "draft"
     _file("draft/config.json", data)
@@ -826,7 +830,7 @@ READERS: Mapping[str, Reader] = {
     "gguf": Reader(_gguf, _gguf_seeds, "bytes"),
     "safetensors": Reader(_safetensors, _safetensors_seeds, "header"),
     "checkpoint_config": Reader(_checkpoint_config, _json_seeds(*_CONFIGS)),
-    "checkpoint_settings": Reader(_checkpoint_settings, _json_seeds(*_SETTINGS)),
+    "checkpoint_settings": Reader(_checkpoint_settings, _settings_seeds),
     "draft_config": Reader(_draft_config, _json_seeds(_DRAFT, _LLAMA)),
 }
 
