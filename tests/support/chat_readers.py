@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
-from chat_families import GEMMA, LLAMA_2, QWEN_3
 from jinja2 import ext, sandbox
 from judged_readers import Reader, fault_of_message, json_seeds, same, scratch, written
-from plain_artifact import write_artifact
+from models.chat_families import GEMMA, LLAMA_2, QWEN_3
+from models.plain_artifact import write_artifact
+from models.tokenizer_files import KINDS
 from settings_readers import VOCABULARY, tokenizers_of_every_kind
-from tokenizer_files import KINDS
 
-from dovetail.calibration.bench.workload import file_prompts
 from dovetail.runtime.artifact import manifest
 from dovetail.runtime.artifact.opening import Artifact, open_artifact
 from dovetail.runtime.batch.input_file import open_input
 from dovetail.runtime.batch.line import Line
 from dovetail.runtime.batch.output_file import OutputFile
+from dovetail.runtime.batch.question_file import read_questions
 from dovetail.runtime.batch.results import Results
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.sampling.config import GenerationConfig
@@ -287,11 +287,11 @@ def _encode(text: str, is_said: bool) -> list[int]:
 
 
 def _questions(data: bytes) -> None:
-    prompts = file_prompts(
-        written("questions.jsonl", data), lambda text, _: tokenizers_of_every_kind()[0].encode(text), 3, 50
-    )
-    assert 0 < len(prompts) <= 3
-    assert all(0 < len(prompt.ids) <= 50 for prompt in prompts)
+    questions = read_questions(written("questions.jsonl", data))
+    assert questions
+    for question in questions:
+        assert all(turn.strip() for turn in question.turns)
+        assert tokenizers_of_every_kind()[0].encode(question.turns[0])
 
 
 READERS: Mapping[str, Reader] = {

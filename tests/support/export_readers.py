@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from judged_readers import Reader, also, json_seeds, scratch, written
+from models.tiny_gguf import write_gguf
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 from settings_readers import tokenizer_seeds
-from tiny_gguf import write_gguf
 
 from dovetail.export.draft import config as draft_config
 from dovetail.export.draft.files import draft_source

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from judged_readers import Reader, json_seeds, same, written
-from tokenizer_files import KINDS, TEXTS
+from models.tokenizer_files import KINDS, TEXTS
 
 from dovetail.runtime.artifact import manifest, strict_json
 from dovetail.runtime.commands import options
