@@ -72,7 +72,9 @@ def _profile_seeds() -> list[bytes]:
         host_profile.Choice(t, kind, TreeShape(8, 3, 2), chances, 1.5, 150.0, 148.0, 90.0, None, 0.4)
         for t, kind in ((0.0, "adaptive"), (1.0, "fixed"))
     )
-    made = host_profile.HostProfile(5, "a" * 64, _MACHINE, _ENGINES, "2026-01-31", 0.02, costs, choices)
+    made = host_profile.HostProfile(
+        6, "a" * 64, _MACHINE, _ENGINES, "2026-01-31", "24 conversations", 0.02, costs, choices
+    )
     return [host_profile.dumps(dataclasses.replace(made, costs=one)).encode() for one in (costs, shared)]
 
 
