@@ -20,7 +20,7 @@ import numpy as np
 
 from dovetail.runtime.errors import UserError
 
-SECONDS = 2.0  # of the processor: what an input of a few kilobytes may take
+SECONDS = 5.0  # of the processor: what an input of a few kilobytes may take
 _MAX_MESSAGE = 1500
 _LONG_TEXT = 1500
 
@@ -37,8 +37,8 @@ class Reader:
     kind: str = "json"
 
 
-def complaint(reader: Reader, data: bytes) -> tuple[str, str] | None:
-    """None for bytes that are taken or refused as they should be; else (where and what, all of it)."""
+def judged(reader: Reader, data: bytes) -> tuple[bool, tuple[str, str] | None]:
+    """(whether `data` is taken, None or a fault: where and what, and all of it)."""
     begin = time.process_time()
     refusal = None
     try:
@@ -52,11 +52,11 @@ def complaint(reader: Reader, data: bytes) -> tuple[str, str] | None:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "dovetail" in frame.filename]
         last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno} {last.name}"
-        return what, "".join(traceback.format_exception(error))[-4000:]
+        return False, (what, "".join(traceback.format_exception(error))[-4000:])
     seconds = time.process_time() - begin
     if seconds > SECONDS:
-        return "slow", f"{seconds:.1f} s"
-    return None if refusal is None else fault_of_message(refusal)
+        return refusal is None, ("slow", f"{seconds:.1f} s")
+    return refusal is None, None if refusal is None else fault_of_message(refusal)
 
 
 def fault_of_message(text: str) -> tuple[str, str] | None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import chat_readers
 import export_readers
 import settings_readers
-from judged_readers import Reader, complaint, kept, packed
+from judged_readers import Reader, judged, kept, packed
 
-__all__ = ["READERS", "complaint", "kept", "packed"]
+__all__ = ["READERS", "judged", "kept", "packed"]
 
 READERS: Mapping[str, Reader] = {**settings_readers.READERS, **chat_readers.READERS, **export_readers.READERS}

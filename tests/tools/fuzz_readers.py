@@ -37,9 +37,9 @@ class Campaign:
     """What is judged while libFuzzer runs; nothing that it finds ends it."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        from untrusted_readers import READERS, complaint
+        from untrusted_readers import READERS, judged
 
-        self._reader, self._complaint, self._faults = READERS[name], complaint, folder / "faults"
+        self._reader, self._judged, self._faults = READERS[name], judged, folder / "faults"
         self._faults.mkdir(exist_ok=True)
         self._log = folder / "figures.jsonl"
         self._begin, self._runs, self._seen = time.monotonic(), 0, set[str]()
@@ -47,7 +47,7 @@ class Campaign:
     def try_one(self, data: bytes) -> None:
         """Judge one input."""
         self._runs += 1
-        found = self._complaint(self._reader, data)
+        _, found = self._judged(self._reader, data)
         if found is not None and found[0] not in self._seen:
             self._seen.add(found[0])
             name = hashlib.sha256(found[0].encode()).hexdigest()[:10]
