@@ -114,7 +114,7 @@ def _section(document: dict[str, Any]) -> str:
 
 
 def _lengths(work: dict[str, Any]) -> str:
-    if all(prompt["answer_tokens"] is None for prompt in work["prompts"]):
+    if all(prompt.get("answer_tokens") is None for prompt in work["prompts"]):
         return f"{work['max_new_tokens']} tokens each"
     return (
         f"up to {work['max_new_tokens']} tokens each, ended where plain decoding's greedy answer ends, which is also "
@@ -214,7 +214,8 @@ def _cell(cell: dict[str, Any] | None) -> str:
         return DASH
     length = "" if cell["accept_length_mean"] is None else f" {cell['accept_length_mean']:.2f}"
     speed = f"{number(cell['tokens_per_second'], 1)} ({number(cell['speedup_over_fastest_plain'], 2)})"
-    return f"{speed}{length}, {cell['repeated_8grams']:.0%}"
+    share = cell.get("repeated_8grams")  # documents of before have none
+    return f"{speed}{length}" if share is None else f"{speed}{length}, {share:.0%}"
 
 
 def category_title(temperature: float) -> str:

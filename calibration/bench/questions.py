@@ -25,20 +25,23 @@ Answer = Callable[[list[int]], tuple[str, int]]
 
 
 def choose_questions(path: Path, count: int | None) -> list[Question]:
-    """`count` questions of a file, or all: equally many of each category, evenly spread in it, in the file's order.
-    Raises `UserError` naming the line that is something else.
-    """
-    groups: dict[str, list[Question]] = {}
-    for question in read_questions(path):
-        groups.setdefault(category_of(question), []).append(question)
-    for name in OWN_NAMES:
-        if name in groups:
+    """`some_of_each` of a file, or all. Raises `UserError` naming the line that is something else."""
+    questions = read_questions(path)
+    for question in questions:
+        if (name := category_of(question)) in OWN_NAMES:
             raise UserError(
-                f"{path}, line {groups[name][0].number}: expected another category than {name!r}, which names a row of "
-                "the report; rename it"
+                f"{path}, line {question.number}: expected another category than {name!r}, which names a row of the "
+                "report; rename it"
             )
-    left = sum(map(len, groups.values()))
-    left, shares = min(count or left, left), dict.fromkeys(groups, 0)
+    return some_of_each(questions, count or len(questions))
+
+
+def some_of_each(questions: Sequence[Question], count: int) -> list[Question]:
+    """`count` of them, or all: equally many of each category, evenly spread in it, in their order."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(category_of(question), []).append(question)
+    left, shares = min(count, len(questions)), dict.fromkeys(groups, 0)
     while left:  # a question of each category in turn: what a small one has not, the others give
         for name, group in groups.items():
             if left and shares[name] < len(group):

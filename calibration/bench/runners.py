@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dovetail.calibration.bench.gguf_file import BYTES_PER_WEIGHT, FORMATS_BESIDE, read_gguf
 from dovetail.calibration.bench.runner_process import RunnerError, own_command
-from dovetail.calibration.bench.weights import Q8_0_BYTES, checkpoint_config, checkpoint_weights
+from dovetail.calibration.bench.weights import checkpoint_sizes, checkpoint_weights
 from dovetail.runtime.artifact.manifest import DRAFT_MODEL, TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
 from dovetail.runtime.decoding.engine_config import EngineConfig
@@ -20,17 +21,21 @@ from dovetail.runtime.hardware.cpu import computes_bfloat16
 
 _PROCESS_BYTES = 300 << 20  # an engine's libraries, its cache of two thousand tokens, and what a pass needs besides
 _TORCH_BYTES = 900 << 20
+_ANY_GGUF = 1.0  # bytes a weight, of a file that comes from elsewhere
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Runner:
-    """A way to continue a text. `draft`: none, artifact, lookup, auto (both), or model (a small language model)."""
+    """A way to continue a text. `draft`: none, artifact, lookup, auto (both), or model (a small language model).
+    `gguf_type`: the format of its weights, where that is not the first one beside the artifact's.
+    """
 
     name: str
     family: str
     draft: str
     command: tuple[str, ...]
     needs: frozenset[str] = frozenset()
+    gguf_type: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -38,9 +43,9 @@ class Runner:
         return self.draft == "none"
 
 
-def _runner(name: str, module: str, draft: str, *needs: str) -> Runner:
+def _runner(name: str, module: str, draft: str, *needs: str, gguf_type: str | None = None) -> Runner:
     command = (sys.executable, "-m", f"dovetail.calibration.bench.peers.{module}")
-    return Runner(name, module, draft, command, frozenset(needs))
+    return Runner(name, module, draft, command, frozenset(needs), gguf_type)
 
 
 RUNNERS = {
@@ -56,6 +61,9 @@ RUNNERS = {
         _runner("llamacpp", "llamacpp", "none", "checkpoint"),
         _runner("llamacpp-draft", "llamacpp", "model", "checkpoint", "assistant"),
         _runner("llamacpp-lookup", "llamacpp", "lookup", "checkpoint"),
+        _runner("llamacpp-q4km", "llamacpp", "none", "checkpoint", gguf_type="Q4_K_M"),
+        _runner("llamacpp-q4km-draft", "llamacpp", "model", "checkpoint", "assistant", gguf_type="Q4_K_M"),
+        _runner("llamacpp-q4km-lookup", "llamacpp", "lookup", "checkpoint", gguf_type="Q4_K_M"),
         _runner("transformers", "transformers", "none", "checkpoint"),
         _runner("transformers-assisted", "transformers", "model", "checkpoint", "assistant"),
     )
@@ -92,19 +100,29 @@ class Models:
         for name, folder in (("checkpoint", self.checkpoint), ("assistant", self.assistant)):
             if folder is None:
                 continue
-            vocab_size = checkpoint_config(folder, name).get("vocab_size")
+            vocab_size, hidden_size = checkpoint_sizes(folder, name)
             if vocab_size != target.vocab_size:
                 raise UserError(
                     f"{name}: expected a model of {target.vocab_size} tokens like the artifact's, got {vocab_size} "
                     f"in {folder}; give the matching checkpoint"
                 )
-        if self.checkpoint is not None:
-            hidden_size = checkpoint_config(self.checkpoint, "checkpoint").get("hidden_size")
-            if hidden_size != target.hidden_size:
+            if folder is self.checkpoint and hidden_size != target.hidden_size:
                 raise UserError(
                     f"checkpoint: expected the artifact's own checkpoint, hidden size {target.hidden_size}, got "
-                    f"{hidden_size} in {self.checkpoint}; give the folder that was exported"
+                    f"{hidden_size} in {folder}; give what was exported"
                 )
+
+    def stands_beside(self, runner: Runner) -> bool:
+        """Whether `runner` computes with weights as large as the artifact's, if it can run at all."""
+        return runner.gguf_type is None or runner.gguf_type in self._gguf_types[1:]
+
+    @property
+    def _gguf_types(self) -> tuple[str, ...]:
+        """The formats of llama.cpp's weights beside the artifact's; none where these are a GGUF's that is not there."""
+        weight_format = self.artifact.manifest.target.weight_format
+        if weight_format == "keep" and self.checkpoint is not None and self.checkpoint.is_file():
+            return (read_gguf(self.checkpoint).file_type,)
+        return FORMATS_BESIDE.get(weight_format, ())
 
     def lacking(self, runner: Runner) -> str | None:
         """Why `runner` can't run with these, and what would help; None if it can."""
@@ -114,7 +132,17 @@ class Models:
             return "it needs the torch checkpoint of the target; give `checkpoint`"
         if "assistant" in runner.needs and self.assistant is None:
             return "it needs a small language model with the same tokenizer; give `assistant`"
-        return None
+        return self._lacking_format(runner)
+
+    def _lacking_format(self, runner: Runner) -> str | None:
+        if not self.stands_beside(runner):
+            weight_format = self.artifact.manifest.target.weight_format
+            return f"its {runner.gguf_type} stands beside int4, and the artifact's weights are {weight_format}"
+        if runner.family == "llamacpp" and not self._gguf_types:
+            return "the artifact keeps a GGUF's blocks; give that file as `checkpoint`"
+        read = (self.checkpoint, self.assistant if "assistant" in runner.needs else None)
+        files = [path.name for path in read if path is not None and path.is_file()]
+        return f"it needs a checkpoint's folder, not {files[0]}" if runner.family == "transformers" and files else None
 
     def memory_bytes(self, runner: Runner) -> int:
         """About how much memory `runner` will hold: its weights and what every process needs."""
@@ -128,7 +156,8 @@ class Models:
         assert self.checkpoint is not None, "asked only for runners that lack nothing"
         weights = checkpoint_weights(self.checkpoint) + assistant
         if runner.family == "llamacpp":  # the file is mapped, and most of it repacked into memory of its own
-            return round(2 * weights * Q8_0_BYTES) + _PROCESS_BYTES
+            file_type = runner.gguf_type or self._gguf_types[0]
+            return round(2 * weights * BYTES_PER_WEIGHT.get(file_type, _ANY_GGUF)) + _PROCESS_BYTES
         return (2 if computes_bfloat16() else 4) * weights + _TORCH_BYTES
 
     def load_options(self, runner: Runner, config: EngineConfig) -> dict[str, Any]:
@@ -142,9 +171,13 @@ class Models:
         }
         assistant = self.assistant if runner.draft == "model" else None
         if runner.family == "llamacpp":
-            options["gguf"] = os.fspath(self._gguf(self.checkpoint))
+            assert self.checkpoint is not None, "by `lacking`"
+            path = self._gguf(self.checkpoint, runner.gguf_type or self._gguf_types[0])
+            file = read_gguf(path)  # here, not in the child: it takes seconds, which would count as loading
+            options |= {"gguf": os.fspath(path), "weights": file.summary, "bytes_per_pass": file.bytes_per_pass}
             if assistant is not None:
-                options["assistant_gguf"] = os.fspath(self._gguf(assistant))
+                is_ready = assistant.is_file()
+                options["assistant_gguf"] = os.fspath(assistant if is_ready else self._gguf(assistant, "Q8_0"))
         elif runner.family == "genai" and assistant is not None:
             options["assistant_ir"] = os.fspath(self._ir(assistant))
         elif runner.family == "transformers":
@@ -153,10 +186,16 @@ class Models:
                 options["assistant"] = os.fspath(assistant)
         return options
 
-    def _gguf(self, checkpoint: Path | None) -> Path:
-        assert checkpoint is not None, "by `lacking`"
-        module = "dovetail.export.target.gguf_writer"
-        return self._made(checkpoint, ".gguf", lambda out: [module, os.fspath(checkpoint), os.fspath(out)])
+    def _gguf(self, checkpoint: Path, file_type: str) -> Path:
+        """The checkpoint as a GGUF file of `file_type`; a file that has it already is taken as it is."""
+        if checkpoint.is_file() and read_gguf(checkpoint).file_type == file_type:
+            return checkpoint
+        if checkpoint.is_dir() and file_type in ("Q8_0", "F16"):
+            words = ["dovetail.export.target.gguf_writer", "--file-type", file_type, os.fspath(checkpoint)]
+            return self._made(checkpoint, f"-{file_type}.gguf", lambda out: [*words, os.fspath(out)])
+        source = checkpoint if checkpoint.is_file() else self._gguf(checkpoint, "F16")
+        words = ["dovetail.calibration.bench.gguf_quantizer", os.fspath(source)]
+        return self._made(checkpoint, f"-{file_type}.gguf", lambda out: [*words, os.fspath(out), file_type])
 
     def _ir(self, checkpoint: Path) -> Path:
         module = "dovetail.export.commands.cli"
@@ -165,7 +204,7 @@ class Models:
 
     def _made(self, checkpoint: Path, suffix: str, words: Callable[[Path], Sequence[str]]) -> Path:
         """A file or folder that a program of ours makes from a checkpoint, kept under the checkpoint's state."""
-        out = self.work / f"{checkpoint.resolve().name}-{_state(checkpoint)}{suffix}"
+        out = self.work / f"{checkpoint.resolve().name.removesuffix('.gguf')}-{_state(checkpoint)}{suffix}"
         if not out.exists():
             try:
                 self.work.mkdir(parents=True, exist_ok=True)
@@ -177,7 +216,8 @@ class Models:
         return out
 
 
-def _state(folder: Path) -> str:
-    """A short hash of where a folder is and which files it holds, by size and time."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*"))]
-    return hashlib.sha256(repr((os.fspath(folder.resolve()), files)).encode()).hexdigest()[:16]
+def _state(checkpoint: Path) -> str:
+    """A short hash of where a checkpoint is and which files it has, by size and time."""
+    paths = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*"))
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(repr((os.fspath(checkpoint.resolve()), files)).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dovetail.calibration.bench.gguf_file import read_gguf
 from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS
 from dovetail.runtime.artifact.opening import Artifact
 from dovetail.runtime.errors import UserError
@@ -15,7 +16,6 @@ TARGET_CONFIG = "target/config.json"  # of the checkpoint, kept beside the IR fo
 # Of embeddings: int4 exports keep them int8.
 _BYTES_PER_WEIGHT = {"int8": 1.0, "int8_asym": 1.0, "int4": 1.0, "fp16": 2.0, "fp32": 4.0}
 _MAX_HEADER_BYTES = 100 << 20
-Q8_0_BYTES = 34 / 32  # per weight: blocks of 32 share a float16 scale
 
 
 def target_bytes_per_pass(artifact: Artifact) -> int | None:
@@ -34,13 +34,23 @@ def target_bytes_per_pass(artifact: Artifact) -> int | None:
     return whole if config.get("tie_word_embeddings") else round(whole - table)
 
 
-def checkpoint_config(folder: Path, name: str) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder. Raises `UserError` naming the parameter that gave it."""
+def checkpoint_sizes(checkpoint: Path, name: str) -> tuple[int | None, int | None]:
+    """(vocabulary, hidden size) of a checkpoint folder or a GGUF file. Raises `UserError` naming the parameter that
+    gave it.
+    """
+    if checkpoint.is_file():
+        file = read_gguf(checkpoint)
+        return file.vocab_size, file.hidden_size
+    config = _config(checkpoint, name)
+    return config.get("vocab_size"), config.get("hidden_size")
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"{name}: expected a checkpoint folder with config.json, got {folder}; give the folder of the model"
+            f"{name}: expected a checkpoint folder with config.json or a GGUF file, got {folder}; give the model's own"
         ) from None
     except ValueError as error:
         raise UserError(f"{name}: expected JSON in {folder}/config.json, got {error}; copy it again") from None
@@ -49,10 +59,12 @@ def checkpoint_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def checkpoint_weights(folder: Path) -> int:
-    """How many numbers a checkpoint's safetensors hold, by the headers of its files. Raises `UserError`."""
+def checkpoint_weights(checkpoint: Path) -> int:
+    """How many numbers a checkpoint holds, by the headers of its files. Raises `UserError`."""
+    if checkpoint.is_file():
+        return read_gguf(checkpoint).num_weights
     count = 0
-    for path in folder.glob("*.safetensors"):
+    for path in checkpoint.glob("*.safetensors"):
         try:
             with path.open("rb") as file:
                 size = min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES)

@@ -17,6 +17,7 @@ from dovetail.calibration.measure.acceptance import TextRecords
 from dovetail.calibration.measure.latency import CONTEXTS, NODES, QUICK_CONTEXTS, QUICK_NODES, measure
 from dovetail.calibration.measure.pair import Pair
 from dovetail.calibration.measure.price_tables import Latency
+from dovetail.calibration.measure.prompts import Prompts
 from dovetail.runtime.hardware.machine import Machine
 from dovetail.runtime.policies.host_profile import PROFILE_VERSION, Choice, Engines, HostProfile
 from dovetail.runtime.trees.shape import TreeShape
@@ -39,26 +40,32 @@ class Effort:
     latency_s: float = 60.0
     nodes: tuple[int, ...] = NODES
     contexts: tuple[int, ...] = CONTEXTS
-    prompts: int = 12
-    prompt_tokens: int = 96
+    questions: int = 64  # of a file; most are only needed where answers are short
+    conversations: int = 24
+    passages: int = 12
+    passage_tokens: int = 96
     new_tokens: int = 96
     positions: int = 300
     records_s: float = 40.0
-    compared_prompts: int = 5
+    compared_texts: int = 5
     compared_tokens: int = 96
+    compared_s: float = 90.0
 
 
 QUICK = Effort(
     latency_s=12.0,
     nodes=QUICK_NODES,
     contexts=QUICK_CONTEXTS,
-    prompts=6,
-    prompt_tokens=64,
+    questions=32,
+    conversations=12,
+    passages=6,
+    passage_tokens=64,
     new_tokens=64,
     positions=150,
     records_s=10.0,
-    compared_prompts=3,
+    compared_texts=3,
     compared_tokens=48,
+    compared_s=30.0,
 )
 
 
@@ -73,35 +80,50 @@ class Decision:
     chosen: Candidate
     choice: Choice
 
+    @property
+    def texts_summary(self) -> str:
+        """How much it rests on, in words."""
+        timed = self.compared["plain"].runs
+        return (
+            f"{sum(map(len, self.texts))} tokens of {len(self.texts)} texts recorded, "
+            f"{sum(run.tokens for run in timed)} of {len(timed)} timed"
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
     """All that was measured, and what follows. `too_noisy` says why nothing was decided."""
 
+    prompts: Prompts
     latency: Latency
     decisions: tuple[Decision, ...]
     too_noisy: str | None
 
+    @property
+    def text(self) -> str:
+        """What was recorded and timed, in words."""
+        given = len(self.prompts.token_ids)
+        used = (len(one.texts) + len(one.compared["plain"].runs) for one in self.decisions)
+        return self.prompts.described(min(given, max(used, default=given)))
+
 
 def calibrate(
     pair: Pair,
-    text: Sequence[int],
+    prompts: Prompts,
     *,
     effort: Effort,
     default: TreeShape,
     temperatures: Sequence[float] = TEMPERATURES,
     progress: Progress = lambda what, share: None,
 ) -> Calibration:
-    """Measure `pair` and choose a policy per temperature. `text`: tokens whose passages are the prompts; `default`: the
-    artifact's own tree, compared with, too. Raises `UserError` when the text is too short.
+    """Measure `pair` and choose a policy per temperature. `prompts` fill at most half of its context; `default`: the
+    artifact's own tree, compared with, too. Raises `UserError` where texts end too soon.
     """
     # What does not fit a short context is taken from the texts' length, which everything can live with.
-    prompt_tokens = min(effort.prompt_tokens, pair.context_length // 4)
     new_tokens = min(effort.new_tokens, pair.context_length // 4)
-    prompts = acceptance.passages(text, effort.prompts, prompt_tokens)
     latency = measure(
         pair,
-        text,
+        [token for prompt in prompts.token_ids for token in prompt],
         seconds=effort.latency_s,
         nodes=effort.nodes,
         contexts=effort.contexts,
@@ -112,13 +134,13 @@ def calibrate(
             f"the times of a pass are uncertain by {latency.error:.0%} (at most {MAX_ERROR:.0%} is of use): this "
             "machine is too busy to decide anything; stop other programs and calibrate again"
         )
-        return Calibration(latency, (), reason)
+        return Calibration(prompts, latency, (), reason)
     decisions = []
     for temperature in temperatures:
         at = f"at temperature {temperature:g}"
         texts = acceptance.collect(
             pair,
-            pair.texts(prompts, new_tokens + acceptance.MAX_DEPTH, temperature),
+            pair.texts(prompts.token_ids, new_tokens + acceptance.MAX_DEPTH, temperature),
             positions=effort.positions,
             seconds=effort.records_s,
             progress=functools.partial(progress, f"acceptance {at}"),
@@ -134,13 +156,15 @@ def calibrate(
         compared = compare(
             pair,
             {name: one.policy for name, one in found.named().items()},
-            prompts[:: max(len(prompts) // effort.compared_prompts, 1)][: effort.compared_prompts],
+            prompts.token_ids[::-1],  # from the end: what the choice has not seen, where that is possible
             temperature=temperature,
             new_tokens=min(effort.compared_tokens, pair.context_length // 4),
+            texts=effort.compared_texts,
+            seconds=effort.compared_s,
             progress=functools.partial(progress, f"comparing {at}"),
         )
         decisions.append(decide(temperature, texts, found, compared))
-    return Calibration(latency, tuple(decisions), None)
+    return Calibration(prompts, latency, tuple(decisions), None)
 
 
 def decide(temperature: float, texts: list[TextRecords], found: Candidates, compared: dict[str, Compared]) -> Decision:
@@ -190,6 +214,7 @@ def as_profile(result: Calibration, artifact: str, machine: Machine, engines: En
         machine=machine,
         engines=engines,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        text=result.text,
         error=result.latency.error,
         costs=result.latency.costs,
         choices=tuple(one.choice for one in sorted(result.decisions, key=lambda one: one.temperature)),
@@ -209,6 +234,7 @@ def as_dict(result: Calibration, primary: float) -> dict[str, Any]:
     }
     reference = min(costs.contexts, key=lambda context: abs(context - 256))
     document: dict[str, Any] = {
+        "text": result.text,
         "t_verify_ms": verify[reference],
         "t_draft_ms": draft[reference],
         "reference_context": reference,
@@ -244,6 +270,7 @@ def _decision_dict(decision: Decision) -> dict[str, Any]:
         "acceptance_by_score": list(choice.chances.by_score),
         "accept_histogram": [replay.accept_lengths[i] for i in range(max(replay.accept_lengths) + 1)],
         "accept_length": choice.accept_length,
+        "texts": len(decision.texts),
         "positions": sum(map(len, decision.texts)),
         "predicted_tokens_per_second": choice.predicted,
         "plain_tokens_per_second": choice.plain_predicted,

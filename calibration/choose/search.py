@@ -23,7 +23,7 @@ from dovetail.runtime.decoding.drafting import DraftedTree, draft_trees
 from dovetail.runtime.decoding.round_planner import PassLoad, RoundPlanner
 from dovetail.runtime.drafts.base import Draft, Foresight, Grown, blind
 from dovetail.runtime.pipeline import UNMEASURED_GAIN
-from dovetail.runtime.policies.base import PLAIN_TREE, Policy, TreeBudget
+from dovetail.runtime.policies.base import LOOKUP_TREE, PLAIN_TREE, Policy, TreeBudget
 from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import Costs, Prices
 from dovetail.runtime.policies.pace import Pace
@@ -147,7 +147,7 @@ def _likeliest(by_rank: Sequence[Sequence[float]], width: int) -> Iterator[float
 
 def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay:
     """Decode the recorded texts with `policy`, by the code that decodes: its rounds begin where the last one ended, and
-    the last one ends with the text.
+    the last one ends with the text. No tree knows where that is, unless the text was cut off there.
     """
     planner = RoundPlanner(costs)
     rounds = tokens = nodes = levels = 0
@@ -156,11 +156,11 @@ def replay(texts: Sequence[TextRecords], policy: Policy, costs: Costs) -> Replay
         decoding = RecordedText(Pace(policy))
         position = 0
         while position < len(text):
-            record = text[position]
-            decoding.show(record, reach=len(text) - position - 1)
+            record, left = text[position], len(text) - position - 1
+            decoding.show(record, reach=LOOKUP_TREE.depth if text[-1].is_end else left)
             load = planner.load([decoding.pace], [record.context], 0)
             (drafted,), _ = draft_trees(planner, load, [decoding], None)
-            accepted = min(decoding.accepted(drafted), decoding.reach)
+            accepted = min(decoding.accepted(drafted), left)
             decoding.pace.observe(drafted.verdict(accepted))
             ms += load.plain_ms + drafted.extra_ms
             rounds, tokens, nodes = rounds + 1, tokens + accepted + 1, nodes + drafted.count + 1

@@ -36,8 +36,8 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("artifact", type=_PATH)
-@click.option("--checkpoint", type=_PATH, help="The target's torch checkpoint: for llama.cpp and transformers.")
-@click.option("--assistant", type=_PATH, help="A small model's checkpoint, same tokenizer: the peers' draft.")
+@click.option("--checkpoint", type=_PATH, help="What was exported, a folder or a GGUF: for llama.cpp, transformers.")
+@click.option("--assistant", type=_PATH, help="A small model, same tokenizer, folder or GGUF: the peers' draft.")
 @click.option("--prompts", type=_PATH, help="Questions, as batch reads them: MT-bench, GSM8K, Alpaca, ...; all turns.")
 @click.option(
     "--num-prompts", type=click.IntRange(1), help="So many of them, evenly by category.  [default: all; lossless: 16]"
@@ -103,6 +103,8 @@ def bench(
     need_place("--report", report)
     opened = runtime_options.open_verified(os.fspath(artifact), trust)
     models = Models(opened, artifact, checkpoint, assistant, work or _cache_folder())
+    if runners is None:
+        chosen = [runner for runner in chosen if models.stands_beside(runner)]
 
     from dovetail.calibration.bench.bandwidth import measure_bandwidth
     from dovetail.calibration.bench.figures import figures

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dovetail.calibration.commands.calibration_prompts import FindPrompts, by_flags, library_text, read_text
 from dovetail.calibration.commands.places import need_place
 from dovetail.runtime.commands import options
 from dovetail.runtime.errors import UserError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from dovetail.runtime.pipeline import Pipeline
     from dovetail.runtime.policies.host_profile import Engines, HostProfile
 
-_MAX_TEXT_BYTES = 4 << 20
-_TEXT_CHARACTERS = 100_000  # that are read: far more than the passages that are picked
 _SEQUENCES = 16  # contexts that the cache holds: all that is timed stays open, up to eight texts of each
 _PATH = click.Path(path_type=Path)
 
@@ -32,6 +31,12 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("artifact", type=click.Path())
 @click.option("--quick", is_flag=True, help="A quarter of the time, for a first look.")
+@click.option(
+    "--prompts",
+    type=_PATH,
+    help="Questions like those you ask, JSON lines as for dovetail bench.  [default: the model's own, if it has a chat "
+    "template; else --text]",
+)
 @click.option("--text", type=_PATH, help="A text like those you generate.  [default: this Python's library, held out]")
 @click.option("--temperature", type=float, help="Decide for this one alone.  [default: for 0 and for 1]")
 @click.option("--profile", type=_PATH, help="Write the profile here.  [default: into the user's cache folder]")
@@ -49,6 +54,7 @@ _PATH = click.Path(path_type=Path)
 def calibrate(
     artifact: str,
     quick: bool,
+    prompts: Path | None,
     text: Path | None,
     temperature: float | None,
     profile: Path | None,
@@ -70,23 +76,25 @@ def calibrate(
         raise UserError(f"--temperature: expected a number from 0 to 100, got {temperature:g}")
     if quality != (reference is not None):
         raise UserError("expected --quality and --reference together, got one of them; give both or none")
+    if prompts is not None and (quality or text is not None):
+        raise UserError(f"expected one of --prompts and {'--quality' if quality else '--text'}, got both; drop one")
     config = options.engine_config(engine)
-    content = None if text is None else _read(text)
+    find_prompts = by_flags(prompts, text)
     opened = options.open_verified(artifact, trust)
     if quality:
         assert reference is not None
-        _quality(opened, reference, content, config.threads, as_json)
+        _quality(opened, reference, text, config.threads, as_json)
         return
     if opened.manifest.draft is None:
         raise UserError(f"{artifact}: expected an artifact with a draft, got one without; nothing is to be decided")
-    _calibrate(opened, config, quick, content, temperature, profile, report, as_json)
+    _calibrate(opened, config, quick, find_prompts, temperature, profile, report, as_json)
 
 
 def _calibrate(
     opened: Artifact,
     config: EngineConfig,
     quick: bool,
-    content: str | None,
+    find_prompts: FindPrompts,
     temperature: float | None,
     path: Path | None,
     report: Path | None,
@@ -106,13 +114,13 @@ def _calibrate(
         )
     counts = _threads(opened, config, quick)
     with _pipeline(opened, config, *counts) as pipe:
-        tokens = pipe.encode((content if content is not None else _shipped_text())[:_TEXT_CHARACTERS])
         pair = PipelinePair(pipe)
+        effort = decision.QUICK if quick else decision.Effort()
         with _bars() as progress:
             result = decision.calibrate(
                 pair,
-                tokens,
-                effort=decision.QUICK if quick else decision.Effort(),
+                find_prompts(pipe, effort, progress),
+                effort=effort,
                 default=unmeasured_tree(opened.manifest.default_tree, pair.branches_cost),
                 temperatures=decision.TEMPERATURES if temperature is None else (temperature,),
                 progress=progress,
@@ -159,7 +167,6 @@ def _pipeline(opened: Artifact, config: EngineConfig, threads: int, draft_thread
         draft_threads=draft_threads,
         ctx_size=min(opened.manifest.target.context_length, CONTEXTS[-1] + ROOM + 64),
         sequences=_SEQUENCES,
-        tree=opened.manifest.default_tree,
         profile=None,
     )
     with waiting("loading the models"):
@@ -186,38 +193,6 @@ def _threads(opened: Artifact, config: EngineConfig, quick: bool) -> tuple[int, 
     for count, (target_ms, draft_ms) in by_count.items():
         notice(f"threads {count}: {target_ms:.2f} ms a pass of 8 nodes, {draft_ms:.2f} ms a call of the draft")
     return chosen
-
-
-def _read(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_TEXT_BYTES + 1)
-        text = data.decode()
-    except OSError as error:
-        raise UserError(f"--text {path}: expected a readable file, got {error.strerror}; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--text {path}: expected text in UTF-8, got {error.reason} at byte {error.start}; convert it"
-        ) from None
-    if len(data) > _MAX_TEXT_BYTES:
-        raise UserError(f"--text {path}: expected at most {_MAX_TEXT_BYTES} bytes, got more; give a part of it")
-    if not text:
-        raise UserError(f"--text {path}: expected some text, got an empty file; give a longer one")
-    return text
-
-
-def _shipped_text() -> str:
-    """Files of the running interpreter's standard library that no model of ours was trained on."""
-    from dovetail.runtime.evaluation.standard_library import held_out_files
-
-    text = ""
-    for _, content in held_out_files():
-        text += content
-        if len(text) > _TEXT_CHARACTERS:
-            break
-    if not text:
-        raise UserError("expected this Python's library as source files, got none; give a text with --text")
-    return text
 
 
 def _keep(profile: HostProfile, path: Path, asked: bool) -> str | None:
@@ -265,6 +240,7 @@ def _bars() -> Iterator[Callable[[str, float], None]]:
 def _show(result: Calibration, document: dict[str, Any]) -> None:
     costs = result.latency.costs
     context = document["reference_context"]
+    click.echo(f"{'text':<18} {result.text}")
     row = costs.contexts.index(context)
     click.echo(f"{'a round, plain':<18} {costs.plain_ms[row]:.2f} ms at {context} tokens of context")
     passes = "  ".join(f"{n}: {ms:.2f}" for n, ms in zip(costs.nodes, costs.verify_ms[row], strict=True))
@@ -292,6 +268,7 @@ def _show_decision(decision: Decision) -> None:
             f"{replay.levels / replay.rounds:.1f} levels on average ({needed})"
         )
     gain = decision.compared[choice.kind].over(decision.compared["plain"])[0]
+    click.echo(f"{'':<18} {decision.texts_summary}")
     click.echo(
         f"{'':<18} {choice.predicted:.1f} tokens/s foretold, {choice.measured:.1f} measured; over plain decoding "
         f"{choice.predicted / choice.plain_predicted:.2f} foretold, {gain:.2f} measured; accept length "
@@ -299,12 +276,12 @@ def _show_decision(decision: Decision) -> None:
     )
 
 
-def _quality(opened: Artifact, reference: Path, content: str | None, threads: int | None, as_json: bool) -> None:
+def _quality(opened: Artifact, reference: Path, text: Path | None, threads: int | None, as_json: bool) -> None:
     from dovetail.calibration.measure.quality import compare_targets
     from dovetail.runtime.hardware.threads import default_threads
     from dovetail.runtime.text.tokenizer import load_tokenizer
 
-    tokens = load_tokenizer(opened).encode((content if content is not None else _shipped_text())[:_TEXT_CHARACTERS])
+    tokens = load_tokenizer(opened).encode(library_text() if text is None else read_text(text))
     with _bars() as progress:
         quality = compare_targets(
             opened,

@@ -35,6 +35,7 @@ _PAGE = """<!doctype html>
 </style>
 <h1>{{ name }} on this machine</h1>
 <p class="machine">{{ machine }}</p>
+<p class="machine">What was said: {{ text }}</p>
 {% if too_noisy %}
 <p><b>Nothing was decided:</b> {{ too_noisy }}.</p>{% endif %}
 <div class="cards">
@@ -48,6 +49,7 @@ _PAGE = """<!doctype html>
 gets cheaper with more nodes: where medians said so they were pooled.</p>
 {% for one in decisions %}
 <h2>Temperature {{ one.temperature }}</h2>
+<p class="note">{{ one.texts }}.</p>
 <div class="row"><figure>{{ one.heat }}</figure><figure>{{ one.by_rank }}</figure></div>
 <div class="row"><figure>{{ one.by_score }}</figure><figure>{{ one.bars }}</figure></div>
 <table><tr><th>policy</th><th>nodes</th><th>depth</th><th>width</th><th>foretold, tokens/s</th><th>measured</th>
@@ -89,6 +91,7 @@ def write_report(path: Path, name: str, document: dict[str, Any], result: Calibr
                     f"{machine['cpu']}, GPU {machine['gpu']}; {engines['threads']} threads, draft on "
                     f"{engines['draft_device']} with {engines['draft_threads']}, {engines['numerics']} numerics"
                 ),
+                text=html.escape(result.text),
                 versions=html.escape(", ".join(f"{tool} {version}" for tool, version in machine["versions"].items())),
                 too_noisy=html.escape(result.too_noisy or ""),
                 verify=_verify_plot(result),
@@ -119,6 +122,7 @@ def _decision(decision: Decision, result: Calibration) -> dict[str, Any]:
     }
     gain = decision.compared[chosen.kind].over(decision.compared["plain"])[0]
     return {
+        "texts": decision.texts_summary,
         "temperature": f"{decision.temperature:g}",
         "gain": f"{gain:.2f}",
         "choice": about[chosen.kind],

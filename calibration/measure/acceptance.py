@@ -5,6 +5,9 @@ A candidate counts as accepted when the text continues with its path. The text w
 exactly the event that decides in a real round, greedy or sampled. With every position recorded, any policy can be
 replayed on the texts afterwards (`dovetail.calibration.choose.search`).
 
+A draft does not know where a text ends, and offers what would follow. As in a real round an end token is drawn, never
+accepted, and so is nothing behind it.
+
 Letters: N candidates with the root, d depth, r rank among siblings, both from 0 in arrays.
 """
 
@@ -30,6 +33,7 @@ from dovetail.runtime.trees.verified import Verified
 MAX_DEPTH = 10  # levels that are recorded
 MAX_WIDTH = 10
 _HOPELESS = -5.0  # no level is drafted behind one whose best path has less than e^-5 by the draft's own estimate
+_FEWEST = 50  # positions
 _PRIOR = 4.0  # as many observations stand for what is believed before any
 
 
@@ -53,6 +57,7 @@ class Record:
     path: list[int]  # accepted candidates, from depth 1 on
     children: dict[int, list[int]]  # of every candidate that was expanded
     context: int  # tokens in the target's cache
+    is_end: bool  # whether the text ends with the token that comes next
     matches: Matched
 
 
@@ -72,13 +77,17 @@ class _Widest:
 
 
 def record(pair: Pair, text: Text) -> TextRecords:
-    """Every position behind the prompt that has `MAX_DEPTH` tokens to follow."""
+    """Every position behind the prompt, to the end of the text; of one that was cut off, those that have `MAX_DEPTH`
+    tokens to follow.
+    """
     draft, lookup, records = pair.reader(), LookupDraft(), []
     tokens, features, begin = text.tokens, text.features, 0
     budget, match_budget = _Widest(), DepthBudget(LOOKUP_TREE.depth, LOOKUP_TREE.width)
-    for position in range(text.prompt_length, len(tokens) - MAX_DEPTH + 1):
+    acceptable = len(tokens) - 1 if text.has_ended else len(tokens)
+    last = acceptable if text.has_ended else acceptable - MAX_DEPTH
+    for position in range(text.prompt_length, last + 1):
         verified = Verified(begin, tokens[begin:position], features[begin : position - 1])
-        following = tokens[position:].tolist()
+        following = tokens[position:acceptable].tolist()
         root = int(tokens[position - 1])
         matches = CandidateTree(root)
         if pair.looks_up:
@@ -86,21 +95,24 @@ def record(pair: Pair, text: Text) -> TextRecords:
             matches = lookup.grow(root, match_budget).candidates
         candidates = draft.grow(verified, budget, text.sampler.foresee)
         matched = _matched(matches, following)
-        records.append(_record(candidates, following[:MAX_DEPTH], position - 1, matched))
+        is_end = text.has_ended and position == last
+        records.append(_record(candidates, following[:MAX_DEPTH], position - 1, is_end, matched))
         text.sampler.follow(int(tokens[position]))
         begin = position - 1
     draft.close()
     return records
 
 
-def _record(candidates: CandidateTree, following: Sequence[int], context: int, matched: Matched) -> Record:
+def _record(
+    candidates: CandidateTree, following: Sequence[int], context: int, is_end: bool, matched: Matched
+) -> Record:
     tree = candidates.best(len(candidates))  # all of them, so a node has the number of its candidate
     parents, depths = tree.parents.tolist(), tree.depths().tolist()
     children = dict[int, list[int]]()
     for node in range(1, len(parents)):
         children.setdefault(parents[node], []).append(node)
     scores = [0.0, *(score for level in candidates.levels for score in level)]
-    return Record(parents, scores, depths, _path(tree, following), children, context, matched)
+    return Record(parents, scores, depths, _path(tree, following), children, context, is_end, matched)
 
 
 def _matched(candidates: CandidateTree, following: Sequence[int]) -> Matched:
@@ -134,7 +146,9 @@ def collect(
     seconds: float,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[TextRecords]:
-    """Records of text after text, until there are `positions` and `seconds` are over, or no text is left."""
+    """Records of text after text, until there are `positions` and `seconds` are over, or no text is left. Raises
+    `UserError` where they are too few to say anything.
+    """
     made: list[TextRecords] = []
     start, count = time.perf_counter(), 0
     for text in texts:
@@ -144,19 +158,12 @@ def collect(
         made.append(record(pair, text))
         count += len(made[-1])
         progress(min(1.0, count / positions))
-    return made
-
-
-def passages(tokens: Sequence[int], count: int, length: int) -> list[list[int]]:
-    """`count` prompts of `length` tokens, spread evenly over `tokens`. Raises `UserError` when that is too short."""
-    needed = count * length
-    if len(tokens) < needed:
+    if count < _FEWEST:
         raise UserError(
-            f"text: expected at least {needed} tokens ({count} passages of {length}) to estimate acceptance, got "
-            f"{len(tokens)}; give a longer text, or leave it out"
+            f"expected texts of at least {_FEWEST} tokens in all to estimate acceptance, got {count} behind "
+            f"{len(made)} prompts, because they end at once; give more or other questions (--prompts)"
         )
-    step = (len(tokens) - length) // max(count - 1, 1)
-    return [list(tokens[i * step : i * step + length]) for i in range(count)]
+    return made
 
 
 def by_rank(texts: Sequence[TextRecords]) -> tuple[tuple[float, ...], ...]:

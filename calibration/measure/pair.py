@@ -38,17 +38,22 @@ _BATCH = 8  # texts that are made in one pass of the target: at this size a pass
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt and the target's own continuation, with the features of all but the last token."""
+    """A prompt and the target's own continuation, with the features of all but the last token. If it `has_ended`, that
+    is an end token; else the text was cut off.
+    """
 
     tokens: Int64s  # [n]
     features: Float32s  # [n - 1, D]
     prompt_length: int
+    has_ended: bool
     sampler: Sampler  # as it was before the first draw
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """One text made from end to end: tokens behind the first, which comes with the prompt, and their time."""
+    """One text made to its end: tokens behind the first, which comes with the prompt, and their time. None, if the
+    first one ends it.
+    """
 
     tokens: int
     ms: float
@@ -96,7 +101,7 @@ class Pair(Protocol):
         ...
 
     def texts(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> Iterator[Text]:
-        """The target's continuations of `prompts`, all of one length."""
+        """The target's continuations of `prompts`, each to its end or to `new_tokens`."""
         ...
 
     def reader(self) -> Reader:
@@ -104,7 +109,7 @@ class Pair(Protocol):
         ...
 
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
-        """What a user gets."""
+        """What a user gets, to the end of the text or `new_tokens`."""
         ...
 
 
@@ -133,7 +138,8 @@ class PipelinePair:
 
     def _batch(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, number: int) -> list[Text]:
         target = self._pipe.target
-        config = GenerationConfig(temperature=temperature)
+        config = self._pipe.config(GenerationConfig(temperature=temperature))
+        ends = config.eos_token_id
         samplers, fresh = (
             [Sampler(config, prompt, target.info.vocab_size, number + i) for i, prompt in enumerate(prompts)]
             for _ in range(2)
@@ -145,17 +151,21 @@ class PipelinePair:
                 [read(target, sequence, np.array(prompt[:-1], np.int64)).features]
                 for sequence, prompt in zip(sequences, prompts, strict=True)
             ]
+            going = list(range(len(texts)))
             for _ in range(new_tokens):
-                steps = [Step(sequence, root_only(text[-1])) for sequence, text in zip(sequences, texts, strict=True)]
-                for i, out in enumerate(target.forward(steps)):
+                outputs = target.forward([Step(sequences[i], root_only(texts[i][-1])) for i in going])
+                for i, out in zip(going, outputs, strict=True):
                     features[i].append(out.features.copy())
                     texts[i].append(samplers[i].draw(out.logits[0]))
                     sequences[i].commit([0])
+                going = [i for i in going if texts[i][-1] not in ends]
+                if not going:
+                    break
         finally:
             for sequence in sequences:
                 sequence.close()
         return [
-            Text(np.array(text, np.int64), np.concatenate(rows), len(prompt), sampler)
+            Text(np.array(text, np.int64), np.concatenate(rows), len(prompt), text[-1] in ends, sampler)
             for text, rows, prompt, sampler in zip(texts, features, prompts, fresh, strict=True)
         ]
 
@@ -165,7 +175,7 @@ class PipelinePair:
 
     def generate(self, prompt: Sequence[int], policy: Policy, temperature: float, seed: int, new_tokens: int) -> Run:
         """See `Pair`."""
-        config = GenerationConfig(temperature=temperature, seed=seed, max_new_tokens=new_tokens, ignore_eos=True)
+        config = GenerationConfig(temperature=temperature, seed=seed, max_new_tokens=new_tokens)
         generation = self._pipe.stream(list(prompt), config, policy=policy).finish()
         return Run(generation.completion_tokens - 1, generation.decode_ms, generation.totals.rounds)
 

@@ -124,6 +124,12 @@ def model(
     "--text", "texts", multiple=True, type=_PATH, help="Learn from a text file, or all in a folder; may be repeated."
 )
 @click.option(
+    "--max-tokens",
+    default=2_000_000,
+    show_default=True,
+    help="Of --text: learn from so many. Each takes 2 x hidden size + 192 bytes in --work.",
+)
+@click.option(
     "--kind",
     default="dgf",
     show_default=True,
@@ -155,6 +161,7 @@ def draft(
     prompts: tuple[Path, ...],
     self_made: int,
     texts: tuple[Path, ...],
+    max_tokens: int,
     work: Path | None,
     force: bool,
     as_json: bool,
@@ -172,7 +179,7 @@ def draft(
     check_goal(out, force)
     work_folder = work or out.absolute().parent / f".{out.name}.work"
     target = find_source(source)
-    material = make_material(target, prompts, self_made, texts, work_folder)
+    material = make_material(target, prompts, self_made, texts, work_folder, max_tokens)
     with _training(), appearing(out, force) as folder:
         report = train_draft(target, material, folder, settings, work=work_folder)
     if work is None:

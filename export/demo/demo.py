@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from dovetail.export.artifact.atomic_folder import check_goal
 from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.demo.model_card import model_card
@@ -81,7 +79,7 @@ def make_demo(
     )
     draft_recipe = DraftRecipe(blocks=BLOCKS, minutes=recipe.minutes_draft, seed=recipe.seed, soft_weight=SOFT_WEIGHT)
     target = find_source(str(source))
-    material = from_corpus(corpus, Tokenizer.from_str(target.tokenizer))
+    material = from_corpus(corpus, target)
     draft_report = train_draft(target, material, work / "draft", draft_recipe, work=work)
 
     def card(folder: Path, manifest: Manifest) -> str:

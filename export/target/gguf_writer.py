@@ -1,6 +1,7 @@
-"""A Llama checkpoint as a GGUF file, which llama.cpp runs: weights in Q8_0, the closest to the artifact's INT8.
+"""A Llama checkpoint as a GGUF file, which llama.cpp runs: weights in Q8_0, the closest to the artifact's INT8, or in
+F16, of which llama.cpp makes all its other formats.
 
-Usage: python -m dovetail.export.target.gguf_writer SRC OUT.gguf
+Usage: python -m dovetail.export.target.gguf_writer SRC OUT.gguf [--file-type F16]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dovetail.runtime.errors import UserError
 from dovetail.runtime.terminal.console import run
 
 _BLOCK = 32  # weights that share one scale in Q8_0
+FILE_TYPES = ("Q8_0", "F16")
 _PLACES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -41,13 +43,15 @@ _PLACES_IN_BLOCK = {
 }
 
 
-def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda: None) -> None:
+def write_gguf(
+    source: Path, out: Path, progress: Callable[[], object] = lambda: None, *, file_type: str = "Q8_0"
+) -> None:
     """Write the checkpoint folder `source` to the file `out`, which appears whole or not at all.
 
-    Matrices become Q8_0 (blocks of 32 weights and a float16 scale), norms float32. The vocabulary is carried as bytes
-    per id, for llama.cpp to load; text is not meant to be tokenized by this file: give token ids. `progress` is called
-    per tensor; one at a time is in memory. Raises `UserError` where the checkpoint is no Llama that llama.cpp's `llama`
-    architecture computes, or the `gguf` package is missing.
+    Matrices become Q8_0 (blocks of 32 weights and a float16 scale) or F16, norms float32. The vocabulary is
+    carried as bytes per id, for llama.cpp to load; text is not meant to be tokenized by this file: give token ids.
+    `progress` is called per tensor; one at a time is in memory. Raises `UserError` where the checkpoint is no Llama
+    that llama.cpp's `llama` architecture computes, or the `gguf` package is missing.
     """
     checkpoint = read_checkpoint(source)
     config, tensors = dict(checkpoint.config), checkpoint.tensors
@@ -60,6 +64,7 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
     with replacing(out) as partial, contextlib.closing(gguf.GGUFWriter(partial, "llama")) as writer:
         writer.add_name(source.name)
         _add_sizes(writer, config, rope)
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{file_type}"])
         _add_vocabulary(writer, source, config)
         # Sizes first, of what follows in the same order: the file begins with a table of all tensors.
         factors = _llama3_factors(rope, _head_dim(config)) if rope.get("rope_type") == "llama3" else None
@@ -67,11 +72,10 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for name in names:
             shape = tensors[name].shape
-            kind = _kind(len(shape))
-            size = math.prod(shape) // _BLOCK * 34 if len(shape) == 2 else 4 * math.prod(shape)
-            stored = gguf.quant_shape_to_byte_shape(shape, kind) if len(shape) == 2 else shape
-            dtype = np.dtype(np.uint8 if len(shape) == 2 else np.float32)
-            writer.add_tensor_info(_gguf_name(name), stored, dtype, size, raw_dtype=kind)
+            kind = _kind(len(shape), file_type)
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            size = math.prod(shape) // block * block_bytes
+            writer.add_tensor_info(_gguf_name(name), shape, np.dtype(np.float32), size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -79,14 +83,14 @@ def write_gguf(source: Path, out: Path, progress: Callable[[], object] = lambda:
             writer.write_tensor_data(factors)
         for name in names:
             weight = _weight(tensors[name], config)
-            writer.write_tensor_data(gguf.quants.quantize(weight, _kind(weight.ndim)))
+            writer.write_tensor_data(gguf.quants.quantize(weight, _kind(weight.ndim, file_type)))
             progress()
 
 
-def _kind(ndim: int) -> Any:
+def _kind(ndim: int, file_type: str) -> Any:
     import gguf
 
-    return gguf.GGMLQuantizationType.Q8_0 if ndim == 2 else gguf.GGMLQuantizationType.F32
+    return gguf.GGMLQuantizationType[file_type if ndim == 2 else "F32"]
 
 
 def _kv_heads(config: dict[str, Any]) -> int:
@@ -112,7 +116,6 @@ def _add_sizes(writer: Any, config: dict[str, Any], rope: dict[str, Any]) -> Non
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -217,9 +220,10 @@ def _weight(tensor: StoredTensor, config: dict[str, Any]) -> NDArray[np.float32]
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
-def gguf_command(source: Path, out: Path) -> None:
-    """Write the Llama checkpoint folder SRC as a Q8_0 GGUF file."""
-    write_gguf(source, out)
+@click.option("--file-type", type=click.Choice(FILE_TYPES), default=FILE_TYPES[0], show_default=True)
+def gguf_command(source: Path, out: Path, file_type: str) -> None:
+    """Write the Llama checkpoint folder SRC as a GGUF file."""
+    write_gguf(source, out, file_type=file_type)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -5,24 +5,19 @@ by the runtime's engine, many at a time.
 from __future__ import annotations
 
 import itertools
-import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.sources.base import Source
+from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.exchange_store import ExchangeStore
-from dovetail.runtime.artifact.opening import open_artifact
 from dovetail.runtime.evaluation.exchanges import SELF_MADE, Exchange, FirstTurn, answers, self_made_questions
-from dovetail.runtime.pipeline import Pipeline, load
+from dovetail.runtime.pipeline import Pipeline
 from dovetail.runtime.terminal.progress import stage
 
 SAMPLED = (0.7, 1.0)  # every question is answered greedily, and at one of these temperatures
 _TEXTS = 32  # made in one pass: nobody waits for one of them
-_CONTEXT = 4096  # at most, of a question with its answer
-
-_log = logging.getLogger(__name__)
 
 
 def make_exchanges(source: Source, questions: Sequence[FirstTurn], self_made: int, work: Path) -> list[Exchange]:
@@ -37,11 +32,7 @@ def make_exchanges(source: Source, questions: Sequence[FirstTurn], self_made: in
     missing = [pair for pair in _asked(known) if not store.has(*pair)]
     fresh = max(0, self_made - len(own))
     if missing or fresh:
-        target = work / "target"
-        if not target.exists():
-            _log.info("target: writing it to make answers with")
-            write_artifact(str(source.path), target)
-        with load(target, draft="none", sequences=_TEXTS, ctx_size=_context(target)) as pipe:
+        with open_target(source, work, _TEXTS) as pipe:
             first = max(map(_number, own.values()), default=-1) + 1
             made_up = itertools.islice(self_made_questions(pipe, first), fresh) if fresh else ()
             _add(store, pipe, itertools.chain(missing, _asked(made_up)), len(missing) + 2 * fresh)
@@ -62,10 +53,6 @@ def _add(store: ExchangeStore, pipe: Pipeline, asked: Iterable[tuple[FirstTurn, 
         for number, exchange in enumerate(answers(pipe, asked), 1):
             store.add(exchange)
             bar.update(min(1.0, number / count), f"{number} answers")
-
-
-def _context(target: Path) -> int:
-    return min(_CONTEXT, open_artifact(target).manifest.target.context_length)
 
 
 def _is_self_made(question: FirstTurn) -> bool:

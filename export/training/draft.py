@@ -12,6 +12,7 @@ LM head, L feature layers, K tokens expected.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -33,12 +34,14 @@ from dovetail.export.sources.base import Source
 from dovetail.export.sources.tensors import Matrix
 from dovetail.export.target.compression import Compression
 from dovetail.export.target.native.decoder import Decoder
+from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.cross_entropy import soft_cross_entropy
+from dovetail.export.training.draft_card import draft_card
 from dovetail.export.training.draft_model import Cache, DraftModel, join, save_draft
 from dovetail.export.training.loop import Pace, Windows, fast_dtype, train
 from dovetail.export.training.material import Split
 from dovetail.export.training.muon import Muon
-from dovetail.export.training.target_record import TargetRecord, record
+from dovetail.export.training.target_record import TargetRecord, by_runtime, by_source, record
 from dovetail.runtime.errors import UserError
 
 MUON_LR, MUON_WEIGHT_DECAY, ADAMW_LR, HEAD_LR = 0.03, 0.01, 3e-3, 1e-3
@@ -271,16 +274,20 @@ def train_draft(source: Source, material: Split, out: Path, recipe: DraftRecipe,
     draft = new_draft(embedding, lm_head, sizes, recipe, frequencies, vocabulary_sha256(tokenizer))
     layers = draft.config.feature_layers
     width = (len(layers) + 1) * draft.config.hidden_size
-
-    def read(windows: Sequence[NDArray[np.int64]]) -> Sequence[Matrix]:
-        return target.features(windows, layers)
-
-    training = record(material.train, read, width, lm_head, work / "training", "reading the text")
-    held_out = record(material.held_out, read, width, lm_head, work / "held-out", "reading held-out text")
+    with contextlib.ExitStack() as opened:
+        if layers:
+            read = by_source(target, layers, lm_head)
+        else:
+            pipe = opened.enter_context(open_target(source, work, sequences=1))
+            read = by_runtime(pipe.target)
+        training = record(material.train, read, width, len(lm_head), work / "training", "reading the text")
+        held_out = record(material.held_out, read, width, len(lm_head), work / "held-out", "reading held-out text")
     task = DraftTask(draft, recipe, training, held_out)
     history = train(task, Pace(recipe.minutes), work / "draft-training.pt")
-    save_draft(draft, out)
+    save_draft(draft, out, torch.float16)  # half the bytes, and finer than the 8 bits it is exported in
     report = report_of(history, draft)
+    card = draft_card(source, draft, recipe, report, material)
+    (out / "README.md").write_text(card, encoding="utf-8")
     (out / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 

@@ -181,10 +181,14 @@ def join(caches: Sequence[Cache]) -> Cache:
     ]
 
 
-def save_draft(model: DraftModel, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` (the trained part alone)."""
+def save_draft(model: DraftModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `config.json` and `model.safetensors`: the trained part alone, in `dtype`, and the tokens of its head."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    tensors = {
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,22 +7,28 @@ Letters: N tokens, S documents.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from dovetail.export.draft.config import block_sizes
 from dovetail.export.sources.base import Source
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.corpus import Corpus, text_files
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
+from dovetail.runtime.evaluation.exchanges import SELF_MADE, Exchange, first_turns
 from dovetail.runtime.evaluation.standard_library import is_held_out, path_hash
 
 PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
-MOST_TOKENS = 1024  # that are read together of a document: its further parts are documents of their own
+READ_TOGETHER = 1024  # tokens of a document: its further parts are documents of their own
+MOST_TOKENS = 2_000_000  # of a corpus: an hour on a CPU sees no more of them twice
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,21 +53,32 @@ class Material:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Split:
-    """What is trained on, and what is held out by the hash of its path or of its question."""
+    """What is trained on, and what is held out by the hash of its path or of its question; `about` both, in words."""
 
     train: Material
     held_out: Material
+    about: str
 
 
-def from_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Split:
-    """Texts, in which every position counts as much as any other. Special tokens in them are single ids."""
+def from_corpus(corpus: Corpus, source: Source, most: int = MOST_TOKENS) -> Split:
+    """Texts, in which every position counts as much as any other. Special tokens in them are single ids. Of a corpus of
+    more than `most` tokens whole documents are left out, chosen by the hash of their path.
+    """
+    tokenizer, together = Tokenizer.from_str(source.tokenizer), min(READ_TOGETHER, block_sizes(source).context_length)
 
-    def parts(texts: Iterable[str]) -> Iterable[tuple[Sequence[int], int]]:
-        for encoding in tokenizer.encode_batch(list(texts)):
-            for begin in range(0, len(encoding.ids), MOST_TOKENS):
-                yield encoding.ids[begin : begin + MOST_TOKENS], 0
+    def parts(texts: Mapping[str, str]) -> Iterator[tuple[Sequence[int], int]]:
+        paths, used = sorted(texts, key=path_hash), 0
+        for number, path in enumerate(paths):
+            if used >= most:
+                _log.info("text: %d of %d documents are used, %d tokens", number, len(paths), used)
+                return
+            ids = tokenizer.encode(texts[path]).ids
+            used += len(ids)
+            for begin in range(0, len(ids), together):
+                yield ids[begin : begin + together], 0
 
-    return Split(_material(parts(corpus.train.values())), _material(parts(corpus.held_out.values())))
+    about = f"{len(corpus.train) + len(corpus.held_out):,} documents"
+    return Split(_material(parts(corpus.train)), _material(parts(corpus.held_out)), about)
 
 
 def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
@@ -80,10 +97,21 @@ def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
         chosen = (exchange for exchange in exchanges if (exchange.question.text in held_out) == is_wanted)
         return _material((exchange.tokens, len(exchange.prompt_tokens)) for exchange in chosen)
 
-    return Split(part(False), part(True))
+    return Split(part(False), part(True), _about(exchanges))
 
 
-def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path) -> Split:
+def _about(exchanges: Sequence[Exchange]) -> str:
+    """How many questions from where, and how many answers."""
+    files = Counter(source.rpartition(":")[0] for source in {exchange.question.source for exchange in exchanges})
+    counted = [f"{count:,} of {name}" for name, count in sorted(files.items()) if name != SELF_MADE.rstrip(":")]
+    own = files[SELF_MADE.rstrip(":")]
+    counted += [f"{own:,} of its own"] if own else []
+    return f"the target's {len(exchanges):,} answers to {files.total():,} questions ({', '.join(counted)})"
+
+
+def make_material(
+    source: Source, prompts: Sequence[Path], self_made: int, texts: Sequence[Path], work: Path, most: int = MOST_TOKENS
+) -> Split:
     """What the options of `dovetail-export draft` ask for: `source`'s own answers to the questions in the files
     `prompts` and to `self_made` ones, and `texts`. Answers are kept in `work`. Raises `UserError` for none of them.
     """
@@ -92,13 +120,14 @@ def make_material(source: Source, prompts: Sequence[Path], self_made: int, texts
         questions = [turn for path in prompts for turn in first_turns(path)]
         splits.append(from_exchanges(make_exchanges(source, questions, self_made, work)))
     if texts:
-        splits.append(from_corpus(text_files(texts), Tokenizer.from_str(source.tokenizer)))
+        splits.append(from_corpus(text_files(texts), source, most))
     if not splits:
         raise UserError(
             "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "
             "(`self_made` 1000), or give `text`"
         )
-    return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]))
+    about = " and ".join(split.about for split in splits)
+    return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]), about)
 
 
 def _material(documents: Iterable[tuple[Sequence[int], int]]) -> Material:

@@ -211,6 +211,6 @@ def _answers(document: object, line: Line) -> bool:
         return False
     own, answer = ("custom_id", "response") if line.is_openai else ("id", "text")
     given, error = document.get(own), document.get("error")
-    is_said = isinstance(document.get(answer), dict if line.is_openai else str)
+    is_said = error is None and isinstance(document.get(answer), dict if line.is_openai else str)
     is_failed = isinstance(error, dict) and isinstance(error.get("message"), str)
-    return type(given) is type(line.id) and given == line.id and is_said != is_failed
+    return type(given) is type(line.id) and given == line.id and (is_said or is_failed)

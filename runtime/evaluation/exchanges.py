@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ ANSWER_TOKENS = 320
 SELF_MADE = "self-made:"
 _QUESTION_TOKENS = 400
 _FEWEST_CHARACTERS = 8
+_PATIENCE = 64  # questions in a row that are of no use
 _OPENINGS = ("The", "1", "why", "(")  # texts without a first token in common
 
 
@@ -72,14 +73,16 @@ def user_opening(pipe: Pipeline) -> list[int]:
     return ids
 
 
-def self_made_questions(pipe: Pipeline, first: int = 0, answer_tokens: int = ANSWER_TOKENS) -> Iterator[FirstTurn]:
+def self_made_questions(
+    pipe: Pipeline, first: int = 0, answer_tokens: int = ANSWER_TOKENS
+) -> Generator[FirstTurn, None, None]:
     """Questions without end that the model makes up: given the opening of a user's turn alone, it says what a user
     would (Magpie, arXiv 2406.08464). Number n, from `first` on, is drawn with the seed n, so it is the same every time.
 
     What does not end within 400 tokens, leaves no room for so many of an answer, says nothing, or was said before is
-    left out.
+    left out. Raises `UserError` where so many are in a row that none can be expected.
     """
-    opening, said = user_opening(pipe), set[str]()
+    opening, said, useless = user_opening(pipe), set[str](), 0
     config = GenerationConfig(max_new_tokens=_QUESTION_TOKENS, temperature=1.0, top_p=0.95, top_k=0)
     requests = (Request(opening, dataclasses.replace(config, seed=number)) for number in itertools.count(first))
     for number, outcome in zip(itertools.count(first), pipe.generate_many(requests), strict=False):
@@ -87,11 +90,19 @@ def self_made_questions(pipe: Pipeline, first: int = 0, answer_tokens: int = ANS
             raise outcome.error
         (question,) = outcome.generations
         text = question.text.strip()
-        if question.finish_reason != "stop" or len(text) < _FEWEST_CHARACTERS or text in said:
-            continue
-        said.add(text)
-        if _can_be_answered(pipe, text, answer_tokens):
+        is_new = question.finish_reason == "stop" and len(text) >= _FEWEST_CHARACTERS and text not in said
+        if is_new and _can_be_answered(pipe, text, answer_tokens):
+            useless = 0
             yield FirstTurn(f"{SELF_MADE}{number}", text)
+        else:
+            useless += 1
+            if useless == _PATIENCE:
+                raise UserError(
+                    f"{pipe.artifact.path}: expected a model that makes up questions, got {useless} texts in a row "
+                    "that are none: too long, too short, or said before; give questions (--prompts)"
+                )
+        if is_new:
+            said.add(text)
 
 
 def _can_be_answered(pipe: Pipeline, text: str, tokens: int) -> bool:

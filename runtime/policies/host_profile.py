@@ -23,9 +23,10 @@ from dovetail.runtime.policies.chances import Chances
 from dovetail.runtime.policies.costs import Costs
 from dovetail.runtime.trees.shape import TreeShape
 
-# 4: passes of all sizes mixed, trees under masks; 3: prices of one text alone;
-# 2: chosen without matches in the text; 1: sampled texts were drafted without foresight
-PROFILE_VERSION = 5
+# 5: chat models went on with source code; 4: passes of all sizes mixed, trees under masks;
+# 3: prices of one text alone; 2: chosen without matches in the text;
+# 1: sampled texts were drafted without foresight
+PROFILE_VERSION = 6
 _MAX_BYTES = 1 << 20
 _POLICIES = get_args(PolicyKind)
 _REMEDY = "run dovetail calibrate again"
@@ -112,6 +113,7 @@ class HostProfile:
     machine: Machine
     engines: Engines
     created: str  # date
+    text: str  # what acceptance was recorded on, in words
     error: float  # of the measured times, relative, typical
     costs: Costs
     choices: tuple[Choice, ...]  # by ascending temperature
@@ -121,7 +123,15 @@ class HostProfile:
         _require(_SHA256.match(self.artifact) is not None, "an artifact's digest", self.artifact)
         temperatures = [choice.temperature for choice in self.choices]
         engines, machine = self.engines, self.machine
-        texts = (self.created, engines.draft_device, engines.numerics, engines.acceptance, machine.cpu, machine.gpu)
+        texts = (
+            self.created,
+            self.text,
+            engines.draft_device,
+            engines.numerics,
+            engines.acceptance,
+            machine.cpu,
+            machine.gpu,
+        )
         for text in (*texts, *machine.versions, *machine.versions.values()):
             _require(text.isprintable(), "texts that print", text)
         good = temperatures and temperatures == sorted(set(temperatures))
@@ -147,7 +157,7 @@ class HostProfile:
         engines = self.engines
         chosen = "; ".join(choice.summary for choice in self.choices)
         how = f"draft on {engines.draft_device}, {engines.numerics}, {engines.acceptance}, {engines.threads} threads"
-        return f"{chosen} ({how}, {self.created})"
+        return f"{chosen} ({how}, {self.created}, by {self.text})"
 
     def check(self, artifact: str, machine: Machine, engines: Engines) -> None:
         """Raises `ProfileError` unless it was made for exactly these."""

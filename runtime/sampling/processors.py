@@ -124,7 +124,7 @@ def keep_top_p(scores: Scores, mass: float) -> Scores:
     """
     probabilities = softmax(scores)
     # All tokens this unlikely together have at most 1 - mass: they are dropped in any case and need no sorting.
-    likely = np.flatnonzero(~(probabilities < (1 - mass) / len(scores)))  # what is no number stays
+    likely = np.flatnonzero(probabilities >= (1 - mass) / len(scores))
     order = likely[np.argsort(scores[likely], kind="stable")[::-1]]
     kept = order[: 1 + np.count_nonzero(np.cumsum(probabilities[order]) < mass)]
     best = scores[kept]
@@ -160,8 +160,7 @@ def softmax(scores: Scores) -> Scores:
     """[V] probabilities."""
     weights: Scores = scores - scores.max()
     np.exp(weights, out=weights)  # in place: memory for another [V] takes longer than this
-    # Without the zeros, so that all that can be drawn have the same sum when they are alone.
-    weights /= weights.sum() if weights.min() > 0 else weights[weights > 0].sum()
+    weights /= weights.sum()
     return weights
 
 

@@ -3,7 +3,8 @@
 Token v at output position i arrives after a time drawn from (seed, i, v) alone, divided by v's probability; the first
 to arrive is drawn. With exponential times that is a fair draw (the Gumbel-max trick, Maddison et al. 2014, arXiv
 1411.0030, section 2), and rounding matters only where the two first arrive together: so with `exact` numerics the same
-seed gives the same tokens with any draft, any tree, or none.
+seed gives the same tokens with any draft, any tree, or none. The earliest time of all is known (`PositionTimes`), and
+for tokens that could not win even with that nothing more is computed.
 
 The times are known before the target's probabilities are. So a draft that is right about the probabilities is right
 about the draw, too: `foresee` lets its candidates run the same race (coupling without communication, Daliri et al.

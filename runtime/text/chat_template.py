@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dovetail.runtime.artifact.strict_json import printable
 from dovetail.runtime.errors import ArtifactError, UserError
 from dovetail.runtime.text.template_process import TemplateProcess
 
@@ -87,9 +88,10 @@ class ChatTemplate:
             answer = self._process.ask(line)
         if "text" in answer:
             return Rendering(answer["text"], b"".join(bytes([owner]) * length for owner, length in answer["owners"]))
+        why = printable(" ".join(answer["error"].split()))[:300]
         if answer["kind"] == "refused":
-            raise UserError(f"messages: refused by the chat template: {answer['error']:.300}")
-        raise ArtifactError(f"chat template: expected a prompt, got {answer['error']:.300}; pass another chat_template")
+            raise UserError(f"messages: refused by the chat template: {why}")
+        raise ArtifactError(f"chat template: expected a prompt, got {why}; pass another chat_template")
 
     def close(self) -> None:
         """End the worker."""

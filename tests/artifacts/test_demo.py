@@ -21,7 +21,7 @@ def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """As a user does, whose pip knows the wheels in `folder` alone."""
     command = [sys.executable, PROGRAM, "--cache", folder / "cache", *options]
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
 
 
 def test_without_a_registry_the_small_pair_serves(tmp_path: Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from side_by_side import Comparison, Cost, compare, reasons, table, verdict
 
-from dovetail.runtime import load
+from dovetail.runtime import Pipeline, load
 from dovetail.runtime.decoding.generation import Generation
 from dovetail.runtime.decoding.stream import Stream
 
 PLAIN = Cost(tokens=200, passes=200, decode_ms=2000, verify_ms=1950, draft_ms=0)
 FAST = Comparison(0.0, PLAIN, Cost(tokens=200, passes=100, decode_ms=1250, verify_ms=1000, draft_ms=200), True)
 SLOW = Comparison(0.7, PLAIN, Cost(tokens=200, passes=160, decode_ms=2500, verify_ms=1920, draft_ms=480), True)
+
+
+@pytest.fixture(scope="module")
+def pipe(shipped_artifact: Path) -> Iterator[Pipeline]:
+    with load(shipped_artifact, ctx_size=256, profile=None) as opened:
+        yield opened
 
 
 def test_the_table() -> None:
@@ -44,10 +51,9 @@ def test_what_is_slower_is_explained() -> None:
     ]
 
 
-def test_both_ways_make_the_same_texts(shipped_artifact: Path) -> None:
-    with load(shipped_artifact, ctx_size=256, profile=None) as pipe:
-        prompts = ["import os\n", "class Tree:\n"]
-        greedy, sampled = compare(pipe, prompts, (0.0, 0.7), max_new_tokens=24, seconds=0)
+def test_both_ways_make_the_same_texts(pipe: Pipeline) -> None:
+    prompts = ["import os\n", "class Tree:\n"]
+    greedy, sampled = compare(pipe, prompts, (0.0, 0.7), max_new_tokens=24, seconds=0)
     for one in (greedy, sampled):
         assert one.same
         assert one.plain.passes == one.plain.tokens == one.ours.tokens > 24
@@ -56,7 +62,7 @@ def test_both_ways_make_the_same_texts(shipped_artifact: Path) -> None:
         assert one.ours.verify_ms + one.ours.draft_ms < one.ours.decode_ms
 
 
-def test_texts_that_part_are_noticed(shipped_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_part_are_noticed(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     finish, made = Stream.finish, 0
 
     def with_one_wrong(stream: Stream) -> Generation:
@@ -66,6 +72,5 @@ def test_texts_that_part_are_noticed(shipped_artifact: Path, monkeypatch: pytest
         return done if made != 2 else dataclasses.replace(done, token_ids=[*done.token_ids[:-1], 0])
 
     monkeypatch.setattr(Stream, "finish", with_one_wrong)
-    with load(shipped_artifact, ctx_size=256, profile=None) as pipe:
-        (one,) = compare(pipe, ["import os\n"], (0.0,), max_new_tokens=8, seconds=0)
+    (one,) = compare(pipe, ["import os\n"], (0.0,), max_new_tokens=8, seconds=0)
     assert not one.same

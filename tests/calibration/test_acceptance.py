@@ -1,8 +1,10 @@
-"""Proves that acceptance is counted as it happens: on records made by hand and on texts whose draft is known; and that
-a text too short gets one clear line.
+"""Proves that acceptance is counted as it happens: on records made by hand and on texts whose draft is known, up to
+where these end; and that texts too short get one clear line.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from fakes import planted
 
 from dovetail.calibration.measure import acceptance
 from dovetail.calibration.measure.acceptance import MAX_DEPTH, Matched, Record
+from dovetail.calibration.measure.pair import Text
+from dovetail.calibration.measure.prompts import passages
 from dovetail.runtime.drafts.graph_contract import Children
 from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies.chances import SCORE_STEP
@@ -26,6 +30,7 @@ def hand_made(path: list[int]) -> Record:
         path=path,
         children={0: [1, 2], 1: [3, 4]},
         context=10,
+        is_end=False,
         matches=Matched([], [], [], []),
     )
 
@@ -82,15 +87,31 @@ def test_a_record_holds_what_the_draft_offered_and_the_text_took(temperature: fl
         again.sampler.follow(int(text.tokens[begin]))
 
 
-def test_passages_are_spread_over_the_text() -> None:
-    found = acceptance.passages(list(range(1000)), 5, 100)
-    assert [len(one) for one in found] == [100] * 5
-    assert found[0][0] == 0
-    assert found[-1][-1] == 999
-    assert acceptance.passages(list(range(100)), 1, 100) == [list(range(100))]
+def texts_of(length: int, ends: frozenset[int] = frozenset(), prompts: int = 1) -> list[Text]:
+    pair = dataclasses.replace(PAIR, ends=ends)
+    return list(pair.texts(passages(planted.tokens(20 * prompts), prompts, 20), length, 0.0))
 
 
-def test_a_text_too_short_says_how_much_is_needed() -> None:
-    with pytest.raises(UserError, match=r"expected at least 500 tokens \(5 passages of 100\).*got 37") as caught:
-        acceptance.passages(list(range(37)), 5, 100)
-    assert "\n" not in str(caught.value)
+def test_a_text_is_recorded_to_its_end() -> None:
+    """Beside the same text that goes on: nothing is accepted from the end token on, and nothing else changes."""
+    (going,) = texts_of(60)
+    end = int(going.tokens[20 + 24])
+    (ended,) = texts_of(60, frozenset({end}))
+    length = len(ended.tokens) - 20
+    assert 12 < length < 60 - MAX_DEPTH, "else this text shows nothing"
+    whole, records = acceptance.record(PAIR, going), acceptance.record(PAIR, ended)
+    assert len(records) == length
+    assert [found.is_end for found in records] == [False] * (length - 1) + [True]
+    for left, (found, beyond) in enumerate(zip(reversed(records), reversed(whole[:length]), strict=True)):
+        assert (found.parents, found.scores) == (beyond.parents, beyond.scores)
+        assert found.path == beyond.path[:left]
+    assert any(len(beyond.path) > left for left, beyond in enumerate(reversed(whole[:length]))), "something was cut"
+    assert not any(found.is_end for found in whole)
+
+
+def test_texts_that_end_at_once_are_too_few_to_estimate_from() -> None:
+    texts = texts_of(60, frozenset(range(planted.VOCAB)), 3)
+    assert [(text.has_ended, len(text.tokens)) for text in texts] == [(True, 21)] * 3
+    expected = r"expected texts of at least 50 tokens in all .* got 3 behind 3 prompts.*\(--prompts\)"
+    with pytest.raises(UserError, match=expected):
+        acceptance.collect(PAIR, texts, positions=100, seconds=0)

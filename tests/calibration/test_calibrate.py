@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import re
 import subprocess
@@ -19,27 +20,32 @@ from models import plain_artifact
 
 from dovetail.calibration.choose import calibration as decision
 from dovetail.calibration.choose.calibration import Calibration, Effort, calibrate
-from dovetail.calibration.choose.comparison import Compared
+from dovetail.calibration.choose.comparison import Compared, compare
 from dovetail.calibration.measure.pair import Run
+from dovetail.calibration.measure.prompts import Prompts, passages, passages_of
 from dovetail.runtime.artifact.manifest import TARGET_MODEL, TARGET_WEIGHTS, TOKENIZER
 from dovetail.runtime.commands import cli
-from dovetail.runtime.errors import UserError
 from dovetail.runtime.policies import host_profile as profile
+from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.trees.shape import TreeShape
 
 SMALL = Effort(
     latency_s=0.5,
     nodes=(1, 2, 3, 4, 6, 8, 10, 12, 16),
     contexts=(40, 100),
-    prompts=4,
-    prompt_tokens=24,
+    questions=8,
+    conversations=4,
+    passages=4,
+    passage_tokens=24,
     new_tokens=30,
     positions=60,
     records_s=0.5,
-    compared_prompts=3,
+    compared_texts=3,
     compared_tokens=40,
+    compared_s=60,
 )
 DEFAULT = TreeShape(16, 7, 4)
+PROMPTS = passages_of("a plan", planted.tokens(200), SMALL.passages, SMALL.passage_tokens)
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decided(pair: planted.PlantedPair, temperature: float = 0.0) -> tuple[Calibration, decision.Decision]:
-    result = calibrate(pair, planted.tokens(200), effort=SMALL, default=DEFAULT, temperatures=(temperature,))
+    result = calibrate(pair, PROMPTS, effort=SMALL, default=DEFAULT, temperatures=(temperature,))
     assert result.too_noisy is None
     return result, result.decisions[0]
 
@@ -106,7 +112,7 @@ def test_a_hopeless_draft_ends_in_plain_decoding(pair: planted.PlantedPair) -> N
 def test_a_machine_too_noisy_decides_nothing() -> None:
     rng = random.Random(0)
     pair = planted.PlantedPair(lambda nodes: rng.lognormvariate(1.5, 1.5), lambda rows: 0.3)
-    result = calibrate(pair, planted.tokens(200), effort=SMALL, default=DEFAULT)
+    result = calibrate(pair, PROMPTS, effort=SMALL, default=DEFAULT)
     assert result.decisions == ()
     assert result.too_noisy is not None
     assert "uncertain by" in result.too_noisy
@@ -115,12 +121,40 @@ def test_a_machine_too_noisy_decides_nothing() -> None:
     assert document["spread"]
 
 
-def test_a_short_text_is_refused_before_anything_is_timed() -> None:
-    def fail(nodes: int) -> float:
-        raise AssertionError("timed")
+@pytest.mark.usefixtures("own_clock")
+def test_texts_that_end_are_as_many_as_are_needed() -> None:
+    pair = planted.PlantedPair(step(8), lambda rows: 0.3, ends=frozenset({7}))
+    prompts = Prompts("talk", "", passages(planted.tokens(800), 30, 24))
+    result = calibrate(pair, prompts, effort=SMALL, default=DEFAULT, temperatures=(0.0,))
+    (found,) = result.decisions
+    assert sum(map(len, found.texts)) >= SMALL.positions
+    runs = found.compared["plain"].runs
+    wanted = SMALL.compared_texts * (SMALL.compared_tokens - 1)
+    assert sum(run.tokens for run in runs) >= wanted > sum(run.tokens for run in runs[:-1])
+    assert SMALL.compared_texts < len(runs) < 30
+    for name, compared in found.compared.items():
+        assert [run.tokens for run in compared.runs] == [run.tokens for run in runs], name
+    assert result.text == f"{min(30, len(found.texts) + len(runs))} talks"
+    assert decision.as_dict(result, 0.0)["text"] == result.text
 
-    with pytest.raises(UserError, match=r"expected at least 96 tokens \(4 passages of 24\)"):
-        calibrate(planted.PlantedPair(fail, lambda rows: 0.3), planted.tokens(95), effort=SMALL, default=DEFAULT)
+
+def test_a_comparison_stops_in_time() -> None:
+    pair = planted.PlantedPair(lambda nodes: 0.0, lambda rows: 0.0)
+    prompts = passages(planted.tokens(400), 10, 24)
+    policies = {"plain": Policy("plain"), "lookup": Policy("lookup")}
+    found = compare(pair, policies, prompts, temperature=0.0, new_tokens=8, texts=10, seconds=0)
+    assert [len(one.runs) for one in found.values()] == [3, 3], "at least so many"
+
+
+def test_faster_over_all_texts_together() -> None:
+    long, short, nothing = Run(100, 1000.0, 100), Run(1, 10.0, 1), Run(0, 0.0, 0)
+    plain = Compared((long, short, nothing))
+    twice = Compared((Run(100, 500.0, 50), Run(1, 10.0, 1), nothing))
+    ratio, error = twice.over(plain)
+    assert ratio == pytest.approx(1010 / 510)
+    assert 0 < error < 0.05, "the short text weighs little"
+    assert plain.over(plain) == (1.0, 0.0)
+    assert Compared((long,)).over(Compared((long,))) == (1.0, math.inf)
 
 
 @pytest.mark.usefixtures("own_clock")
@@ -176,6 +210,7 @@ def test_the_command_writes_a_profile_that_generate_uses(run: Any, tiny_artifact
     assert {"plain", "lookup", "fixed", "adaptive", "default"} == set(document["compared"])
     path = Path(document["profile"])
     found = profile.read(path)
+    assert found.text == document["text"] == "4 passages of Python's standard library"
     assert path.is_relative_to(tmp_path / "cache")
     assert [choice.temperature for choice in found.choices] == [0.0, 1.0]
 
@@ -189,6 +224,7 @@ def test_the_command_writes_a_profile_that_generate_uses(run: Any, tiny_artifact
 
     page = report.read_text(encoding="utf-8")
     assert page.count("<svg") == 2 + 4 * 2
+    assert "4 passages of Python&#x27;s standard library" in page
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page), "nothing is loaded from elsewhere"
     assert not re.findall(r">(?:nan|inf|None)<", page)
 
@@ -200,6 +236,7 @@ def test_a_given_profile_path_and_a_text_of_ones_own(run: Any, tiny_artifact: Pa
     code, out, err = run("calibrate", tiny_artifact, *words)
     assert code == 0, err
     assert "temperature 0.7" in out
+    assert " passages of text.txt" in out
     found = profile.read(kept)
     assert [choice.temperature for choice in found.choices] == [0.7]
     assert found.engines.threads == 1
@@ -207,6 +244,23 @@ def test_a_given_profile_path_and_a_text_of_ones_own(run: Any, tiny_artifact: Pa
     code, _, err = run("generate", tiny_artifact, "def", "-n", "4", "--profile", kept)
     assert code == 0, err
     assert f"profile: {found.summary}" in err
+
+
+def test_a_chat_model_is_calibrated_on_what_it_says(run: Any, chat_artifact: Path, tmp_path: Path) -> None:
+    code, out, err = run("calibrate", chat_artifact, "--quick", "--temperature", "1", "--profile", tmp_path / "own")
+    assert code == 0, err
+    assert re.search(r"^text +4 conversations, self-made$", out, re.MULTILINE), out
+    assert profile.read(tmp_path / "own").text == "4 conversations, self-made"
+
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(json.dumps({"question": f"What is {i}?"}) + "\n" for i in range(20)))
+    words = ("--quick", "--temperature", "1", "--profile", tmp_path / "asked", "--prompts", file, "--json")
+    code, out, err = run("calibrate", chat_artifact, *words)
+    assert code == 0, err
+    document = json.loads(out.splitlines()[-1])
+    assert re.fullmatch(r"[1-8] questions of q\.jsonl", document["text"])
+    assert document["texts"] <= 8
+    assert profile.read(tmp_path / "asked").text == document["text"]
 
 
 def test_an_unwritable_cache_folder_is_warned_of_once(run: Any, tiny_artifact: Path, tmp_path: Path) -> None:
@@ -222,6 +276,9 @@ MISTAKES = [
     (["--text", "{tmp}/nothing.txt"], "expected a readable file"),
     (["--text", "{tmp}/binary.txt"], "expected text in UTF-8"),
     (["--text", "{tmp}/empty.txt"], "expected some text"),
+    (["--prompts", "{tmp}/nothing.jsonl"], "expected a readable file"),
+    (["--prompts", "{tmp}/short.txt"], "short.txt, line 1: expected "),
+    (["--prompts", "{tmp}/short.txt", "--text", "{tmp}/short.txt"], "expected one of --prompts and --text, got both"),
     (["--temperature", "-1"], "expected a number from 0 to 100"),
     (["--quality"], "expected --quality and --reference together"),
     (["--reference", "{tmp}"], "expected --quality and --reference together"),

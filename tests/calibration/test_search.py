@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dovetail.calibration.choose import search
 from dovetail.calibration.measure import acceptance
+from dovetail.calibration.measure.prompts import passages
 from dovetail.runtime.policies.base import Policy
 from dovetail.runtime.policies.chances import Chances, best_count
 from dovetail.runtime.policies.costs import Costs
@@ -114,16 +115,16 @@ def test_how_many_nodes_against_every_connected_set(data: st.DataObject) -> None
 
 @pytest.fixture(scope="module")
 def texts() -> list[acceptance.TextRecords]:
-    prompts = acceptance.passages(planted.tokens(200), 4, 30)
+    prompts = passages(planted.tokens(200), 4, 30)
     return acceptance.collect(FREE, FREE.texts(prompts, 80, 0.0), positions=280, seconds=0)
 
 
 ROOM = 64  # tokens that are decoded behind a prompt
 
 
-def decoded(prompt: list[int], policy: Policy) -> list[int]:
+def decoded(prompt: list[int], policy: Policy, pair: planted.PlantedPair = FREE) -> list[int]:
     """Accept lengths of real rounds behind the token that comes with the prompt."""
-    return [update.accept_length for update in FREE.decode(prompt, policy, COSTS, ROOM) if update.nodes]
+    return [update.accept_length for update in pair.decode(prompt, policy, COSTS, ROOM) if update.nodes]
 
 
 WIDEST = TreeShape(16, 10, 4)
@@ -149,7 +150,7 @@ def test_a_replay_is_what_decoding_does(
             for text in texts
         ]
     policy = dataclasses.replace(policy, chances=acceptance.chances(texts))
-    prompts = acceptance.passages(planted.tokens(200), 4, 30)
+    prompts = passages(planted.tokens(200), 4, 30)
     for prompt, text in zip(prompts, texts, strict=True):
         inside = text[1:ROOM]  # behind the token that comes with the prompt, to where the rounds end
         replayed = search.replay([inside], policy, COSTS)
@@ -157,6 +158,31 @@ def test_a_replay_is_what_decoding_does(
         assert sum(replayed.accept_lengths.values()) == len(real)
         assert replayed.tokens == sum(real) + len(real)
         assert sorted(replayed.accept_lengths.elements()) == sorted(real)
+
+
+ENDING = dataclasses.replace(FREE, ends=frozenset({7}))
+
+
+@pytest.fixture(scope="module")
+def ended() -> list[tuple[list[int], acceptance.TextRecords]]:
+    """Prompts, and texts behind them that end before there is no more room."""
+    prompts = passages(planted.tokens(400), 12, 30)
+    texts = zip(prompts, ENDING.texts(prompts, ROOM, 0.0), strict=True)
+    found = [(prompt, acceptance.record(ENDING, text)) for prompt, text in texts if text.has_ended]
+    return [(prompt, records) for prompt, records in found if len(records) > 5][:4]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=[policy.kind + str(policy.tree.nodes) for policy in POLICIES])
+def test_a_replay_ends_where_decoding_does(
+    ended: list[tuple[list[int], acceptance.TextRecords]], policy: Policy
+) -> None:
+    assert len(ended) == 4
+    policy = dataclasses.replace(policy, chances=acceptance.chances([records for _, records in ended]))
+    for prompt, records in ended:
+        replayed = search.replay([records[1:]], policy, COSTS)
+        real = decoded(prompt, policy, ENDING)
+        assert sorted(replayed.accept_lengths.elements()) == sorted(real)
+        assert replayed.tokens == sum(real) + len(real) == len(records) - 1
 
 
 def test_the_best_of_each_kind_beats_what_it_began_with(texts: list[acceptance.TextRecords]) -> None:

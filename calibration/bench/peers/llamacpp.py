@@ -1,4 +1,4 @@
-"""llama.cpp (llama-cpp-python) as a benchmark's child: plain, with a draft model, or with prompt lookup, in Q8_0.
+"""llama.cpp (llama-cpp-python) as a benchmark's child: plain, with a draft model, or with prompt lookup.
 
 Two drafted tokens a round for prompt lookup is what its documentation advises on CPUs; a draft model drafts four: its
 passes over several tokens cost nearly as much as one by one, so more does not pay.
@@ -6,9 +6,7 @@ passes over several tokens cost nearly as much as one by one, so more does not p
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from dovetail.calibration.bench.peers.protocol import Answer, Loaded, Stopwatch, serve, versions
@@ -24,6 +22,8 @@ class LlamaCpp:
         self,
         *,
         gguf: str,
+        weights: str,
+        bytes_per_pass: int,
         threads: int,
         draft: str,
         ctx_size: int,
@@ -38,7 +38,7 @@ class LlamaCpp:
         imported = time.perf_counter()
         room = ctx_size + _DRAFT_TOKENS  # guesses may reach beyond the last token that is wanted
         common: dict[str, Any] = {"n_ctx": room, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
-        settings: dict[str, Any] = {"n_threads": threads, "n_ctx": room, "draft": draft, "file": "Q8_0"}
+        settings: dict[str, Any] = {"n_threads": threads, "n_ctx": room, "draft": draft}
         self._llama_cpp, self._drafter = llama_cpp, None
         if draft == "model":
             assert assistant_gguf is not None, "the parent has made it"
@@ -57,8 +57,8 @@ class LlamaCpp:
             time.perf_counter() - imported,
             {**versions("llama-cpp-python"), "features": llama_cpp.llama_print_system_info().decode().strip()},
             settings,
-            "GGUF Q8_0",
-            _bytes_per_pass(Path(gguf)),
+            weights,
+            bytes_per_pass,
         )
 
     def run(self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, margins: bool = False) -> Answer:
@@ -132,16 +132,6 @@ def _timed_llama(llama_cpp: Any) -> Any:
             self.eval_s += time.perf_counter() - start
 
     return TimedLlama
-
-
-def _bytes_per_pass(path: Path) -> int | None:
-    """The file's tensors without an embedding table that is only looked up; None without the `gguf` package."""
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        return None
-    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(os.fspath(path)).tensors}
-    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 FAMILIES = tuple(_DEFAULTS)
 _UNASKED_BIASES = ("mistral", "phi3", "qwen2")  # whatever `attention_bias` says: none, or Qwen2's
 _MLP_BIASES = ("llama", "granite", "smollm3")
-_MOST = 1 << 16  # layers, and entries of a head: what lists are made of before any weight is looked for
+_MOST, _MOST_LAYERS = 1 << 16, 1 << 12  # entries of a head: what lists are made of before any weight is looked for
 _KINDS = ("full_attention", "sliding_attention")
 _NEW_NAMES = {"gemma2", "gemma3_text"}  # call the activation `hidden_activation`, and may hold both names
 
@@ -166,7 +166,7 @@ def rope_parameters(config: Callable[[str], Any], where: object) -> dict[str, An
 
 
 def _layers(config: _Config, head_dim: int) -> tuple[Layer, ...]:
-    count, context = config.size("num_hidden_layers", most=_MOST), config.size("max_position_embeddings")
+    count, context = config.size("num_hidden_layers", most=_MOST_LAYERS), config.size("max_position_embeddings")
     windows = _windows(config, count)
     rope = rope_parameters(config.get, config.path)
     if config.family != "gemma3_text":

@@ -17,8 +17,9 @@ Shapes = dict[str, tuple[int, ...]]
 def tensor_shapes(decoder: Decoder) -> Shapes:
     """The shape of each tensor that `decoder` needs, by name, in the order of the computation."""
     shapes: Shapes = {EMBEDDING: (decoder.vocab_size, decoder.hidden_size)}
+    layer = layer_shapes(decoder)
     for index in range(decoder.num_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer_shapes(decoder).items()}
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes[FINAL_NORM] = (decoder.hidden_size,)
     if not decoder.tied:
         shapes[HEAD] = (decoder.vocab_size, decoder.hidden_size)

@@ -196,7 +196,7 @@ def test_checkpoints_must_fit(tiny_artifact: Path, tiny_checkpoint: Path, tmp_pa
     assert "`checkpoint`" in str(models.lacking(RUNNERS["llamacpp"]))
     assert "`assistant`" in str(models.lacking(RUNNERS["genai-draft"]))
     assert models.lacking(RUNNERS["genai"]) is None
-    with pytest.raises(UserError, match=r"^checkpoint: expected a checkpoint folder"):
+    with pytest.raises(UserError, match=r"^checkpoint: expected a checkpoint folder with config.json or a GGUF"):
         Models(artifact, tiny_artifact, tmp_path, None, tmp_path)
     other = tmp_path / "other"
     other.mkdir()

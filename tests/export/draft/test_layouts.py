@@ -502,8 +502,11 @@ def test_our_drafts_weights_are_those_of_the_config(target: DraftedTarget, tmp_p
         ({"num_layers": 10**12}, r"to fit its config, .* got no tensor for blocks.999999999999.o_proj.weight"),
         ({"intermediate_size": 7}, r"down_proj.weight of shape \(64, 7\), got \(64, 128\)"),
         ({"qkv_bias": True}, "no tensor for blocks.0.k_proj.bias"),
-        ({"head_dim": 16.0}, "positive whole numbers for hidden_size"),
-        ({"rope_scale": "x"}, "finite frequencies"),
+        ({"head_dim": 16.0}, "a draft.head_dim as int in"),
+        ({"rope_scale": "x"}, "a draft.rope_scale as a number in"),
+        ({"num_heads": 0}, "positive whole numbers for hidden_size"),
+        ({"feature_layers": ["x"]}, r"a draft.feature_layers\[0\] as int"),
+        ({"qk_norm": 1}, "a draft.qk_norm as bool"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=message):

@@ -97,6 +97,20 @@ def test_the_weights_come_back(written: Path, tiny_checkpoint: Path) -> None:
     np.testing.assert_allclose(turned[:, 1::2], heads[:, 8:], atol=np.abs(heads).max() / 127)
 
 
+def test_float16_weights_come_back_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", file_type="F16")
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
+    assert reader.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_F16
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    assert len(tensors) == len(weights)
+    for ours, theirs in (("output.weight", "lm_head"), ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj")):
+        np.testing.assert_array_equal(tensors[ours], weights[f"{theirs}.weight"].astype(np.float16))
+    np.testing.assert_array_equal(tensors["output_norm.weight"], weights["model.norm.weight"])
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed: it is compiled, minutes"
 )

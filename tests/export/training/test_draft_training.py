@@ -27,7 +27,7 @@ from dovetail.export.training import draft as draft_training
 from dovetail.export.training.draft import DraftRecipe, DraftTask, unroll
 from dovetail.export.training.draft_model import DraftModel, join, load_draft
 from dovetail.export.training.material import Material
-from dovetail.export.training.target_record import TargetRecord, record
+from dovetail.export.training.target_record import TargetRecord, by_source, record
 from dovetail.runtime.errors import UserError
 
 
@@ -72,16 +72,9 @@ def test_shifted_features_are_noticed(draft: DraftModel) -> None:
 
 def recorded(checkpoint: Path, ids: NDArray[np.int32], layers: Sequence[int], folder: Path) -> TargetRecord:
     model = source_model(find_source(checkpoint), Compression("int8"))
+    reader = by_source(model, layers, model.embedding_and_head()[1])
     material = Material(ids, np.ones(len(ids), np.float32), (len(ids),))
-    width = (len(layers) + 1) * 64
-    return record(
-        material,
-        lambda windows: model.features(windows, layers),
-        width,
-        model.embedding_and_head()[1],
-        folder,
-        "reading",
-    )
+    return record(material, reader, (len(layers) + 1) * 64, 512, folder, "reading")
 
 
 @pytest.mark.parametrize("kind", ["dgf", "eagle", "eagle3"])
@@ -132,6 +125,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout.splitlines()[-1])
     assert len(report["agreement"]) == draft_training.AGREEMENT_DEPTHS
+    assert "Learnt from: 60 documents" in (tmp_path / "draft" / "README.md").read_text()
     _, embedding, lm_head = body_and_head(load_torch(tiny_checkpoint))
     assert load_draft(tmp_path / "draft", embedding, lm_head).config.num_layers == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [], "work is tidied up"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,16 @@ import pytest
 from numpy.typing import NDArray
 
 from dovetail.export.artifact.source_models import source_model
+from dovetail.export.artifact.writing import write_artifact
 from dovetail.export.sources.finding import find_source
+from dovetail.export.sources.tensors import Matrix
 from dovetail.export.target.compression import Compression
-from dovetail.export.training import corpus
+from dovetail.export.training import corpus, target_record
+from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.exchange_store import ExchangeStore
-from dovetail.export.training.material import PROMPT_WEIGHT, Material, from_exchanges, make_material
-from dovetail.export.training.target_record import EXPECTED, record
+from dovetail.export.training.material import PROMPT_WEIGHT, Material, from_corpus, from_exchanges, make_material
+from dovetail.export.training.target_record import EXPECTED, by_runtime, by_source, record
 from dovetail.runtime.errors import ContextOverflowError, UserError
 from dovetail.runtime.evaluation.exchanges import Exchange, FirstTurn
 
@@ -61,6 +64,7 @@ def test_the_answers_count() -> None:
 def test_a_question_is_held_out_with_all_its_answers() -> None:
     both = [exchange(number, temperature=t) for number in range(100) for t in (0.0, 0.7)]
     split = from_exchanges(both)
+    assert split.about == "the target's 200 answers to 100 questions (100 of q)"
     assert len(split.held_out.lengths) % 2 == 0
     assert len(split.train.lengths) + len(split.held_out.lengths) == 200
     few = from_exchanges(both[:4])
@@ -108,7 +112,9 @@ def test_a_chat_model_speaks_for_itself(chat_checkpoint: Path, tmp_path: Path) -
     lines = (tmp_path / "exchanges.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "exchanges.jsonl").write_bytes(b"".join(lines[:-3]))
     assert make_exchanges(source, questions, 3, tmp_path) == made, "stopped, it goes on with what is missing"
-    material = make_material(source, [], 3, [], tmp_path).train
+    split = make_material(source, [], 3, [], tmp_path)
+    assert split.about == "the target's 6 answers to 3 questions (3 of its own)"
+    material = split.train
     assert len(material.lengths)
     assert material.weights.max() == 1
 
@@ -127,15 +133,15 @@ def test_what_the_target_makes_of_a_text_is_computed_once(tiny_checkpoint: Path,
     _, head = model.embedding_and_head()
     rng, read_windows = np.random.default_rng(0), list[int]()
 
-    def read(windows: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
-        read_windows.append(len(windows))
-        return model.features(windows, ())
+    def read(documents: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Matrix, Matrix]]:
+        read_windows.append(len(documents))
+        return by_source(model, (), head)(documents)
 
     lengths = (40, 30, 50)
     material = Material(rng.integers(0, 512, 120).astype(np.int32), np.ones(120, np.float32), lengths)
     short = Material(material.ids[:70], material.weights[:70], lengths[:2])
-    record(short, read, 64, head, tmp_path, "reading")
-    whole = record(material, read, 64, head, tmp_path, "reading")
+    record(short, read, 64, 512, tmp_path, "reading")
+    whole = record(material, read, 64, 512, tmp_path, "reading")
     assert read_windows == [2, 1], "what was there is not read again"
     right = np.concatenate(model.features(np.split(material.ids.astype(np.int64), [40, 70]), ()))
     np.testing.assert_allclose(whole.features, right, atol=2e-2)
@@ -145,5 +151,38 @@ def test_what_the_target_makes_of_a_text_is_computed_once(tiny_checkpoint: Path,
     np.testing.assert_array_equal(whole.expected[:, 0], logits.argmax(1))
     np.testing.assert_allclose(whole.chances, -np.sort(-chances, axis=1)[:, :EXPECTED], atol=2e-3)
     other = dataclasses.replace(material, ids=material.ids[::-1].copy())
-    record(other, read, 64, head, tmp_path, "reading")
+    record(other, read, 64, 512, tmp_path, "reading")
     assert read_windows == [2, 1, 3], "another text is read whole"
+
+
+def test_the_artifact_reads_as_its_source_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = find_source(tiny_checkpoint)
+    model = source_model(source, Compression("int8"))
+    ids = np.random.default_rng(0).integers(0, 512, 300).astype(np.int32)
+    material = Material(ids, np.ones(300, np.float32), (100, 200))
+    write_artifact(str(tiny_checkpoint), tmp_path / "target", weight_format="fp32")
+    with open_target(source, tmp_path, 1) as pipe:
+        ours = record(material, by_runtime(pipe.target), 64, 512, tmp_path / "ours", "reading")
+    reader = by_source(model, (), model.embedding_and_head()[1])
+    theirs = record(material, reader, 64, 512, tmp_path / "theirs", "reading")
+    np.testing.assert_allclose(ours.features, theirs.features, atol=2e-2)
+    assert (ours.expected[:, 0] == theirs.expected[:, 0]).mean() > 0.98
+
+
+@pytest.mark.parametrize("vocab_size", [20, 512])
+def test_the_most_likely_tokens(vocab_size: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(7, vocab_size)).astype(np.float32)
+    keep = min(EXPECTED, vocab_size)
+    expected, chances = target_record._expected(logits, keep)
+    np.testing.assert_array_equal(expected, np.argsort(-logits, axis=1)[:, :keep])
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(chances, np.take_along_axis(softmax, expected, 1), rtol=2e-3)
+
+
+def test_a_corpus_is_cut_to_whole_documents(tiny_checkpoint: Path) -> None:
+    texts = {f"{number}.txt": f"text {number} of some words\n" * 30 for number in range(60)}
+    source = find_source(tiny_checkpoint)
+    whole = from_corpus(corpus.split(texts.items()), source)
+    part = from_corpus(corpus.split(texts.items()), source, most=1000)
+    assert 1000 <= len(part.train.ids) < 1000 + max(whole.train.lengths)
+    assert part.train.lengths == whole.train.lengths[: len(part.train.lengths)]

@@ -48,7 +48,9 @@ def choice(temperature: float, kind: str) -> Choice:
 def made(digest: str = "a" * 64, *, greedy: str = "adaptive", sampled: str = "plain", **changes: Any) -> HostProfile:
     engines = Engines("cpu", "fast", "confirmed", default_threads(), default_threads())
     choices = (choice(0.0, greedy), choice(1.0, sampled))
-    whole = HostProfile(profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", 0.02, COSTS, choices)
+    whole = HostProfile(
+        profile.PROFILE_VERSION, digest, this_machine(), engines, "2026-01-31", "12 talks", 0.02, COSTS, choices
+    )
     return dataclasses.replace(whole, **changes)
 
 
@@ -88,6 +90,7 @@ def test_a_summary_names_what_was_chosen() -> None:
     assert summary.startswith(
         "at temperature 0 adaptive (width 2); at temperature 1 fixed (8 nodes, depth 3, width 2) (draft on cpu, fast, "
     )
+    assert summary.endswith(", 2026-01-31, by 12 talks)")
     assert made(greedy="lookup").summary.startswith("at temperature 0 lookup; at temperature 1 plain (")
 
 

@@ -120,7 +120,7 @@ class PlantedGraph:
 
 @dataclasses.dataclass
 class PlantedPair:
-    """See `dovetail.calibration.measure.pair.Pair`. `skill` scales how often the draft is right."""
+    """See `dovetail.calibration.measure.pair.Pair`. `skill` scales how often the draft is right; `ends` end a text."""
 
     pass_ms: Callable[[int], float]
     call_ms: Callable[[int], float]
@@ -130,6 +130,7 @@ class PlantedPair:
     looks_up: bool = False
     switch_ms: float = 0.0
     branches_cost: bool = False
+    ends: frozenset[int] = frozenset()
 
     def children(self, path: Sequence[int]) -> list[tuple[int, float]]:
         """(token, its probability by the draft), best first."""
@@ -152,9 +153,12 @@ class PlantedPair:
             sampler, fresh = (
                 Sampler(GenerationConfig(temperature=temperature, seed=seed), prompt, VOCAB) for _ in range(2)
             )
-            for _ in range(new_tokens):
+            has_ended = False
+            while len(text) < len(prompt) + new_tokens and not has_ended:
                 text.append(sampler.draw(row_after(text, VOCAB)))
-            yield Text(np.array(text, np.int64), np.zeros((len(text) - 1, D), np.float32), len(prompt), fresh)
+                has_ended = text[-1] in self.ends
+            features = np.zeros((len(text) - 1, D), np.float32)
+            yield Text(np.array(text, np.int64), features, len(prompt), has_ended, fresh)
 
     def reader(self) -> DraftReader:
         graph = PlantedGraph(self)
@@ -175,6 +179,7 @@ class PlantedPair:
             sampler=sampler,
             pace=Pace(policy),
             max_new_tokens=new_tokens,
+            ends=self.ends,
             foresight=blind if greedy else sampler.foresee,
         )
         engine.add(sequence, updates.take, cache.close)
