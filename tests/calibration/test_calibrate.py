@@ -246,12 +246,7 @@ def test_a_given_profile_path_and_a_text_of_ones_own(run: Any, tiny_artifact: Pa
     assert f"profile: {found.summary}" in err
 
 
-def test_a_chat_model_is_calibrated_on_what_it_says(run: Any, chat_artifact: Path, tmp_path: Path) -> None:
-    code, out, err = run("calibrate", chat_artifact, "--quick", "--temperature", "1", "--profile", tmp_path / "own")
-    assert code == 0, err
-    assert re.search(r"^text +4 conversations, self-made$", out, re.MULTILINE), out
-    assert profile.read(tmp_path / "own").text == "4 conversations, self-made"
-
+def test_a_chat_model_is_calibrated_on_what_it_answers(run: Any, chat_artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text("".join(json.dumps({"question": f"What is {i}?"}) + "\n" for i in range(20)))
     words = ("--quick", "--temperature", "1", "--profile", tmp_path / "asked", "--prompts", file, "--json")

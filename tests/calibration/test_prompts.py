@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from models.tiny_pipeline import assert_nothing_is_taken
 
+from dovetail.calibration.choose.calibration import Effort
+from dovetail.calibration.commands.calibration_prompts import by_flags
 from dovetail.calibration.measure.pair import PipelinePair
 from dovetail.calibration.measure.prompts import Prompts, conversations, passages, passages_of, questions_of
 from dovetail.runtime import load
@@ -76,6 +78,7 @@ def test_a_chat_model_asks_itself_the_same_every_time(pipe: Pipeline) -> None:
     assert found.described(3) == "3 conversations, self-made"
     opening = exchanges.user_opening(pipe)
     assert all(ids[: len(opening)] == opening for ids in found.token_ids)
+    assert by_flags(None, None)(pipe, Effort(conversations=3), lambda what, share: None) == found, "the default"
     assert_nothing_is_taken(pipe)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from dovetail.calibration.choose import calibration as decision
 from dovetail.calibration.measure.pair import PipelinePair
+from dovetail.calibration.measure.prompts import passages_of
 from dovetail.export.demo.acceptance import held_out_prompts
 from dovetail.runtime import load
 from dovetail.runtime.decoding.round_planner import RoundPlanner
@@ -51,12 +52,14 @@ def main() -> None:
     pipe = load(path, draft="artifact", profile=None, sequences=16)
     prompts = held_out_prompts(max(count, 12), 600)
     tokens = [token for prompt in prompts for token in pipe.encode(prompt)]
+    effort = decision.QUICK
+    passages = passages_of("Python's standard library", tokens, effort.passages, effort.passage_tokens)
     pair = PipelinePair(pipe)
-    settings = {"effort": decision.QUICK, "default": pipe.artifact.manifest.default_tree, "temperatures": (0.0,)}
-    good = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]  # three keywords in one place
+    settings = {"effort": effort, "default": pipe.artifact.manifest.default_tree, "temperatures": (0.0,)}
+    good = decision.calibrate(pair, passages, **settings)  # type: ignore[arg-type]  # three keywords in one place
     vocab_size = pipe.artifact.manifest.target.vocab_size
     OnnxRuntimeGraph.run = spoil(OnnxRuntimeGraph.run, vocab_size)  # type: ignore[method-assign]
-    bad = decision.calibrate(pair, tokens, **settings)  # type: ignore[arg-type]
+    bad = decision.calibrate(pair, passages, **settings)  # type: ignore[arg-type]
     for result in (good, bad):
         if result.too_noisy:
             sys.exit(result.too_noisy)
