@@ -25,7 +25,7 @@ os.environ["XDG_CACHE_HOME"] = _cache.name  # no host profile of the user's deci
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="Play the laws' random campaigns to their end: an hour.")
+    parser.addoption("--thorough", action="store_true", help="Play all of the laws' random campaigns.")
     parser.addoption("--write-tables", action="store_true", help="Write the tables of docs/ that tests make.")
     parser.addoption("--gemma", action="store_true", help="Run the tests with Gemma 3, which is fetched.")
 

@@ -74,8 +74,10 @@ def _long_beside(pipe: Pipeline, texts: Sequence[Text], config: GenerationConfig
     for text in texts:
         with pipe.stream(text.question, config, max_new_tokens=ALL_THAT_IS_LEFT, stop_strings=()) as neighbour:
             next(neighbour)
-            answers.append([pipe.generate(text.long, config)])
+            stream = pipe.stream(text.long, config)
+            next(stream)  # the prompt was read
             assert neighbour.finish_reason is None, "it decodes longer than the prompt is read"
+            answers.append([stream.finish()])
     return answers
 
 

@@ -114,7 +114,7 @@ class Models:
 
     def stands_beside(self, runner: Runner) -> bool:
         """Whether `runner` computes with weights as large as the artifact's, if it can run at all."""
-        return runner.gguf_type is None or runner.gguf_type in self._gguf_types
+        return runner.gguf_type is None or runner.gguf_type in self._gguf_types[1:]
 
     @property
     def _gguf_types(self) -> tuple[str, ...]:

@@ -249,7 +249,8 @@ def _write_draft(draft: Path, config: DraftConfig, folder: Path, target: _GrownT
     enlargement = target.enlargement
     _, embedding, head = body_and_head(target.model)
     old = load_draft(draft, embedding, head)
-    big = DraftModel(config, target.embedding, target.lm_head).eval()
+    own = old.head_tokens  # the same tokens in both
+    big = DraftModel(config, target.embedding, target.lm_head if own is None else target.lm_head[own], own).eval()
     weights = {f"fusion.{name}": weight for name, weight in enlargement.fusion(_of(old, "fusion.")).items()}
     for i in range(config.num_layers):
         block = enlargement.layer(_of(old, f"blocks.{i}."))
@@ -258,7 +259,7 @@ def _write_draft(draft: Path, config: DraftConfig, folder: Path, target: _GrownT
 
     def run() -> Tensor:
         rounded = {f"{name}.weight": _rounded(name, weight, target.dtype) for name, weight in weights.items()}
-        big.load_state_dict(rounded)
+        big.load_state_dict(rounded | ({} if own is None else {"head_tokens": own}))
         out: Tensor = big(tokens, target.features[:, :-1], pairs)[0]
         return out
 
@@ -347,7 +348,8 @@ def _draft_config(draft: Path, source: Source, config: Any) -> DraftConfig:
     if ours.kind != "dgf":
         raise UserError(f"expected a draft of kind dgf, got {ours.kind} in {draft}; only that kind can be inflated")
     check_fits(ours, *source.sizes())
-    theirs = config_for(read_decoder(source), ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
+    kept: dict[str, Any] = {"head_size": ours.head_size, "vocabulary_sha256": ours.vocabulary_sha256}
+    theirs = config_for(read_decoder(source), ours.num_layers, **kept)
     same = dataclasses.replace(ours, rope_frequencies=theirs.rope_frequencies) == theirs
     if not same or not np.allclose(ours.rope_frequencies, theirs.rope_frequencies, rtol=1e-6):
         raise UserError(
@@ -355,7 +357,7 @@ def _draft_config(draft: Path, source: Source, config: Any) -> DraftConfig:
             f"the draft that was trained for this target"
         )
     big = read_decoder(dataclasses.replace(source, config=config.to_dict()))
-    return config_for(big, ours.num_layers, vocabulary_sha256=ours.vocabulary_sha256)
+    return config_for(big, ours.num_layers, **kept)
 
 
 def _windows(source: Path, window: int) -> Tensor:

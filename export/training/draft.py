@@ -36,6 +36,7 @@ from dovetail.export.target.compression import Compression
 from dovetail.export.target.native.decoder import Decoder
 from dovetail.export.training.answering_target import open_target
 from dovetail.export.training.cross_entropy import soft_cross_entropy
+from dovetail.export.training.draft_card import draft_card
 from dovetail.export.training.draft_model import Cache, DraftModel, join, save_draft
 from dovetail.export.training.loop import Pace, Windows, fast_dtype, train
 from dovetail.export.training.material import Split
@@ -285,6 +286,8 @@ def train_draft(source: Source, material: Split, out: Path, recipe: DraftRecipe,
     history = train(task, Pace(recipe.minutes), work / "draft-training.pt")
     save_draft(draft, out, torch.float16)  # half the bytes, and finer than the 8 bits it is exported in
     report = report_of(history, draft)
+    card = draft_card(source, draft, recipe, report, material)
+    (out / "README.md").write_text(card, encoding="utf-8")
     (out / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dovetail.export.sources.base import Source
 from dovetail.export.training.conversations import make_exchanges
 from dovetail.export.training.corpus import Corpus, text_files
 from dovetail.runtime.errors import UserError
-from dovetail.runtime.evaluation.exchanges import Exchange, first_turns
+from dovetail.runtime.evaluation.exchanges import SELF_MADE, Exchange, first_turns
 from dovetail.runtime.evaluation.standard_library import is_held_out, path_hash
 
 PROMPT_WEIGHT = 0.2  # of what a user said; of what the target says: 1
@@ -52,10 +53,11 @@ class Material:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Split:
-    """What is trained on, and what is held out by the hash of its path or of its question."""
+    """What is trained on, and what is held out by the hash of its path or of its question; `about` both, in words."""
 
     train: Material
     held_out: Material
+    about: str
 
 
 def from_corpus(corpus: Corpus, source: Source, most: int = MOST_TOKENS) -> Split:
@@ -75,7 +77,8 @@ def from_corpus(corpus: Corpus, source: Source, most: int = MOST_TOKENS) -> Spli
             for begin in range(0, len(ids), together):
                 yield ids[begin : begin + together], 0
 
-    return Split(_material(parts(corpus.train)), _material(parts(corpus.held_out)))
+    about = f"{len(corpus.train) + len(corpus.held_out):,} documents"
+    return Split(_material(parts(corpus.train)), _material(parts(corpus.held_out)), about)
 
 
 def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
@@ -94,7 +97,16 @@ def from_exchanges(exchanges: Sequence[Exchange]) -> Split:
         chosen = (exchange for exchange in exchanges if (exchange.question.text in held_out) == is_wanted)
         return _material((exchange.tokens, len(exchange.prompt_tokens)) for exchange in chosen)
 
-    return Split(part(False), part(True))
+    return Split(part(False), part(True), _about(exchanges))
+
+
+def _about(exchanges: Sequence[Exchange]) -> str:
+    """How many questions from where, and how many answers."""
+    files = Counter(source.rpartition(":")[0] for source in {exchange.question.source for exchange in exchanges})
+    counted = [f"{count:,} of {name}" for name, count in sorted(files.items()) if name != SELF_MADE.rstrip(":")]
+    own = files[SELF_MADE.rstrip(":")]
+    counted += [f"{own:,} of its own"] if own else []
+    return f"the target's {len(exchanges):,} answers to {files.total():,} questions ({', '.join(counted)})"
 
 
 def make_material(
@@ -114,7 +126,8 @@ def make_material(
             "expected something to learn from, got nothing; give questions (`prompts`), let the model make some up "
             "(`self_made` 1000), or give `text`"
         )
-    return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]))
+    about = " and ".join(split.about for split in splits)
+    return Split(_joined([split.train for split in splits]), _joined([split.held_out for split in splits]), about)
 
 
 def _material(documents: Iterable[tuple[Sequence[int], int]]) -> Material:

@@ -29,7 +29,7 @@ from dovetail.runtime.trees.tree import chain
 
 pytestmark = pytest.mark.usefixtures("quiet_drafts")
 
-NUM_TRACES = played(120, of=300)
+NUM_TRACES = 300
 COUNTS: Counter[str] = Counter()
 
 

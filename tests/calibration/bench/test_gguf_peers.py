@@ -113,7 +113,7 @@ def test_files_made_of_a_file(made: list[list[str]], gguf: Path, tiny_artifact: 
 
 
 def test_runners_that_do_not_stand_beside(
-    gguf: Path, tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path
+    gguf: Path, tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = {"int8": 3, "int4": 6, "fp32": 3, "keep": 3}
     for weight_format, count in beside.items():
@@ -124,6 +124,10 @@ def test_runners_that_do_not_stand_beside(
     assert "give that file as `checkpoint`" in str(of_folder.lacking(RUNNERS["llamacpp"]))
     of_file = models_of(tiny_artifact, "int8", gguf, tmp_path)
     assert "not tiny.gguf" in str(of_file.lacking(RUNNERS["transformers"]))
+    mixed = dataclasses.replace(read_gguf(gguf), file_type="Q4_K_M")
+    monkeypatch.setattr(runners, "read_gguf", lambda path: mixed)
+    kept = models_of(tiny_artifact, "keep", gguf, tmp_path)
+    assert not kept.stands_beside(RUNNERS["llamacpp-q4km"]), "llamacpp runs that file"
 
 
 @pytest.mark.skipif(

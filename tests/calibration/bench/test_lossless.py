@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from campaign import played
 
 from dovetail.calibration.bench import lossless
 from dovetail.calibration.bench.lossless import WAYS, Cell, ChildWriter, Engine, Written, make_texts, measure, rows
@@ -28,6 +29,7 @@ from dovetail.runtime.trees.shape import TreeShape
 from dovetail.runtime.trees.tree import Float32s, Tree
 
 TOKENS, ROOM = 33, 300  # more than a page of the cache holds
+TEXTS = played(5, of=8)
 GENAI = (sys.executable, "-m", "dovetail.calibration.bench.peers.genai_writer")
 
 
@@ -44,7 +46,7 @@ def ours(artifact: Path, *drafts: str) -> Engine:
     return Engine("ours", drafts, open_with)
 
 
-def cells_of(artifact: Path, *drafts: str, count: int = 8) -> list[Cell]:
+def cells_of(artifact: Path, *drafts: str, count: int = TEXTS) -> list[Cell]:
     advanced: list[None] = []
     texts = make_texts(questions(artifact, count), ROOM)
     cells = measure([ours(artifact, *drafts)], texts, tokens=TOKENS, seed=3, advance=lambda: advanced.append(None))
@@ -66,7 +68,7 @@ def test_every_cell_of_ours_is_whole(shipped_artifact: Path, monkeypatch: pytest
     only(monkeypatch, "T = 0.8", "stop strings")
     cells = cells_of(shipped_artifact, "none", "lookup", "artifact")
     assert len(cells) == 3 * 2 * len(WAYS)
-    assert [cell for cell in cells if cell.equal != 8 or cell.texts != 8 or cell.reason] == []
+    assert [cell for cell in cells if cell.equal != TEXTS or cell.texts != TEXTS or cell.reason] == []
     assert not any(cell.preemptions for cell in cells if cell.way != lossless.PREEMPTED)
     for draft in ("none", "lookup", "artifact"):  # which of their texts fill the cache is up to what is drawn
         assert any(cell.preemptions for cell in cells if cell.draft == draft), f"nothing was preempted with {draft}"
@@ -112,7 +114,7 @@ def test_a_text_that_goes_on_wrongly_behind_a_preemption_shows_there_alone(
         self.text[0] = self.text[1]
 
     monkeypatch.setattr(TextSequence, "preempt", forgetful)
-    cells = cells_of(shipped_artifact, "none", "lookup")
+    cells = cells_of(shipped_artifact, "none", "lookup", count=8)  # fewer push no text out that departs
     assert departing(cells, lambda cell: cell.way) == {lossless.PREEMPTED}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from models.draft_kinds import random_draft
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dovetail.export.artifact.writing import write_artifact
@@ -35,7 +36,7 @@ from dovetail.export.sources.llama_shapes import (
 from dovetail.export.target.native.families import read_decoder
 from dovetail.export.target.native.scheme import scheme
 from dovetail.export.target.native.writing import write_native_target
-from dovetail.export.training.draft_model import DraftModel, load_draft
+from dovetail.export.training.draft_model import DraftModel, load_draft, save_draft
 from dovetail.runtime import load
 from dovetail.runtime.artifact.manifest import TARGET_WEIGHTS
 from dovetail.runtime.errors import UserError
@@ -135,6 +136,18 @@ def test_same_function(case: str, tiny_checkpoint: Path, tmp_path: Path) -> None
         _same(new.logits(grown), old.logits(predicted))
         again = _predicted(new, ids[:, 1:], grown[:, :-1])  # a level deeper: its own features, as a tree grows
         _same(new.logits(again), old.logits(_predicted(old, ids[:, 1:], predicted[:, :-1])))
+
+
+def test_a_draft_keeps_the_tokens_of_its_head(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    small = random_draft(tiny_checkpoint, kind="dgf", head_size=100)
+    save_draft(small, tmp_path / "draft")
+    shape = Shape(96, 2, 384, 4, 2, 16, 700)
+    like, out, draft_out = shape_folder(tmp_path / "like", shape), tmp_path / "out", tmp_path / "draft-out"
+    inflate.inflate(tiny_checkpoint, like, out, draft=tmp_path / "draft", draft_out=draft_out, dtype="float32")
+    big = load_draft(draft_out, *body_and_head(load_torch(out))[1:])
+    assert big.head_tokens is not None
+    assert torch.equal(big.head_tokens, small.head_tokens)
+    assert big.lm_head.shape == (100, shape.hidden_size)
 
 
 def _predicted(draft: DraftModel, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -125,6 +125,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout.splitlines()[-1])
     assert len(report["agreement"]) == draft_training.AGREEMENT_DEPTHS
+    assert "Learnt from: 60 documents" in (tmp_path / "draft" / "README.md").read_text()
     _, embedding, lm_head = body_and_head(load_torch(tiny_checkpoint))
     assert load_draft(tmp_path / "draft", embedding, lm_head).config.num_layers == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [], "work is tidied up"

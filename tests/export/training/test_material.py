@@ -64,6 +64,7 @@ def test_the_answers_count() -> None:
 def test_a_question_is_held_out_with_all_its_answers() -> None:
     both = [exchange(number, temperature=t) for number in range(100) for t in (0.0, 0.7)]
     split = from_exchanges(both)
+    assert split.about == "the target's 200 answers to 100 questions (100 of q)"
     assert len(split.held_out.lengths) % 2 == 0
     assert len(split.train.lengths) + len(split.held_out.lengths) == 200
     few = from_exchanges(both[:4])
@@ -111,7 +112,9 @@ def test_a_chat_model_speaks_for_itself(chat_checkpoint: Path, tmp_path: Path) -
     lines = (tmp_path / "exchanges.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "exchanges.jsonl").write_bytes(b"".join(lines[:-3]))
     assert make_exchanges(source, questions, 3, tmp_path) == made, "stopped, it goes on with what is missing"
-    material = make_material(source, [], 3, [], tmp_path).train
+    split = make_material(source, [], 3, [], tmp_path)
+    assert split.about == "the target's 6 answers to 3 questions (3 of its own)"
+    material = split.train
     assert len(material.lengths)
     assert material.weights.max() == 1
 
