@@ -30,6 +30,7 @@ DRAFT = HERE / "smollm2-draft"
 SMALL_PAIR = HERE / "pystd"
 TEMPERATURES = (0.0, 0.7)
 SECONDS = 30  # for the comparison
+TREE = "3,2,1"  # a root and two guesses: on 2 cores the best of 3,2,1 to 8,7,1 at both temperatures (docs/log.md)
 REPETITION = " So small a model repeats itself, which flatters every draft."
 
 NOTICE = (
@@ -81,12 +82,13 @@ def small_pair() -> Show:
 def exported(gguf: Path, draft: Path, out: Path) -> Path:
     """The artifact of both in the folder `out`: exported, unless it was made of the same files."""
     note = out.with_name(f"{out.name}.inputs.json")  # beside the artifact, which is frozen
-    inputs = {"dovetail": importlib.metadata.version("dovetail"), gguf.name: sha256_of(gguf)}
+    inputs = {"dovetail": importlib.metadata.version("dovetail"), "tree": TREE, gguf.name: sha256_of(gguf)}
     inputs |= {path.name: sha256_of(path) for path in sorted(draft.iterdir()) if path.is_file()}
     if note.is_file() and note.read_text(encoding="utf-8") == json.dumps(inputs) and _opens(out):
         return out
     # 8 bits a row, which this CPU multiplies faster than the file's own 4-bit blocks (docs/export.md).
-    command = ["model", str(gguf), "--weight-format", "int8", "--draft", str(draft), "-o", str(out), "--force"]
+    command = ["model", str(gguf), "--weight-format", "int8", "--draft", str(draft), "--tree", TREE]
+    command += ["-o", str(out), "--force"]
     click.echo(f"Exporting it with its draft (15 s or so, once):\n\n$ dovetail-export {shlex.join(command)}")
     done = subprocess.run([Path(sys.executable).with_name("dovetail-export"), *command], check=False)
     if done.returncode:

@@ -55,7 +55,7 @@ class RealModel:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> RealModel:
     out = tmp_path_factory.mktemp("real") / "smollm2"
-    draft = demo.DRAFT if demo.DRAFT.is_dir() else None
+    draft = demo.DRAFT
     return RealModel(smollm2_gguf(), out, transformers.LlamaConfig, transformers.LlamaForCausalLM, draft)
 
 
@@ -119,7 +119,6 @@ def test_drafts_leave_the_text_as_it_is(artifact: Path, plain: Pipeline) -> None
     assert [text.token_ids for text in drafted] == [plain.generate(chat, **controls).token_ids for chat in chats]
 
 
-@pytest.mark.skipif(not demo.DRAFT.is_dir(), reason="the draft that ships with the demo is not in this checkout")
 def test_the_draft_that_ships_saves_passes(artifact: Path) -> None:
     with load(artifact, draft="artifact", ctx_size=512, profile=None) as pipe:
         prompts = [[{"role": "user", "content": question}] for question in demo.QUESTIONS]
