@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dovetail.export.artifact.atomic_file import replacing
 from dovetail.export.artifact.source_models import source_model
 from dovetail.export.draft.config import block_sizes, vocabulary_sha256
 from dovetail.export.draft.kinds import KINDS, TRAINED_KINDS
@@ -270,8 +271,8 @@ def train_draft(source: Source, material: Split, out: Path, recipe: DraftRecipe,
     target, sizes = source_model(source, Compression("int8")), block_sizes(source)
     embedding, lm_head = target.embedding_and_head()
     tokenizer = Tokenizer.from_str(source.tokenizer)
-    frequencies = material.train.frequencies(len(lm_head))
-    draft = new_draft(embedding, lm_head, sizes, recipe, frequencies, vocabulary_sha256(tokenizer))
+    tokens = _head_tokens(recipe.vocab, material.train.frequencies(len(lm_head)), work / "head-tokens.json")
+    draft = new_draft(embedding, lm_head, sizes, recipe, tokens, vocabulary_sha256(tokenizer))
     layers = draft.config.feature_layers
     width = (len(layers) + 1) * draft.config.hidden_size
     with contextlib.ExitStack() as opened:
@@ -292,27 +293,38 @@ def train_draft(source: Source, material: Split, out: Path, recipe: DraftRecipe,
     return report
 
 
+def _head_tokens(vocab: int | None, frequencies: NDArray[np.float64], path: Path) -> list[int] | None:
+    """The `vocab` most frequent tokens by `frequencies` [V], None: all. They are kept in the file `path`: a run that
+    goes on keeps its tokens, though what it learns from may have grown.  # [N]
+    """
+    if vocab is None:
+        return None
+    check_size(vocab, len(frequencies), "vocab")
+    if path.exists():
+        saved: list[int] = json.loads(path.read_text(encoding="utf-8"))
+        if len(saved) == vocab:
+            return saved
+    tokens: list[int] = most_frequent(frequencies, vocab).tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(tokens), encoding="utf-8")
+    return tokens
+
+
 def new_draft(
-    embedding: Matrix,
-    lm_head: Matrix,
-    sizes: Decoder,
-    recipe: DraftRecipe,
-    frequencies: NDArray[np.float64],
-    vocabulary: str,
+    embedding: Matrix, lm_head: Matrix, sizes: Decoder, recipe: DraftRecipe, tokens: list[int] | None, vocabulary: str
 ) -> DraftModel:
     """An untrained draft of the recipe's kind for a target with these matrices [V, D] and `sizes`, whose tokenizer has
-    the digest `vocabulary`. Its LM head has rows for the most frequent tokens by `frequencies` [V]; a head of its own
-    begins as the target's.
+    the digest `vocabulary`. Its LM head has rows for `tokens` [N], None: for all; one of its own begins as the
+    target's.
     """
-    kind, tokens = KINDS[recipe.kind], None
-    head = torch.from_numpy(lm_head)
-    if recipe.vocab is not None:
-        check_size(recipe.vocab, len(lm_head), "vocab")
-        tokens = torch.from_numpy(most_frequent(frequencies, recipe.vocab))
-        head = head[tokens]
-    size = len(head) if kind.own_head or tokens is not None else None
+    kind, head, kept = KINDS[recipe.kind], torch.from_numpy(lm_head), None
+    if tokens is not None:
+        kept = torch.tensor(tokens)
+        head = head[kept]
+    size = len(head) if kind.own_head or kept is not None else None
     config = kind.config_for(sizes, recipe.blocks, head_size=size, vocabulary_sha256=vocabulary)
-    return DraftModel(config, torch.from_numpy(embedding), head, tokens)
+    return DraftModel(config, torch.from_numpy(embedding), head, kept)
 
 
 def report_of(history: Sequence[dict[str, float]], draft: DraftModel) -> DraftReport:

@@ -252,10 +252,16 @@ def _load(task: Task, checkpoint: Path) -> tuple[int, float, list[dict[str, floa
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         return 0, 0.0, []
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    task.model.load_state_dict(state["model"])
-    for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    task.load_state_dict(state["task"])
+    try:
+        task.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        task.load_state_dict(state["task"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"expected the settings that the run in {checkpoint} was begun with, got others "
+            f"({str(error).splitlines()[0]:.80}); give those, or another `work` folder"
+        ) from None
     _log.info(
         f"{task.name}: going on from {checkpoint.name} after {state['seconds'] / 60:.1f} min, step {state['step']}"
     )

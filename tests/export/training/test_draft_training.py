@@ -88,8 +88,8 @@ def test_training_helps(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> Non
     torch.manual_seed(0)
     source = find_source(tiny_checkpoint)
     matrices = source_model(source, Compression("int8")).embedding_and_head()
-    frequencies = np.bincount(ids, minlength=512).astype(np.float64)
-    fresh = draft_training.new_draft(*matrices, block_sizes(source), recipe, frequencies, "")
+    tokens = None if recipe.vocab is None else list(range(recipe.vocab))
+    fresh = draft_training.new_draft(*matrices, block_sizes(source), recipe, tokens, "")
     layers = fresh.config.feature_layers
     training = recorded(tiny_checkpoint, ids, layers, tmp_path / "training")
     task = DraftTask(fresh, recipe, training, recorded(tiny_checkpoint, ids[:700], layers, tmp_path / "held-out"))
@@ -147,6 +147,26 @@ def test_the_command_trains_other_kinds(kind: str, extra: list[str], tiny_checkp
     assert draft.config.kind == kind
     assert (draft.head_tokens is None) == (not extra)
     assert not extra or len(draft.lm_head) == 100
+
+
+def test_a_run_that_goes_on_keeps_its_tokens(tmp_path: Path) -> None:
+    """What it learns from may have grown, and other tokens be the most frequent ones."""
+    path = tmp_path / "work" / "head-tokens.json"
+    before = draft_training._head_tokens(100, np.arange(512.0), path)
+    assert before == list(range(412, 512))
+    assert draft_training._head_tokens(100, -np.arange(512.0), path) == before
+    assert draft_training._head_tokens(64, -np.arange(512.0), path) == list(range(64))
+    assert draft_training._head_tokens(None, np.arange(512.0), path) is None
+
+
+def test_another_recipe_does_not_go_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x = 1\n" * 3000)
+    (tmp_path / "b.txt").write_text("y = 2\n" * 3000)
+    words = ["draft", str(tiny_checkpoint), "--text", str(tmp_path), "--minutes", "0.01", "--window", "32"]
+    words += ["--work", str(tmp_path / "work"), "-o", str(tmp_path / "draft"), "--force", "--blocks"]
+    assert CliRunner().invoke(dovetail_export, [*words, "1"]).exit_code == 0
+    refused = CliRunner().invoke(dovetail_export, [*words, "2"])
+    assert "expected the settings that the run in" in refused.output + str(refused.exception)
 
 
 def test_recipe_is_checked() -> None:
