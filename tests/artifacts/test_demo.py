@@ -65,7 +65,8 @@ def test_what_is_unchanged_is_not_exported_again(
     monkeypatch.setattr(subprocess, "run", export)
     for _ in range(2):
         assert demo.exported(gguf, draft, out) == out
-    assert exports == [["model", str(gguf), "--draft", str(draft), "-o", str(out), "--force"]]
+    how = ["--weight-format", "int8", "--draft", str(draft), "--tree", demo.TREE]
+    assert exports == [["model", str(gguf), *how, "-o", str(out), "--force"]]
     (draft / "model.safetensors").write_bytes(b"2")
     demo.exported(gguf, draft, out)
     assert len(exports) == 2, "another draft"
