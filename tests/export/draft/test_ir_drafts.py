@@ -97,7 +97,7 @@ def test_the_draft_is_the_one_that_the_checkpoint_gets(
     done = []
     for folder in ("ir", "checkpoint"):
         with load(tmp_path / folder, numerics="exact", draft_device="cpu") as pipe:
-            done.append(pipe.generate("def f(x):", temperature=1.0, seed=5, max_new_tokens=60, ignore_eos=True))
+            done.append(pipe.generate("def f(x):", temperature=1.0, seed=7, max_new_tokens=60, ignore_eos=True))
     assert done[0].token_ids == done[1].token_ids
     assert done[0].totals.accepted_tokens == done[1].totals.accepted_tokens > 0
 
