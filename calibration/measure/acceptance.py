@@ -161,7 +161,7 @@ def collect(
     if count < _FEWEST:
         raise UserError(
             f"expected texts of at least {_FEWEST} tokens in all to estimate acceptance, got {count} behind "
-            f"{len(made)} prompts, because they end at once; give more or other questions (--prompts)"
+            f"{len(made)} prompts, because they end at once; give more or other questions (`prompts`)"
         )
     return made
 

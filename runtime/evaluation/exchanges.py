@@ -68,7 +68,7 @@ def user_opening(pipe: Pipeline) -> list[int]:
     if not ids:
         raise UserError(
             f"{pipe.artifact.path}: expected a chat template that opens a user's turn with tokens of its own, got one "
-            "that begins with what is said; give questions (--prompts)"
+            "that begins with what is said; give questions (`prompts`)"
         )
     return ids
 
@@ -99,7 +99,7 @@ def self_made_questions(
             if useless == _PATIENCE:
                 raise UserError(
                     f"{pipe.artifact.path}: expected a model that makes up questions, got {useless} texts in a row "
-                    "that are none: too long, too short, or said before; give questions (--prompts)"
+                    "that are none: too long, too short, or said before; give questions (`prompts`)"
                 )
         if is_new:
             said.add(text)

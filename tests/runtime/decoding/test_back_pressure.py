@@ -272,7 +272,7 @@ def test_a_pass_is_asked_for_with_room_for_every_path_and_keeps_its_size(monkeyp
     assert any(read and fed for read, fed, _ in passes)
     assert max(fed for _, fed, _ in passes) > 24, "three trees of eight nodes have more rows than nodes"
     sizes = [size for read, fed, size in passes if fed and not read]
-    assert len(sizes) > 20
+    assert len(sizes) >= 20
     assert sum(a != b for a, b in itertools.pairwise(sizes)) < len(sizes) / 3
     cache.close()
 

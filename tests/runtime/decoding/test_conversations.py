@@ -32,7 +32,8 @@ def test_a_conversation_that_reuses_its_cache_says_what_a_fresh_one_says(tiny_ar
             assert reused.token_ids == fresh.token_ids
             assert fresh.reused_tokens == 0
             assert (reused.reused_tokens > 0) == (turn > 0)
-            messages.append({"role": "assistant", "content": reused.text})
+            said = reused.text.replace("\0", "")  # which a random model says, and nobody may
+            messages.append({"role": "assistant", "content": said})
         conversation.reset()
         assert pipe.stream(PROMPT, conversation=conversation, **SAMPLED).finish().reused_tokens == 0
     assert_nothing_is_taken(pipe)
