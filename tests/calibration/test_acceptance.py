@@ -112,6 +112,6 @@ def test_a_text_is_recorded_to_its_end() -> None:
 def test_texts_that_end_at_once_are_too_few_to_estimate_from() -> None:
     texts = texts_of(60, frozenset(range(planted.VOCAB)), 3)
     assert [(text.has_ended, len(text.tokens)) for text in texts] == [(True, 21)] * 3
-    expected = r"expected texts of at least 50 tokens in all .* got 3 behind 3 prompts.*\(--prompts\)"
+    expected = r"expected texts of at least 50 tokens in all .* got 3 behind 3 prompts.*\(`prompts`\)"
     with pytest.raises(UserError, match=expected):
         acceptance.collect(PAIR, texts, positions=100, seconds=0)

@@ -85,7 +85,7 @@ def test_a_chat_model_asks_itself_the_same_every_time(pipe: Pipeline) -> None:
 def test_a_model_that_makes_up_nothing_is_told_so(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_FEWEST_CHARACTERS", 10_000)
     monkeypatch.setattr(exchanges, "_PATIENCE", 3)
-    with pytest.raises(UserError, match=r"got 3 texts in a row that are none.*give questions \(--prompts\)"):
+    with pytest.raises(UserError, match=r"got 3 texts in a row that are none.*give questions \(`prompts`\)"):
         conversations(pipe, 1)
 
 
