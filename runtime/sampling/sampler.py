@@ -75,7 +75,7 @@ class Sampler:
             scores = self._adjusted(logits)
             token = self._first_to_arrive(scores) if self._config.temperature > 0 else int(scores.argmax())
             if self._config.logprobs is not None:
-                self.logprobs.append(_logprobs(self.processed(logits), token, self._config.logprobs))
+                self.logprobs.append(_logprobs(self._final(scores), token, self._config.logprobs))
         self.follow(token)
         return token
 
@@ -106,7 +106,11 @@ class Sampler:
 
     def processed(self, logits: Float32s) -> processors.Scores:
         """[V] scores after every control, in transformers' order; minus infinity cannot be drawn."""
-        scores = self._adjusted(logits).astype(np.float64)
+        return self._final(self._adjusted(logits))
+
+    def _final(self, adjusted: Float32s | processors.Scores) -> processors.Scores:
+        """[V] what the steps of sampling make of `adjusted`, which stay as they are."""
+        scores = adjusted.astype(np.float64)
         return self._shaped(scores) if self._config.temperature > 0 else scores
 
     def _adjusted(self, logits: Float32s) -> Float32s | processors.Scores:
