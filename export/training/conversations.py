@@ -27,17 +27,17 @@ def make_exchanges(source: Source, questions: Sequence[FirstTurn], self_made: in
     Raises `UserError` where the target has no chat template, and for a question that is too long, by its place.
     """
     store = ExchangeStore(work / "exchanges.jsonl")
-    own = {e.question.source: e.question for e in store.exchanges if _is_self_made(e.question)}
-    known = [*questions, *own.values()]
-    missing = [pair for pair in _asked(known) if not store.has(*pair)]
+    own = list(dict.fromkeys(e.question for e in store.exchanges if _is_self_made(e.question)))
+    missing = [pair for pair in _asked([*questions, *own[:self_made]]) if not store.has(*pair)]
     fresh = max(0, self_made - len(own))
     if missing or fresh:
         with open_target(source, work, _TEXTS) as pipe:
-            first = max(map(_number, own.values()), default=-1) + 1
+            first = max(map(_number, own), default=-1) + 1
             made_up = itertools.islice(self_made_questions(pipe, first), fresh) if fresh else ()
             _add(store, pipe, itertools.chain(missing, _asked(made_up)), len(missing) + 2 * fresh)
-    wanted = {question.source for question in questions}
-    return [e for e in store.exchanges if e.question.source in wanted or _is_self_made(e.question)]
+    own = list(dict.fromkeys(e.question for e in store.exchanges if _is_self_made(e.question)))
+    wanted = {*questions, *own[:self_made]}
+    return [exchange for exchange in store.exchanges if exchange.question in wanted]
 
 
 def _asked(questions: Iterable[FirstTurn]) -> Iterator[tuple[FirstTurn, float]]:

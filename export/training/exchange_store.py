@@ -21,10 +21,11 @@ class ExchangeStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self.exchanges: list[Exchange] = list(_read(path))
+        self._answered = {(exchange.question, exchange.temperature) for exchange in self.exchanges}
 
     def has(self, question: FirstTurn, temperature: float) -> bool:
-        """Whether this answer is there already."""
-        return any(e.question.source == question.source and e.temperature == temperature for e in self.exchanges)
+        """Whether this answer is there already; not where another text stands at the question's place by now."""
+        return (question, temperature) in self._answered
 
     def add(self, exchange: Exchange) -> None:
         """Append it, to the file too. Raises `UserError` on a full disk; what was there stays."""
@@ -46,6 +47,7 @@ class ExchangeStore:
                 f"command"
             ) from None
         self.exchanges.append(exchange)
+        self._answered.add((exchange.question, exchange.temperature))
 
 
 def _read(path: Path) -> Iterator[Exchange]:

@@ -94,6 +94,7 @@ def test_answers_on_disk(tmp_path: Path) -> None:
     assert again.exchanges == [exchange(0), exchange(1)]
     assert again.has(exchange(1).question, 0.0)
     assert not again.has(exchange(1).question, 0.7)
+    assert not again.has(FirstTurn("q:1", "another file of that name"), 0.0)
     again.add(exchange(2))
     assert path.read_bytes() == whole
     path.write_bytes(b'{"source": 1}\n' + whole)
@@ -112,6 +113,7 @@ def test_a_chat_model_speaks_for_itself(chat_checkpoint: Path, tmp_path: Path) -
     lines = (tmp_path / "exchanges.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "exchanges.jsonl").write_bytes(b"".join(lines[:-3]))
     assert make_exchanges(source, questions, 3, tmp_path) == made, "stopped, it goes on with what is missing"
+    assert {e.question for e in make_exchanges(source, questions[:1], 0, tmp_path)} == {questions[0]}
     split = make_material(source, [], 3, [], tmp_path)
     assert split.about == "the target's 6 answers to 3 questions (3 of its own)"
     material = split.train
